@@ -1,0 +1,1 @@
+"""Serves image generators over gRPC: the same seed, the same bytes, always."""

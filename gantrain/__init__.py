@@ -1,0 +1,1 @@
+"""Trains image generators and exports them as self-describing ONNX files."""

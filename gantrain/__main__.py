@@ -1,0 +1,5 @@
+"""Runs the command line as `python -m gantrain`."""
+
+from gantrain.cli import main
+
+main()

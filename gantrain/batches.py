@@ -1,0 +1,52 @@
+"""Which images and which noise a step sees: functions of the seed and the position alone."""
+
+import hashlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def load_batch(images: Tensor, indices: Tensor, flip: bool, noise: torch.Generator) -> Tensor:
+    """uint8 [count, channels, size, size] at indices [batch] -> float32 in [-1, 1]."""
+    batch = images[indices]
+    if flip:
+        mirrored = torch.rand(len(batch), generator=noise, device=batch.device) < 0.5
+        batch = torch.where(mirrored[:, None, None, None], batch.flip(3), batch)
+    return batch.float() / 127.5 - 1
+
+
+def random_latents(count: int, latent_dim: int, noise: torch.Generator) -> Tensor:
+    """Standard normal latents [count, latent_dim]."""
+    return torch.randn(count, latent_dim, generator=noise, device=noise.device)
+
+
+def stream_seed(seed: int, images_seen: int) -> int:
+    """Seed of all noise of one step: a function of the run's seed and its position alone."""
+    digest = hashlib.sha256(f"{seed}/{images_seen}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1  # torch takes 63 bits
+
+
+class DataOrder:
+    """Which images a step sees: a new permutation each epoch, a function of seed and position."""
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self._count, self._batch_size, self._seed = count, batch_size, seed
+        self._epoch, self._permutation = -1, np.empty(0, np.int64)
+
+    def indices(self, images_seen: int) -> NDArray[np.int64]:
+        """Indices [batch_size] of the step that starts at a position."""
+        parts, position, missing = [], images_seen, self._batch_size
+        while missing:
+            epoch, offset = divmod(position, self._count)
+            part = self._epoch_order(epoch)[offset : offset + missing]
+            parts.append(part)
+            position, missing = position + len(part), missing - len(part)
+        return np.concatenate(parts)
+
+    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
+        if epoch != self._epoch:
+            random = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
+            self._epoch, self._permutation = epoch, random.permutation(self._count)
+        return self._permutation

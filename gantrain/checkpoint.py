@@ -1,0 +1,142 @@
+"""The state of a run and its files: saved atomically, the newest good one restored."""
+
+import logging
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import nn
+
+from gantrain.errors import RunError
+
+_FORMAT = 1
+_SUFFIX = ".pt"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainState:
+    """Everything that a step changes. Data order and noise follow from `images_seen`."""
+
+    generator: nn.Module
+    discriminator: nn.Module
+    generator_ema: nn.Module
+    generator_optimizer: torch.optim.Optimizer
+    discriminator_optimizer: torch.optim.Optimizer
+    images_seen: int = 0
+    seconds: float = 0.0  # spent training, over all sessions of the run
+
+    _PARTS = (
+        "generator",
+        "discriminator",
+        "generator_ema",
+        "generator_optimizer",
+        "discriminator_optimizer",
+    )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All parts as tensors and plain values."""
+        parts = {name: getattr(self, name).state_dict() for name in self._PARTS}
+        return {
+            "format": _FORMAT,
+            "images_seen": self.images_seen,
+            "seconds": self.seconds,
+            **parts,
+        }
+
+    def load_state_dict(self, values: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        for name in self._PARTS:
+            getattr(self, name).load_state_dict(values[name])
+        self.images_seen = values["images_seen"]
+        self.seconds = values["seconds"]
+
+
+def checkpoint_paths(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, newest first."""
+    paths = [path for path in folder.glob(f"*{_SUFFIX}") if path.stem.isdigit()]
+    return sorted(paths, key=lambda path: int(path.stem), reverse=True)
+
+
+def save_checkpoint(state: TrainState, folder: Path, keep: int) -> Path:
+    """Write the state so that a reader sees all of it or none; then drop the oldest.
+
+    Raises:
+        RunError: it could not be written; earlier checkpoints are untouched.
+    """
+    path = folder / f"{state.images_seen:012d}{_SUFFIX}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            torch.save(state.state_dict(), file)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        newest = next(iter(checkpoint_paths(folder)), None)
+        kept = f"the last good one is {newest}" if newest else "there is no earlier one"
+        reason = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise RunError(
+            f"checkpoint {path} could not be written ({reason}); {kept}. "
+            "Make room or fix the folder and give the same command again to resume"
+        ) from error
+    for old in checkpoint_paths(folder)[keep:]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read and verify one checkpoint.
+
+    Raises:
+        ValueError: it is torn, damaged or of another format.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not compare the checksums
+        if damaged:
+            raise ValueError(f"{damaged} is damaged")
+        values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        raise ValueError(str(error)) from error
+    if values.get("format") != _FORMAT:
+        raise ValueError(f"expected format {_FORMAT}, got {values.get('format')}")
+    return values
+
+
+def newest_good_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read, passing over others with a warning."""
+    for path in checkpoint_paths(folder):
+        try:
+            return load_checkpoint(path)
+        except ValueError as error:
+            logger.warning("checkpoint %s is not usable and is passed over: %s", path, error)
+    return None
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path` only once it is complete and on the disk."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename inside the folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,196 @@
+"""Hides how the command line `gantrain` becomes function calls, output and exit codes.
+
+What takes long to import, torch above all, is imported where it is used, so that `--help` answers
+at once.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version as installed_version
+from typing import Any, NoReturn
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import CliApp, get_subcommand
+
+from gantrain.cli_options import Check, Data, Export, Gantrain, Presets, Sample, Train
+from gantrain.errors import Interrupted, RunError, UsageError
+
+_INTERRUPTED = 130
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code.
+
+    0 success, 1 the command failed (stderr says why in one line), 2 bad usage, 130 interrupted.
+    """
+    try:
+        root = CliApp.run(Gantrain, cli_args=list(arguments))
+    except ValidationError as error:
+        return _usage(error)
+    if root.version:
+        print(f"gantrain {installed_version('ganserve')}")
+        return 0
+    command: Any = get_subcommand(root, is_required=False)
+    if isinstance(command, Data):
+        command = get_subcommand(command, is_required=False)
+    if command is None:
+        CliApp.print_help(Gantrain, file=sys.stderr)
+        return 2
+    name, execute = _COMMANDS[type(command)]
+    try:
+        with _log_lines():
+            return execute(command)
+    except ValidationError as error:
+        return _usage(error, name)
+    except UsageError as error:
+        print(f"gantrain {name}: {error}", file=sys.stderr)
+        return 2
+    except (RunError, OSError) as error:
+        print(f"gantrain {name}: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as stopped:
+        print(f"gantrain {name}: {stopped}", file=sys.stderr)
+        return _INTERRUPTED
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+def _usage(error: ValidationError, name: str = "") -> int:
+    """Print one line for each wrong setting and return the exit code."""
+    for details in error.errors():
+        print(_describe_usage_error(details, name), file=sys.stderr)
+    return 2
+
+
+def _describe_usage_error(details: ErrorDetails, name: str) -> str:
+    # Fields of a command lie below it: ("data", "check", "source"); a preset's settings do not.
+    *command, field = [str(part).replace("_", "-") for part in details["loc"]]
+    start = " ".join(["gantrain", *([name] if name else command)])
+    if details["type"] == "missing":
+        return f"{start}: --{field} is required"
+    message = details["msg"].removeprefix("Value error, ")
+    came = "" if details["type"] == "value_error" else f" (got {details['input']!r})"
+    return f"{start}: --{field}: {message}{came}"
+
+
+@contextmanager
+def _log_lines() -> Iterator[None]:
+    """Show the package's log on stderr, above a progress bar where there is one."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    logger = logging.getLogger("gantrain")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        with logging_redirect_tqdm([logger]):
+            yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _train(command: Train) -> int:
+    from gantrain.presets import resolve
+
+    explicit = command.model_dump(include=command.model_fields_set - {"dry_run"})
+    config = resolve(explicit)
+    if command.dry_run:
+        print(config.model_dump_json(indent=2))
+        return 0
+    from gantrain.training import train
+
+    state = train(config)
+    print(f"trained on {state.images_seen} images in {state.seconds:.0f} s: {config.run_dir}")
+    return 0
+
+
+def _presets(command: Presets) -> int:
+    from gantrain.presets import describe_preset, list_presets
+
+    if command.name is None:
+        rows = list_presets()
+        if command.json_:
+            print(json.dumps(rows, indent=2))
+        else:
+            width = max(len(row["name"]) for row in rows)
+            for row in rows:
+                print(f"{row['name']:{width}}  {row['summary']}\n{'':{width}}  {row['source']}")
+        return 0
+    preset = describe_preset(command.name)
+    if command.json_:
+        print(json.dumps(preset, indent=2))
+        return 0
+    for key in ("name", "summary", "source"):
+        print(f"{key:24} {preset[key]}")
+    for key, value in preset["settings"].items():
+        print(
+            f"{'--' + key.replace('_', '-'):24} {value if value is not None else 'from the data'}"
+        )
+    at = preset["parameters_at"]
+    for network, counts in preset["parameters"].items():
+        size = f"{at['image_size']}x{at['image_size']}x{at['channels']}"
+        print(f"{network:24} {counts['total']:,} parameters at {size}")
+    return 0
+
+
+def _check(command: Check) -> int:
+    from gantrain.data_check import check_source
+
+    report = check_source(command.source, image_size=command.image_size, channels=command.channels)
+    print(report.describe())
+    if report.problem:
+        raise RunError(report.problem)
+    return 0
+
+
+def _sample(command: Sample) -> int:
+    import numpy as np
+
+    from gantrain.latents import draw_latents, interpolate_latents
+    from gantrain.reporting import save_animation, save_grid
+    from gantrain.sampling import open_sampler
+
+    wanted = ".gif" if command.interpolate else ".png"
+    if command.out.suffix.lower() != wanted:
+        raise UsageError(f"--out: expected a file ending in {wanted}, got {str(command.out)!r}")
+    if command.interpolate and len(command.seeds) < 2:
+        raise UsageError(f"--seeds: --interpolate needs at least 2, got {len(command.seeds)}")
+    generate, latent_dim = open_sampler(command.source)
+    latents = draw_latents(np.array(command.seeds, np.uint64), latent_dim)
+    if command.interpolate:
+        latents = interpolate_latents(latents, command.frames_per_segment)
+    pixels = generate(latents * np.float32(command.truncation))
+    command.out.parent.mkdir(parents=True, exist_ok=True)
+    if command.interpolate:
+        save_animation(command.out, pixels)
+    else:
+        save_grid(command.out, pixels)
+    print(command.out)
+    return 0
+
+
+def _export(command: Export) -> int:
+    from gantrain.export import export_run
+
+    print(export_run(command.run, command.repository, command.name))
+    return 0
+
+
+_COMMANDS: dict[type, tuple[str, Callable[[Any], int]]] = {
+    Train: ("train", _train),
+    Presets: ("presets", _presets),
+    Check: ("data check", _check),
+    Sample: ("sample", _sample),
+    Export: ("export", _export),
+}

@@ -1,0 +1,106 @@
+"""Hides how the commands of `gantrain` are declared: flags, types, defaults, checks and help."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+from pydantic_settings import (
+    BaseSettings,
+    CliPositionalArg,
+    CliSubCommand,
+    CliToggleFlag,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from gantrain.config import TrainConfig
+from gantrain.seed_ranges import SeedList
+
+RunOrArtifact = Annotated[Path, Field(description="A run's folder, or an artifact (model.onnx).")]
+
+
+class Train(TrainConfig):
+    """Train a generator; the same command again resumes."""
+
+    dry_run: CliToggleFlag[bool] = Field(
+        default=False, description="Print the resolved settings as JSON and stop."
+    )
+
+
+class Presets(BaseModel):
+    """List the presets, or show one whole."""
+
+    name: CliPositionalArg[str | None] = Field(default=None, description="The preset to show.")
+    json_: CliToggleFlag[bool] = Field(default=False, alias="json", description="Print JSON.")
+
+
+class Check(BaseModel):
+    """Say what a source is, and name each bad file in it."""
+
+    source: CliPositionalArg[str] = Field(
+        description="`digits`, or the path of an idx folder, an image folder or an image zip."
+    )
+    image_size: int | None = Field(default=None, description="Check for this size, in pixels.")
+    channels: Literal[1, 3] | None = Field(default=None, description="Check for grey or RGB.")
+
+
+class Data(BaseModel):
+    """Look at training data."""
+
+    check: CliSubCommand[Check]
+
+
+class Sample(BaseModel):
+    """Draw images from a run or an artifact."""
+
+    source: CliPositionalArg[RunOrArtifact]
+    seeds: SeedList = Field(description="One image a seed, such as 0,7,12-15.")
+    out: Path = Field(description="The picture to write: .png, or .gif with --interpolate.")
+    interpolate: CliToggleFlag[bool] = Field(
+        default=False, description="Write an animation that walks from seed to seed."
+    )
+    frames_per_segment: int = Field(
+        default=15, ge=1, le=1000, description="Frames from one seed to the next."
+    )
+    truncation: float = Field(
+        default=1.0, gt=0, le=1, description="Smaller: more typical, less varied images."
+    )
+
+
+class Export(BaseModel):
+    """Publish a run's generator as the next version of a model; print its path last."""
+
+    run: CliPositionalArg[Path] = Field(description="The run's folder.")
+    repository: Path = Field(description="The folder that `ganserve serve --models` watches.")
+    name: str = Field(description="The model's name.")
+
+
+class Gantrain(BaseSettings):
+    """Train image generators on your own pictures and export them for ganserve."""
+
+    model_config = SettingsConfigDict(
+        cli_prog_name="gantrain",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_use_class_docs_for_groups=True,
+    )
+
+    version: CliToggleFlag[bool] = Field(default=False, description="Print the version and stop.")
+    train: CliSubCommand[Train]
+    presets: CliSubCommand[Presets]
+    data: CliSubCommand[Data]
+    sample: CliSubCommand[Sample]
+    export: CliSubCommand[Export]
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - given, not needed
+        init_settings: PydanticBaseSettingsSource,
+        *_: PydanticBaseSettingsSource,
+        **__: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the command line alone: a variable DATA in the environment is none of ours."""
+        return (init_settings,)

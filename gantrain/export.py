@@ -1,0 +1,234 @@
+"""From a run to a published artifact: written, proven equal to the generator, moved into place."""
+
+import base64
+import hashlib
+import importlib.metadata
+import io
+import json
+import logging
+import os
+import re
+import secrets
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from gantrain.checkpoint import fsync_folder
+from gantrain.config import TrainConfig
+from gantrain.errors import RunError
+from gantrain.latents import SEED_CONTRACT, draw_latents
+from gantrain.run_directory import DataFacts
+from gantrain.sampling import (
+    PixelGenerator,
+    Pixels,
+    generate_pixels,
+    load_run_generator,
+    open_session,
+    run_session,
+)
+
+SCHEMA = 1
+MODEL_FILE = "model.onnx"
+PROOF_BATCHES = (1, 2, 7, 64)
+_OPSET = 20
+_GOLDEN_SEEDS = (0, 1, 2**32, 2**64 - 1)
+# PyTorch and ONNX Runtime sum in different orders, so a value on the edge between two grey levels
+# may fall to either side: measured on a few pixels in a million.
+_PROOF_DIFFERENCE, _PROOF_SHARE = 1, 1e-3
+# Another processor or provider sums in yet another order.
+_GOLDEN_TOLERANCE = {"max_difference": 2, "differing_share": 0.01}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_LOCAL_SETTINGS = {"run_dir", "data", "device", "threads"}  # of the machine, not of the model
+
+logger = logging.getLogger(__name__)
+
+
+def export_run(run_path: Path, repository: Path, name: str) -> Path:
+    """Publish the run's averaged generator as the next version of a model; return the file.
+
+    Raises:
+        RunError: the run cannot be used, the artifact does not agree with the generator, or the
+            repository cannot be written. Nothing is published then.
+    """
+    if not _NAME.fullmatch(name):
+        raise RunError(
+            f"--name {name!r}: expected 1 to 63 letters, digits, '.', '_' or '-', a letter or "
+            "digit first"
+        )
+    run = load_run_generator(run_path)
+    metadata = describe(name, run.config, run.data, run.images_seen)
+    artifact = write_artifact(run.generator, run.config.latent_dim, metadata)
+    prove(artifact, run.generator, run.config.latent_dim)
+    return publish(artifact, repository, name)
+
+
+def describe(name: str, config: TrainConfig, data: DataFacts, images_seen: int) -> dict[str, Any]:
+    """The metadata of docs/artifact.md, less the golden images."""
+    settings = config.model_dump(mode="json", exclude=_LOCAL_SETTINGS)
+    return {
+        "schema": SCHEMA,
+        "name": name,
+        "seed_contract": SEED_CONTRACT,
+        "class_names": [],  # the classes of the data matter to conditional generators alone
+        "training": {**settings, "images_seen": images_seen},
+        "data": {"fingerprint": data.fingerprint, "count": data.count, "kind": data.kind},
+        "evaluation": {},
+        "writer": f"gantrain {importlib.metadata.version('ganserve')}",
+    }
+
+
+def write_artifact(generator: PixelGenerator, latent_dim: int, metadata: dict[str, Any]) -> bytes:
+    """The ONNX file of a generator, with metadata and golden images."""
+    model = to_onnx(generator, latent_dim)
+    session = open_session(model.SerializeToString())
+    seeds = np.array(_GOLDEN_SEEDS, np.uint64)
+    pixels = run_session(session, draw_latents(seeds, latent_dim))
+    golden = {
+        "tolerance": _GOLDEN_TOLERANCE,
+        "images": [
+            {
+                "seed": seed,
+                "sha256": hashlib.sha256(image.tobytes()).hexdigest(),
+                "png": base64.b64encode(png_bytes(image)).decode(),
+            }
+            for seed, image in zip(_GOLDEN_SEEDS, pixels, strict=True)
+        ],
+    }
+    onnx.helper.set_model_props(model, {"gan": json.dumps({**metadata, "golden": golden})})
+    return model.SerializeToString()
+
+
+def to_onnx(generator: PixelGenerator, latent_dim: int) -> onnx.ModelProto:
+    """The generator as an ONNX graph with dynamic batch, free of paths and source text."""
+    latents = torch.zeros(2, latent_dim)  # torch.export takes a batch of 1 for a constant
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own, about its internals
+        program = torch.onnx.export(
+            generator,
+            (latents,),
+            input_names=["latents"],
+            output_names=["images"],
+            dynamic_shapes={"latents": {0: torch.export.Dim("batch", min=1)}},
+            opset_version=_OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    strip_origin(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def strip_origin(model: onnx.ModelProto) -> None:
+    """Remove stack traces, doc strings and whatever else tells of the exporting machine."""
+    graph = model.graph
+    for part in [model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output]:
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    graph.ClearField("value_info")
+    graph.name = "generator"
+    model.ClearField("functions")
+
+
+def prove(artifact: bytes, generator: PixelGenerator, latent_dim: int) -> None:
+    """Compare the artifact with the PyTorch generator, and its batches with each other.
+
+    Raises:
+        RunError: images differ by more than rounding, or depend on the batch they are made in.
+    """
+    session = open_session(artifact)
+    seeds = np.arange(max(PROOF_BATCHES), dtype=np.uint64)
+    latents = draw_latents(seeds, latent_dim)
+    expected = generate_pixels(generator, latents)
+    largest_batch = run_session(session, latents)
+    for batch in PROOF_BATCHES:
+        pixels = run_session(session, latents[:batch])
+        compare(pixels, expected[:batch], batch)
+        if not np.array_equal(pixels, largest_batch[:batch]):
+            raise RunError(
+                f"the artifact's images in a batch of {batch} differ from those in a batch of "
+                f"{max(PROOF_BATCHES)}; nothing was published"
+            )
+
+
+def compare(pixels: Pixels, expected: Pixels, batch: int) -> None:
+    """Raise RunError where two sets of images differ by more than rounding explains."""
+    if pixels.shape != expected.shape:
+        raise RunError(
+            f"the artifact makes {pixels.shape}, the generator {expected.shape}; nothing was "
+            "published"
+        )
+    difference = np.abs(pixels.astype(np.int16) - expected)
+    share = float(np.mean(difference > 0))
+    if difference.max() > _PROOF_DIFFERENCE or share > _PROOF_SHARE:
+        raise RunError(
+            f"the artifact's images differ from the generator's in a batch of {batch}: by up to "
+            f"{difference.max()} grey levels (at most {_PROOF_DIFFERENCE} allowed), on {share:.2%} "
+            f"of values (at most {_PROOF_SHARE:.2%}); nothing was published"
+        )
+
+
+def publish(artifact: bytes, repository: Path, name: str) -> Path:
+    """Move the artifact into place as the next version, in one step that a watcher cannot split.
+
+    Raises:
+        RunError: the repository cannot be written.
+    """
+    folder = repository / name
+    staging = folder / f".staging-{secrets.token_hex(8)}"
+    try:
+        staging.mkdir(parents=True)
+        try:
+            write_durably(staging / MODEL_FILE, artifact)
+            fsync_folder(staging)
+            target = claim_version(staging, folder)
+        finally:
+            discard(staging)
+        fsync_folder(folder)
+    except OSError as error:
+        raise RunError(
+            f"{folder} cannot be written: {error.strerror}; nothing was published"
+        ) from error
+    return target / MODEL_FILE
+
+
+def claim_version(staging: Path, folder: Path) -> Path:
+    """Rename the staged folder to the next version number that nobody has taken."""
+    while True:
+        versions = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+        target = folder / str(max(versions, default=0) + 1)
+        try:
+            return staging.rename(target)
+        except OSError:
+            if not target.exists():  # else somebody published in between: take the next number
+                raise
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def discard(staging: Path) -> None:
+    """Remove what is left of a staged folder."""
+    if staging.exists():
+        (staging / MODEL_FILE).unlink(missing_ok=True)
+        staging.rmdir()
+
+
+def png_bytes(image: NDArray[np.uint8]) -> bytes:
+    """One image [height, width, channels] as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,108 @@
+"""Hides MNIST's idx format: four files in a folder, gzipped or not, checked before use."""
+
+import gzip
+import math
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gantrain.bad_data import BadFile, BadFileError, DatasetError
+
+GZIP_MAGIC = b"\x1f\x8b"
+UNSIGNED_BYTE = 0x08  # the only element type that MNIST-format files use
+FILE_NAME = re.compile(r"(train|t10k)-(images[-.]idx3|labels[-.]idx1)-ubyte(\.gz)?")
+FILE_PREFIXES = {"train": "train", "test": "t10k"}
+
+
+def is_idx_folder(folder: Path) -> bool:
+    """Tell whether the folder holds a file named as one of MNIST's four."""
+    return any(FILE_NAME.fullmatch(path.name) for path in folder.iterdir())
+
+
+def read_idx_folder(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Read the images and labels of the split `train` or `test`.
+
+    Returns:
+        Images `[count, height, width]` and labels `[count]`.
+
+    Raises:
+        DatasetError: a file is missing, damaged, or disagrees with the other.
+    """
+    images_path = find_file(folder, f"{FILE_PREFIXES[split]}-images", "idx3-ubyte")
+    labels_path = find_file(folder, f"{FILE_PREFIXES[split]}-labels", "idx1-ubyte")
+    try:
+        path = images_path
+        images = read_idx(path, dimensions=3)
+        path = labels_path
+        labels = read_idx(path, dimensions=1)
+    except BadFileError as error:
+        raise DatasetError(f"{path}: {error}; fetch it again") from error
+    if len(images) != len(labels):
+        raise DatasetError(
+            f"{folder}: {images_path.name} holds {len(images)} images but {labels_path.name} "
+            f"{len(labels)} labels; take both from the same data set"
+        )
+    return images, labels.astype(np.int64)
+
+
+def find_bad_files(folder: Path) -> list[BadFile]:
+    """Read every MNIST-format file of the folder and return those that are damaged."""
+    bad_files = []
+    for path in sorted(folder.iterdir()):
+        if match := FILE_NAME.fullmatch(path.name):
+            try:
+                read_idx(path, dimensions=3 if "images" in match[2] else 1)
+            except BadFileError as error:
+                bad_files.append(BadFile(path.name, str(error)))
+    return bad_files
+
+
+def find_file(folder: Path, stem: str, extension: str) -> Path:
+    """Find the file in any of its spellings; an unpacked one is preferred."""
+    for name in (f"{stem}-{extension}", f"{stem}.{extension}"):
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.exists():
+                return path
+    raise DatasetError(f"{folder}: {stem}-{extension} (or the same with .gz) is missing; add it")
+
+
+def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """Read one idx file of bytes with the given number of dimensions; raises BadFileError."""
+    content = read_unpacked(path)
+    header_size = 4 + 4 * dimensions
+    magic = content[:4]
+    expected_magic = bytes((0, 0, UNSIGNED_BYTE, dimensions))
+    if magic != expected_magic:
+        raise BadFileError(
+            f"wrong magic number {magic.hex() or '(the file is empty)'}, expected "
+            f"{expected_magic.hex()} for {'images' if dimensions == 3 else 'labels'}"
+        )
+    if len(content) < header_size:
+        raise BadFileError("truncated within its header")
+    shape = struct.unpack(f">{dimensions}I", content[4:header_size])
+    payload_size = len(content) - header_size
+    if payload_size != math.prod(shape):
+        problem = "truncated" if payload_size < math.prod(shape) else "too long"
+        raise BadFileError(
+            f"{problem}: its header announces {' x '.join(map(str, shape))} = {math.prod(shape)} "
+            f"bytes, but {payload_size} follow"
+        )
+    return np.frombuffer(content, dtype=np.uint8, offset=header_size).reshape(shape)
+
+
+def read_unpacked(path: Path) -> bytes:
+    """Read the file, unpacked if its content, not its name, says gzip; raises BadFileError."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadFileError(f"cannot be read: {error.strerror}") from error
+    if not content.startswith(GZIP_MAGIC):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (EOFError, OSError, zlib.error) as error:
+        raise BadFileError(f"damaged gzip file: {error}") from error

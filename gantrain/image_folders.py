@@ -1,0 +1,220 @@
+"""Hides whether images lie in a folder or a zip: lists, sorts and reads their files."""
+
+import os
+import re
+import stat
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from gantrain.bad_data import BadFile, BadFileError, DatasetError, printable
+from gantrain.image_files import looks_like_image
+
+# HEIF cannot be decoded, but who has such pictures should hear of it.
+IMAGE_EXTENSIONS: Final = frozenset(
+    (
+        *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp"),
+        *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif"),
+        *(".heic", ".heif"),
+    )
+)
+MAX_FILE_BYTES: Final = 256 * 2**20
+SIGNATURE_BYTES: Final = 12
+ENCRYPTED: Final = 0x1  # of a zip entry's flags
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A file that is meant to be an image; `read` raises BadFileError where it cannot be read."""
+
+    name: str  # relative to the folder or zip, with forward slashes
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a folder or a zip holds."""
+
+    kind: str
+    files: tuple[ImageFile, ...]  # in natural order of their names
+    ignored: dict[str, int]  # extension -> files that are no images, most first
+    bad_folders: tuple[BadFile, ...]
+
+
+def open_listing(path: Path) -> AbstractContextManager[Listing]:
+    """List the images of a folder or a zip, which stays open for reading within the context.
+
+    Raises:
+        DatasetError: neither a folder nor a readable zip.
+    """
+    return list_folder(path) if path.is_dir() else list_zip(path)
+
+
+@contextmanager
+def list_folder(folder: Path) -> Iterator[Listing]:
+    """List the images in the folder and below; links are followed, hidden files left out."""
+    bad_folders: list[BadFile] = []
+    files, others = [], []
+    for path in walk(folder, bad_folders):
+        name = printable(path.relative_to(folder).as_posix())
+        read = partial(read_file, path)
+        if is_image(name, partial(read_start, path)):
+            files.append(ImageFile(name, read))
+        else:
+            others.append(name)
+    yield make_listing("image folder", files, others, bad_folders)
+
+
+def walk(folder: Path, bad_folders: list[BadFile]) -> Iterator[Path]:
+    """Yield every file that is not hidden; folders that cannot be listed go to `bad_folders`."""
+
+    def note(error: OSError) -> None:
+        name = os.path.relpath(error.filename, folder)
+        bad_folders.append(BadFile(printable(name), f"folder cannot be read: {error.strerror}"))
+
+    seen = set()  # links may lead round in circles
+    for parent, subfolders, names in os.walk(folder, onerror=note, followlinks=True):
+        place = Path(parent).resolve()
+        if place in seen:
+            subfolders.clear()
+            continue
+        seen.add(place)
+        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
+        yield from (Path(parent, name) for name in names if not is_hidden(name))
+
+
+@contextmanager
+def list_zip(path: Path) -> Iterator[Listing]:
+    """List the images in the zip."""
+    with open_zip(path) as archive:
+        files, others = [], []
+        for entry in archive.infolist():
+            name = printable(entry.filename.replace("\\", "/"))  # some of Windows' packers use \\
+            if entry.is_dir() or any(map(is_hidden, PurePosixPath(name).parts)):
+                continue
+            if is_image(name, partial(read_entry_start, archive, entry)):
+                files.append(ImageFile(name, partial(read_entry, archive, entry)))
+            else:
+                others.append(name)
+        yield make_listing("image zip", files, others, [])
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """Open the archive; raises DatasetError with what the file is instead."""
+    if not path.is_file():  # to open a named pipe would wait for ever
+        raise DatasetError(f"{path}: neither a folder nor a file; give a folder or .zip of images")
+    try:
+        with path.open("rb") as file:
+            start = file.read(SIGNATURE_BYTES)
+        return zipfile.ZipFile(path)
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read: {error.strerror}") from error
+    except Exception as error:  # a damaged directory makes zipfile raise many kinds
+        if start.startswith(b"PK"):
+            problem = f"damaged or incomplete zip ({error}); fetch or pack it again"
+        elif looks_like_image(start):
+            problem = "a single image; give the folder that holds your images"
+        elif not start:
+            problem = "empty file; give a folder or a .zip of images"
+        else:
+            problem = "neither a folder nor a zip; unpack other archives and give the folder"
+        raise DatasetError(f"{path}: {problem}") from error
+
+
+def make_listing(
+    kind: str, files: list[ImageFile], others: list[str], bad_folders: list[BadFile]
+) -> Listing:
+    """Sort what was found, so that the order owes nothing to the file system."""
+    ignored = Counter(PurePosixPath(name).suffix.lower() or "no extension" for name in others)
+    return Listing(
+        kind=kind,
+        files=tuple(sorted(files, key=lambda file: natural_key(file.name))),
+        ignored=dict(sorted(ignored.items(), key=lambda item: (-item[1], item[0]))),
+        bad_folders=tuple(sorted(bad_folders, key=lambda bad: natural_key(bad.name))),
+    )
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Sort 2.png before 10.png."""
+    # 18 digits at a time: int() refuses absurdly long numbers.
+    parts = re.split(r"([0-9]{1,18})", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def is_hidden(name: str) -> bool:
+    """Tell files that no person put there: dot files, and macOS' shadow folder in zips."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def is_image(name: str, read_start: Callable[[], bytes]) -> bool:
+    """Tell whether the file is meant to be an image: by its name, else by its first bytes."""
+    return PurePosixPath(name).suffix.lower() in IMAGE_EXTENSIONS or looks_like_image(read_start())
+
+
+def read_file(path: Path) -> bytes:
+    """Read one file of a folder; raises BadFileError."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BadFileError("not a regular file")  # to open a named pipe would wait for ever
+        check_file_size(status.st_size)
+        return path.read_bytes()
+    except OSError as error:
+        raise BadFileError(f"cannot be read: {error.strerror}") from error
+
+
+def read_start(path: Path) -> bytes:
+    """Read the first bytes; none where the file cannot be read."""
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb") as file:
+            return file.read(SIGNATURE_BYTES)
+    except OSError:
+        return b""
+
+
+def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """Read one file of a zip; raises BadFileError."""
+    if entry.flag_bits & ENCRYPTED:
+        raise BadFileError("encrypted: pack the zip without a password")
+    check_file_size(entry.file_size)  # zipfile unpacks no more than this
+    try:
+        return archive.read(entry)
+    except Exception as error:  # a damaged entry makes zipfile and its decoders raise many kinds
+        raise BadFileError(f"damaged in the zip: {str(error) or type(error).__name__}") from error
+
+
+def read_entry_start(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """Read the first bytes; none where the entry cannot be read."""
+    try:
+        with archive.open(entry) as file:
+            return file.read(SIGNATURE_BYTES)
+    except Exception:  # whatever is wrong with it, its name says that it is no image
+        return b""
+
+
+def check_file_size(size: int) -> None:
+    """Refuse a file that no sensible image fills; raises BadFileError."""
+    if size > MAX_FILE_BYTES:
+        raise BadFileError(f"too large: {size} bytes, the limit is {MAX_FILE_BYTES}")
+
+
+def classes_by_folder(names: list[str]) -> list[str] | None:
+    """Return each file's class, the folder it lies in, or None where folders are no classes.
+
+    Folders that all files share are passed over. Folders are classes where there are at least two
+    and every file lies in one.
+    """
+    parts = [PurePosixPath(name).parts for name in names]
+    shared = 0
+    while parts and all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
+        shared += 1
+    if not parts or any(len(p) <= shared + 1 for p in parts):
+        return None
+    return [p[shared] for p in parts]

@@ -1,0 +1,101 @@
+"""A DCGAN-class generator and its mirror-image discriminator for any square size from 8 to 128."""
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+_LEAK = 0.2
+_MAX_WIDENING = 8  # the widest layer has this many times the channels of the one next to the image
+
+
+def pyramid(image_size: int) -> list[int]:
+    """Sizes from the image down to the smallest feature map, which is 2 or 3 pixels wide.
+
+    Each is half of the one before, rounded down, as a stride-2 convolution rounds:
+    28 -> [28, 14, 7, 3], 32 -> [32, 16, 8, 4, 2], 100 -> [100, 50, 25, 12, 6, 3]. Going down this
+    far gives small images deep networks too, at little cost: the lowest maps are the cheapest.
+    """
+    sizes = [image_size]
+    while sizes[-1] >= 4:
+        sizes.append(sizes[-1] // 2)
+    return sizes
+
+
+def widths(image_size: int, filters: int) -> list[int]:
+    """Channels of each feature map below the image, from the largest map to the smallest."""
+    return [filters * min(2**depth, _MAX_WIDENING) for depth in range(len(pyramid(image_size)) - 1)]
+
+
+class Generator(nn.Module):
+    """latents [batch, latent_dim] -> images [batch, channels, size, size] in [-1, 1].
+
+    A dense layer makes the smallest map; each stride-2 transposed convolution (kernel 4) doubles
+    it; BatchNorm and ReLU between them, tanh at the end (Radford et al. 2015). Where a size of the
+    pyramid is odd, output padding restores the pixel that halving dropped.
+    """
+
+    def __init__(self, image_size: int, channels: int, latent_dim: int, filters: int) -> None:
+        super().__init__()
+        sizes = pyramid(image_size)[::-1]
+        maps = [*widths(image_size, filters)[::-1], channels]
+        self.smallest = (maps[0], sizes[0], sizes[0])
+        self.project = nn.Linear(latent_dim, maps[0] * sizes[0] ** 2, bias=False)
+        layers: list[nn.Module] = []
+        for depth, (size, next_size) in enumerate(pairwise(sizes)):
+            last = depth == len(sizes) - 2
+            layers += [nn.BatchNorm2d(maps[depth]), nn.ReLU(inplace=True)]
+            layers.append(
+                nn.ConvTranspose2d(
+                    *(maps[depth], maps[depth + 1]),
+                    kernel_size=4,
+                    stride=2,
+                    padding=1,
+                    output_padding=next_size - 2 * size,
+                    bias=last,  # BatchNorm brings its own everywhere else
+                )
+            )
+        self.layers = nn.Sequential(*layers, nn.Tanh())
+        self.apply(_initialize)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """See the class."""
+        features = self.project(latents).unflatten(1, self.smallest)
+        images: Tensor = self.layers(features)
+        return images
+
+
+class Discriminator(nn.Module):
+    """images [batch, channels, size, size] -> logits [batch]; no normalization of any kind.
+
+    A penalty on the gradient of each image needs logits that depend on that image alone, which
+    BatchNorm would break.
+    """
+
+    def __init__(self, image_size: int, channels: int, filters: int) -> None:
+        super().__init__()
+        maps = [channels, *widths(image_size, filters)]
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise(maps):
+            layers.append(nn.Conv2d(inputs, outputs, kernel_size=4, stride=2, padding=1))
+            layers.append(nn.LeakyReLU(_LEAK, inplace=True))
+        self.layers = nn.Sequential(*layers)
+        self.judge = nn.Linear(maps[-1] * pyramid(image_size)[-1] ** 2, 1)
+        self.apply(_initialize)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        logits: Tensor = self.judge(self.layers(images).flatten(1))
+        return logits.squeeze(1)
+
+
+def _initialize(module: nn.Module) -> None:
+    """Variance-preserving weights (He et al. 2015) and zero biases: nothing normalizes later."""
+    if isinstance(module, nn.ConvTranspose2d):
+        # Each output pixel of a stride-2 transposed convolution sees a quarter of the kernel.
+        fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1] / 4
+        nn.init.normal_(module.weight, std=(1 / fan_in) ** 0.5)
+    elif isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight, a=_LEAK)
+    bias = getattr(module, "bias", None)
+    if isinstance(bias, Tensor):
+        nn.init.zeros_(bias)

@@ -1,0 +1,124 @@
+"""A run's folder: its layout, what the run was started with, one process at a time."""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from gantrain.checkpoint import atomic_write
+from gantrain.config import TrainConfig, may_change
+from gantrain.errors import RunError
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a run must remember of its data, so that it can be used without them."""
+
+    fingerprint: str
+    count: int
+    kind: str
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The layout of a run's folder."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """Settings and facts of the data, as JSON."""
+        return self.path / "config.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object a status line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints, named by images seen."""
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of sample grids, named by images seen."""
+        return self.path / "samples"
+
+    def read(self) -> tuple[TrainConfig, DataFacts]:
+        """The settings the run was started with, all resolved, and the facts of its data.
+
+        Raises:
+            RunError: the folder holds no run, or its config.json cannot be read.
+        """
+        try:
+            values = json.loads(self.config_file.read_text())
+            values["data"]["class_names"] = tuple(values["data"]["class_names"])
+            return TrainConfig(**values["config"]), DataFacts(**values["data"])
+        except FileNotFoundError:
+            raise RunError(
+                f"{self.path} holds no run: there is no {self.config_file.name} in it"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+            reason = str(error).splitlines()[0]
+            raise RunError(f"{self.config_file} cannot be used: {reason}") from error
+
+    def write(self, config: TrainConfig, data: DataFacts) -> None:
+        """Record the settings and the facts of the data."""
+        values = {"config": config.model_dump(mode="json"), "data": asdict(data)}
+        with atomic_write(self.config_file) as file:
+            file.write(json.dumps(values, indent=2).encode() + b"\n")
+
+
+@contextmanager
+def open_run(path: Path) -> Iterator[RunDirectory]:
+    """Make the folder where it is missing and hold it for this process alone.
+
+    Raises:
+        RunError: it cannot be written, or another process trains in it.
+    """
+    run = RunDirectory(path)
+    try:
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        run.samples.mkdir(exist_ok=True)
+        lock = (path / ".lock").open("w")
+    except OSError as error:
+        raise RunError(f"run directory {path} cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"another process is training in {path}: wait for it or choose another --run-dir"
+            ) from None
+        yield run
+
+
+def check_same_run(run: RunDirectory, config: TrainConfig, data: DataFacts) -> None:
+    """Compare with what the folder's run was started with, where there is one.
+
+    Raises:
+        RunError: a setting that shapes the weights, or the data, differ.
+    """
+    if not run.config_file.exists():
+        return
+    old_config, old_data = run.read()
+    for name, new in config:
+        old = getattr(old_config, name)
+        if new != old and not may_change(name):
+            flag = name.replace("_", "-")
+            raise RunError(
+                f"{run.path} holds a run with --{flag} {old}, asked for is {new}: give the same "
+                "settings to resume it or choose another --run-dir"
+            )
+    if data.fingerprint != old_data.fingerprint:
+        raise RunError(
+            f"{run.path} holds a run on other data ({old_data.count} images, "
+            f"{old_data.fingerprint[:19]}...; now {data.count}, {data.fingerprint[:19]}...): "
+            "restore the data to resume it or choose another --run-dir"
+        )

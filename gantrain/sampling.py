@@ -1,0 +1,154 @@
+"""Images from a trained generator, be it in a run or in an artifact."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gantrain.checkpoint import newest_good_checkpoint
+from gantrain.config import TrainConfig
+from gantrain.errors import RunError
+from gantrain.latents import draw_latents
+from gantrain.networks import create_networks
+from gantrain.run_directory import DataFacts, RunDirectory
+
+Latents = NDArray[np.float32]  # [n, latent_dim]
+Pixels = NDArray[np.uint8]  # [n, height, width, channels]
+
+_STATISTICS_SEEDS = np.arange(2**63, 2**63 + 2048, dtype=np.uint64)  # far from anybody's own
+_BATCH = 64
+
+
+class PixelGenerator(nn.Module):
+    """latents [batch, latent_dim] -> uint8 [batch, height, width, channels]: the served graph."""
+
+    def __init__(self, generator: nn.Module) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Scale [-1, 1] to 0..255, rounding half to even, and move the channels last."""
+        images: Tensor = self.generator(latents)  # [batch, channels, height, width]
+        grey_levels = ((images + 1) * 127.5).round().clamp(0, 255)
+        return grey_levels.permute(0, 2, 3, 1).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class RunGenerator:
+    """The generator of a run's newest checkpoint and where it comes from."""
+
+    generator: PixelGenerator
+    config: TrainConfig
+    data: DataFacts
+    images_seen: int
+
+
+def averaged_generator(generator_ema: nn.Module, latent_dim: int) -> PixelGenerator:
+    """The averaged generator on the CPU, ready for use.
+
+    Averaged weights do not have the averaged statistics of BatchNorm, so these are measured anew,
+    on latents that are always the same.
+    """
+    generator = copy.deepcopy(generator_ema).cpu().train()
+    for module in generator.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # a plain mean over the batches below
+    latents = draw_latents(_STATISTICS_SEEDS, latent_dim)
+    with torch.no_grad():
+        for start in range(0, len(latents), _BATCH):
+            generator(torch.from_numpy(latents[start : start + _BATCH]))
+    return PixelGenerator(generator).eval()
+
+
+def generate_pixels(generator: PixelGenerator, latents: Latents) -> Pixels:
+    """Images [n, height, width, channels] of latents [n, latent_dim]."""
+    with torch.no_grad():
+        batches = [
+            generator(torch.from_numpy(latents[start : start + _BATCH])).numpy()
+            for start in range(0, len(latents), _BATCH)
+        ]
+    return np.concatenate(batches)
+
+
+def load_run_generator(path: Path) -> RunGenerator:
+    """The averaged generator of the newest good checkpoint of a run.
+
+    Raises:
+        RunError: the folder holds no run, or the run no good checkpoint.
+    """
+    run = RunDirectory(path)
+    config, data = run.read()
+    values = newest_good_checkpoint(run.checkpoints)
+    if values is None:
+        raise RunError(f"{path} has no good checkpoint yet: train until the first one is saved")
+    assert config.image_size is not None
+    assert config.channels is not None
+    generator_ema, _ = create_networks(
+        image_size=config.image_size,
+        channels=config.channels,
+        latent_dim=config.latent_dim,
+        filters=config.filters,
+        seed=config.seed,
+    )
+    generator_ema.load_state_dict(values["generator_ema"])
+    generator = averaged_generator(generator_ema, config.latent_dim)
+    return RunGenerator(generator, config, data, values["images_seen"])
+
+
+def open_sampler(path: Path) -> tuple[Callable[[Latents], Pixels], int]:
+    """A function from latents to images and the latents' length, for a run or an artifact.
+
+    Raises:
+        RunError: the path is neither, or cannot be used.
+    """
+    if path.is_dir():
+        run = load_run_generator(path)
+        return lambda latents: generate_pixels(run.generator, latents), run.config.latent_dim
+    if not path.is_file():
+        raise RunError(f"{path}: no such run folder or artifact")
+    session = open_session(path.read_bytes(), name=str(path))
+    inputs = {value.name: value.shape for value in session.get_inputs()}
+    if list(inputs) != ["latents"] or [value.name for value in session.get_outputs()] != ["images"]:
+        raise RunError(f"{path}: not an artifact of gantrain (see docs/artifact.md)")
+    return lambda latents: sample_session(session, latents), int(inputs["latents"][1])
+
+
+def open_session(artifact: bytes, name: str = "artifact") -> Any:  # noqa: ANN401 - untyped library
+    """An ONNX Runtime session on the CPU.
+
+    Raises:
+        RunError: ONNX Runtime is missing, or does not take the file.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise RunError(
+            "ONNX Runtime is not installed: install the extra `cpu` or `gpu` beside `train`"
+        ) from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; they are raised as well
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(artifact, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base but Exception
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{name}: ONNX Runtime cannot load it: {reason}") from error
+
+
+def run_session(session: Any, latents: Latents) -> Pixels:  # noqa: ANN401
+    """One call of the artifact's graph."""
+    pixels: Pixels = session.run(["images"], {"latents": latents})[0]
+    return pixels
+
+
+def sample_session(session: Any, latents: Latents) -> Pixels:  # noqa: ANN401
+    """Images of any number of latents, in bounded batches."""
+    starts = range(0, len(latents), _BATCH)
+    return np.concatenate([run_session(session, latents[at : at + _BATCH]) for at in starts])

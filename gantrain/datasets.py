@@ -108,11 +108,9 @@ def find_path(source: str) -> Path:
     path = Path(source).expanduser()
     try:
         if path.is_dir():
-            os.scandir(path).close()
-        if source and path.stat():  # an empty path would mean the current folder
+            os.scandir(path).close()  # raises where it cannot be listed
+        if source and path.exists():  # an empty path would mean the current folder
             return path
-    except (FileNotFoundError, NotADirectoryError):
-        pass
     except OSError as error:
         raise DatasetError(f"{source}: cannot be read: {error.strerror}") from error
     raise DatasetError(

@@ -1,0 +1,103 @@
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from gantrain.checkpoint import (
+    TrainState,
+    atomic_write,
+    checkpoint_paths,
+    load_checkpoint,
+    newest_good_checkpoint,
+    save_checkpoint,
+)
+from gantrain.errors import RunError
+
+
+def state_at(images_seen: int) -> TrainState:
+    network = torch.nn.Linear(40, 40)
+    optimizers = (torch.optim.Adam(network.parameters()) for _ in range(2))
+    return TrainState(network, network, network, *optimizers, images_seen=images_seen)
+
+
+def test_a_saved_state_comes_back(tmp_path: Path):
+    state, other = state_at(64), state_at(0)
+    state.seconds = 1.5
+    path = save_checkpoint(state, tmp_path, keep=1)
+    other.load_state_dict(load_checkpoint(path))
+    assert (other.images_seen, other.seconds) == (64, 1.5)
+    assert torch.equal(other.generator.weight, state.generator.weight)
+
+
+def test_the_oldest_go_and_the_newest_stay(tmp_path: Path):
+    for images_seen in (64, 128, 192):
+        save_checkpoint(state_at(images_seen), tmp_path, keep=2)
+    assert [path.stem.lstrip("0") for path in checkpoint_paths(tmp_path)] == ["192", "128"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_weight_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def replace_by_text(path: Path) -> None:
+    path.write_text("not a checkpoint")
+
+
+def write_another_format(path: Path) -> None:
+    torch.save({"format": 99}, path)
+
+
+@pytest.mark.parametrize(
+    "damage", [truncate, flip_a_weight_bit, empty, replace_by_text, write_another_format]
+)
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
+    damage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    save_checkpoint(state_at(64), tmp_path, keep=2)
+    damage(save_checkpoint(state_at(128), tmp_path, keep=2))
+    with caplog.at_level(logging.WARNING):
+        values = newest_good_checkpoint(tmp_path)
+    assert values is not None
+    assert values["images_seen"] == 64
+    assert "000000000128.pt is not usable and is passed over" in caplog.text
+
+
+def test_without_checkpoints_there_is_nothing_to_restore(tmp_path: Path):
+    assert newest_good_checkpoint(tmp_path / "missing") is None
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_trace(tmp_path: Path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write_half() -> None:
+        with atomic_write(path) as file:
+            file.write(b"ne")
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_names_the_last_good_checkpoint(mount):
+    disk = mount("size=64k")
+    save_checkpoint(state_at(64), disk, keep=9)
+    with pytest.raises(RunError, match=r"No space left on device.*last good one is .*\d\.pt"):
+        for images_seen in range(128, 1280, 64):
+            save_checkpoint(state_at(images_seen), disk, keep=9)
+    assert newest_good_checkpoint(disk) is not None
+    assert not list(disk.glob(".*"))

@@ -1,0 +1,118 @@
+import gzip
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gantrain.bad_data import DatasetError
+from gantrain.data_check import check_source
+from gantrain.datasets import load_dataset
+
+
+def save(path, mode="RGB", size=(16, 16), colour=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour or 0).save(path)
+
+
+def write_idx(path, array):
+    shape = struct.pack(f">{array.ndim}I", *array.shape)
+    content = bytes((0, 0, 8, array.ndim)) + shape + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content))
+
+
+@pytest.fixture
+def mnist_like(tmp_path):
+    for prefix in ("train", "t10k"):
+        write_idx(tmp_path / f"{prefix}-images-idx3-ubyte.gz", np.zeros((3, 20, 30)))
+        write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte.gz", np.array([0, 2, 2]))
+    return tmp_path
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    save(tmp_path / "cat" / "1.png", "L", (20, 20))
+    save(tmp_path / "cat" / "2.png", "RGBA", (20, 20), "red")
+    save(tmp_path / "dog" / "1.png", "L", (40, 30))
+    (tmp_path / "notes.txt").write_text("words")
+    return tmp_path
+
+
+def test_a_folder_is_described(pictures):
+    report = check_source(str(pictures))
+    assert report.problem is None
+    assert report.describe() == "\n".join(
+        [
+            f"source     {pictures} (image folder)",
+            "images     3",
+            "sizes      20x20 2, 40x30 1",
+            "modes      L 2, RGBA 1",
+            "classes    cat 2, dog 1",
+            "loaded as  20x20 RGB",
+            "left out   .txt 1",
+        ]
+    )
+
+
+def test_every_bad_file_is_named_to_the_end(pictures):
+    for index in range(20):
+        (pictures / "cat" / f"empty{index}.png").touch()
+    (pictures / "zebra.jpg").write_text("words")
+    report = check_source(str(pictures))
+    assert report.count == 3
+    assert len(report.bad_files) == 21
+    lines = report.describe().splitlines()
+    assert "bad files  21" in lines
+    assert lines[-2:] == ["  cat/empty19.png: empty: zero bytes", "  zebra.jpg: not an image"]
+
+
+@pytest.mark.parametrize("image_size", [None, 64])
+def test_the_problem_is_what_training_would_say(pictures, image_size):
+    (pictures / "cat" / "empty.png").touch()
+    with pytest.raises(DatasetError) as caught:
+        load_dataset(str(pictures), image_size=image_size)
+    assert check_source(str(pictures), image_size=image_size).problem == str(caught.value)
+
+
+def test_a_folder_without_images_has_a_problem_and_no_images(tmp_path):
+    report = check_source(str(tmp_path))
+    assert report.count == 0
+    assert "no images in it" in report.problem
+    assert "loaded as" not in report.describe()
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3])
+def test_the_report_announces_what_loading_gives(pictures, channels):
+    report = check_source(str(pictures), channels=channels)
+    images = load_dataset(str(pictures), channels=channels).images
+    assert images.shape == (3, report.channels, report.image_size, report.image_size)
+
+
+def test_digits_are_described():
+    report = check_source("digits", image_size=32)
+    assert (report.count, report.image_size, report.channels) == (1797, 32, 1)
+    assert report.sizes == {"8x8": 1797}
+    assert sum(report.class_counts.values()) == 1797
+
+
+def test_mnist_format_files_are_described(mnist_like):
+    report = check_source(str(mnist_like), image_size=28)
+    assert (report.kind, report.count, report.image_size) == ("idx", 3, 28)
+    assert report.sizes == {"30x20": 3}
+    assert report.class_counts == {"0": 1, "1": 0, "2": 2}
+
+
+def test_every_damaged_mnist_format_file_is_named(mnist_like):
+    for name in ("t10k-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"):
+        (mnist_like / name).write_bytes(b"<html>")
+    report = check_source(str(mnist_like))
+    assert [bad.name for bad in report.bad_files] == [
+        "t10k-images-idx3-ubyte.gz",
+        "train-labels-idx1-ubyte.gz",
+    ]
+    assert report.problem.startswith(f"{mnist_like}/t10k-images-idx3-ubyte.gz: wrong magic number")
+
+
+def test_a_source_that_is_none_is_refused():
+    with pytest.raises(DatasetError, match="'nowhere': no such data set, file or folder"):
+        check_source("nowhere")

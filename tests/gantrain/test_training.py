@@ -1,0 +1,334 @@
+"""The promises of a run: it resumes bit for bit, loses nothing, and stops with a reason."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gantrain.checkpoint import TrainState, checkpoint_paths, load_checkpoint
+from gantrain.errors import RunError
+from gantrain.presets import resolve
+from gantrain.sampling import load_run_generator
+from gantrain.training import check_finite, choose_device, create_state, train
+from tests.gantrain.conftest import SMALL
+
+TOTAL = 1024
+
+
+def command(run_dir: Path, *more: str) -> list[str]:
+    settings = {**SMALL, "run_dir": run_dir, "total_images": TOTAL, "checkpoint_every": 256}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    return [sys.executable, "-m", "gantrain", "train", *flags, *more]
+
+
+def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], run_dir: Path) -> None:
+    while not checkpoint_paths(run_dir / "checkpoints"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def final_weights(run_dir: Path) -> dict[str, object]:
+    return load_checkpoint(checkpoint_paths(run_dir / "checkpoints")[0])
+
+
+def assert_same_bits(one: object, other: object, where: str = "state") -> None:
+    if isinstance(one, torch.Tensor):
+        assert isinstance(other, torch.Tensor)
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert isinstance(other, dict)
+        assert one.keys() == other.keys(), where
+        for name in one.keys() - {"seconds"}:
+            assert_same_bits(one[name], other[name], f"{where}.{name}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            assert_same_bits(*pair, f"{where}[{index}]")
+    else:
+        assert one == other, where
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    subprocess.run(command(run_dir), check=True, capture_output=True)
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    ("kill", "code"),
+    [
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, id="killed"),
+        pytest.param(signal.SIGINT, 130, id="interrupted"),
+        pytest.param(signal.SIGTERM, 130, id="terminated"),
+    ],
+)
+def test_a_run_cut_short_ends_with_the_weights_of_one_that_was_not(
+    kill: signal.Signals, code: int, tmp_path: Path, uninterrupted: Path
+):
+    # Longer than the reference, so that it cannot end before the signal comes.
+    process = start(command(tmp_path / "run", "--total-images=1000000"))
+    wait_for_checkpoint(process, tmp_path / "run")
+    process.send_signal(kill)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    if kill is not signal.SIGKILL:
+        assert "a checkpoint was saved" in errors
+        assert errors.splitlines()[-1].startswith("gantrain train: interrupted after ")
+    cut_at = int(checkpoint_paths(tmp_path / "run" / "checkpoints")[0].stem)
+    total = max(TOTAL, cut_at + 512)
+    whole = uninterrupted
+    if total > TOTAL:  # a fast machine: extend both to the same length
+        whole = tmp_path / "whole"
+        subprocess.run(command(whole, f"--total-images={total}"), check=True, capture_output=True)
+    again = command(tmp_path / "run", f"--total-images={total}")
+    done = subprocess.run(again, check=True, capture_output=True, text=True)
+    assert f"at {cut_at} images" in done.stderr
+    assert_same_bits(final_weights(tmp_path / "run"), final_weights(whole))
+    rows = read_metrics(tmp_path / "run")
+    seen = [row["images_seen"] for row in rows]
+    assert seen == sorted(set(seen)), "a resumed run repeats no row"
+    assert seen[-1] == final_weights(whole)["images_seen"]
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_torn_checkpoint_costs_only_the_way_since_the_one_before(
+    tmp_path: Path, uninterrupted: Path, caplog: pytest.LogCaptureFixture
+):
+    config = resolve(
+        {**SMALL, "run_dir": tmp_path / "run", "total_images": 768, "checkpoint_every": 256}
+    )
+    train(config)
+    newest = checkpoint_paths(tmp_path / "run" / "checkpoints")[0]
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    train(config.model_copy(update={"total_images": TOTAL}))
+    assert "000000000768.pt is not usable and is passed over" in caplog.text
+    assert_same_bits(final_weights(tmp_path / "run"), final_weights(uninterrupted))
+
+
+def test_the_same_command_after_the_end_changes_nothing(small_run: Path):
+    before = {path: path.stat().st_mtime_ns for path in small_run.rglob("*.pt")}
+    rows = read_metrics(small_run)
+    state = train(resolve({**SMALL, "run_dir": small_run, "total_images": 1024}))
+    assert state.images_seen == 1024
+    assert {path: path.stat().st_mtime_ns for path in small_run.rglob("*.pt")} == before
+    assert read_metrics(small_run) == rows
+
+
+def test_metrics_and_samples_tell_of_the_run(small_run: Path):
+    rows = read_metrics(small_run)
+    assert rows[-1]["images_seen"] == 1024
+    for row in rows:
+        assert row["images_per_second"] > 0
+        assert all(np.isfinite(value) for value in row.values())
+    expected = {"discriminator_loss", "generator_loss", "r1_penalty", "r2_penalty"}
+    assert expected <= rows[-1].keys()
+    samples = sorted((small_run / "samples").iterdir())
+    assert samples[-1].name == "000000001024.png"
+    with Image.open(samples[-1]) as grid:
+        assert grid.mode == "L"
+        assert min(grid.size) >= 512
+
+
+def test_training_moves_both_networks_and_the_average_lags_behind():
+    config = settled()
+    state = create_state(config, torch.device("cpu"))
+    run = load_run_generator_free_steps(state, config, steps=3)
+    for network in ("generator", "discriminator"):
+        for name, before in run[network].items():
+            after = getattr(state, network).state_dict()[name]
+            if after.is_floating_point() and "running" not in name:
+                assert not torch.equal(before, after), f"{network}.{name} did not move"
+    averaged, current, start_ = (
+        values["project.weight"]
+        for values in (
+            state.generator_ema.state_dict(),
+            state.generator.state_dict(),
+            run["generator"],
+        )
+    )
+    assert 0 < (averaged - start_).norm()
+    assert (averaged - current).norm() < (start_ - current).norm()
+
+
+def settled(**more: object):
+    values = {**SMALL, "run_dir": "unused", "image_size": 8, "channels": 1, "flip": "off"}
+    return resolve({**values, **more})
+
+
+def load_run_generator_free_steps(state: TrainState, config, steps: int):
+    from gantrain.training import discriminator_step, generator_step, update_ema
+
+    before = {
+        network: {k: v.clone() for k, v in getattr(state, network).state_dict().items()}
+        for network in ("generator", "discriminator")
+    }
+    noise = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        real_images = torch.rand(config.batch_size, 1, 8, 8) * 2 - 1
+        discriminator_step(state, real_images, config, noise)
+        generator_step(state, real_images, config, noise)
+        state.images_seen += config.batch_size
+        update_ema(state, config)
+    return before
+
+
+def test_each_step_leaves_the_other_network_alone():
+    from gantrain.training import discriminator_step, generator_step
+
+    config = settled()
+    state = create_state(config, torch.device("cpu"))
+    noise = torch.Generator().manual_seed(0)
+    real_images = torch.rand(16, 1, 8, 8) * 2 - 1
+
+    def weights(network: torch.nn.Module) -> list[torch.Tensor]:
+        return [values.detach().clone() for values in network.parameters()]
+
+    generator = weights(state.generator)
+    discriminator_step(state, real_images, config, noise)
+    assert all(map(torch.equal, generator, weights(state.generator)))
+    discriminator = weights(state.discriminator)
+    generator_step(state, real_images, config, noise)
+    assert all(map(torch.equal, discriminator, weights(state.discriminator)))
+    assert all(values.requires_grad for values in state.discriminator.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"lr": 0.5}, r"--lr 0\.00\d+, asked for is 0\.5", id="setting"),
+        pytest.param({"image_size": 16}, "--image-size 8, asked for is 16", id="size"),
+        pytest.param({"seed": 5}, "--seed 0, asked for is 5", id="seed"),
+    ],
+)
+def test_a_run_is_not_resumed_with_other_settings(change, message: str, small_run: Path):
+    with pytest.raises(RunError, match=message):
+        train(resolve({**SMALL, "run_dir": small_run, "total_images": 2048, **change}))
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path: Path):
+    def save_images(shade: int) -> None:
+        (tmp_path / "data").mkdir(exist_ok=True)
+        for index in range(16):
+            Image.new("L", (8, 8), shade + index).save(tmp_path / "data" / f"{index}.png")
+
+    settings = {**SMALL, "data": str(tmp_path / "data"), "run_dir": tmp_path / "run"}
+    save_images(0)
+    train(resolve({**settings, "total_images": 16}))
+    save_images(100)
+    with pytest.raises(RunError, match="other data"):
+        train(resolve({**settings, "total_images": 32}))
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path):
+    first = start(command(tmp_path / "run", "--total-images=1000000"))
+    try:
+        wait_for_checkpoint(first, tmp_path / "run")
+        second = subprocess.run(
+            command(tmp_path / "run"), capture_output=True, text=True, check=False
+        )
+    finally:
+        first.kill()
+        first.communicate()
+    assert second.returncode == 1
+    assert "another process is training in" in second.stderr
+
+
+def test_numbers_that_leave_the_reals_stop_the_run_and_keep_the_last_good_checkpoint(
+    tmp_path: Path,
+):
+    settings = {**SMALL, "run_dir": tmp_path / "run", "log_every": 1}
+    train(resolve({**settings, "total_images": 64}))
+    newest = checkpoint_paths(tmp_path / "run" / "checkpoints")[0]
+    values = load_checkpoint(newest)
+    values["discriminator"]["judge.weight"] *= 1e30  # its square is no float32
+    torch.save(values, newest)
+    with pytest.raises(RunError, match=r"became (nan|inf) by 80 images .*first weights not finite"):
+        train(resolve({**settings, "total_images": 128}))
+    assert checkpoint_paths(tmp_path / "run" / "checkpoints")[0] == newest
+    assert load_checkpoint(newest)["images_seen"] == 64
+
+
+def test_a_broken_weight_is_named():
+    state = create_state(settled(), torch.device("cpu"))
+    with torch.no_grad():
+        state.generator.project.weight[0, 0] = torch.nan
+    with pytest.raises(RunError, match=r"generator_loss became nan.*generator\.project\.weight"):
+        check_finite({"discriminator_loss": 0.1, "generator_loss": float("nan")}, state)
+    check_finite({"discriminator_loss": 0.1}, state)
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_once_there_is_room(
+    tmp_path: Path, uninterrupted: Path
+):
+    process = start(command(tmp_path / "run", "--total-images=1000000"))
+    wait_for_checkpoint(process, tmp_path / "run")
+    # Files can grow no further than this: metrics still fit, checkpoints do not.
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, output + errors
+    last_line = errors.splitlines()[-1]
+    assert last_line.startswith("gantrain train: ")
+    assert "File too large" in last_line
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+    assert checkpoint_paths(tmp_path / "run" / "checkpoints")
+
+
+def test_a_run_directory_that_cannot_be_written_is_refused_before_training(mount, tmp_path: Path):
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    for run_dir in (in_the_way / "run", mount("ro") / "run"):
+        with pytest.raises(RunError, match="cannot be written: "):
+            train(resolve({**SMALL, "run_dir": run_dir, "total_images": 16}))
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path):
+    with pytest.raises(RunError, match="--batch-size 4096: the data have only 1797 images"):
+        train(resolve({**SMALL, "run_dir": tmp_path, "batch_size": 4096}))
+
+
+def test_cuda_is_refused_where_there_is_none():
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    with pytest.raises(RunError, match="finds no CUDA device"):
+        choose_device("cuda")
+    assert choose_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.gpu
+def test_the_same_command_trains_on_cuda(tmp_path: Path):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    config = resolve(
+        {**SMALL, "run_dir": tmp_path, "total_images": 256, "device": "cuda"}
+    )
+    assert train(config).images_seen == 256
+    assert load_run_generator(tmp_path).images_seen == 256
+
+
+def test_threads_default_to_the_cpus_this_process_may_use(tmp_path: Path):
+    allowed = len(os.sched_getaffinity(0))
+    before = torch.get_num_threads()
+    try:
+        train(resolve({**SMALL, "run_dir": tmp_path, "threads": None, "total_images": 16}))
+        assert torch.get_num_threads() == allowed
+    finally:
+        torch.set_num_threads(before)

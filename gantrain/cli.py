@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import CliApp, get_subcommand
 
+from gantrain.bad_data import DatasetError
 from gantrain.cli_options import Check, Data, Export, Gantrain, Presets, Sample, Train
 from gantrain.errors import Interrupted, RunError, UsageError
 
@@ -54,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
     except UsageError as error:
         print(f"gantrain {name}: {error}", file=sys.stderr)
         return 2
-    except (RunError, OSError) as error:
+    except (RunError, DatasetError, OSError) as error:
         print(f"gantrain {name}: {error}", file=sys.stderr)
         return 1
     except Interrupted as stopped:

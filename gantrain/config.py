@@ -55,14 +55,19 @@ class TrainConfig(BaseModel):
         64, "capacity: channels of the feature maps next to the image", ge=1, le=1024
     )
     batch_size: int = _setting(64, "real images in a step", ge=2, le=65536)
-    lr: float = _setting(1e-3, "learning rate of Adam, both networks", gt=0, le=1)
+    lr: float = _setting(2e-3, "learning rate of Adam, both networks", gt=0, le=1)
     beta1: float = _setting(0.0, "Adam's decay of the mean gradient", ge=0, lt=1)
     beta2: float = _setting(0.99, "Adam's decay of the mean squared gradient", ge=0, lt=1)
-    r1_weight: float = _setting(
-        1.0, "weight of half the squared gradient norm on real images", ge=0
+    r1_weight: float | None = _setting(
+        None,
+        "weight of half the squared gradient norm on real images; "
+        "unset: 0.5 at 32x32, in proportion to the area of the image",
+        ge=0,
     )
-    r2_weight: float = _setting(
-        1.0, "weight of half the squared gradient norm on fake images", ge=0
+    r2_weight: float | None = _setting(
+        None,
+        "weight of half the squared gradient norm on fake images; unset: as --r1-weight's default",
+        ge=0,
     )
     ema_half_life_images: int = _setting(
         32_000, "half-life of the averaged generator, in images seen", ge=1

@@ -10,6 +10,8 @@ import os
 import re
 import secrets
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,6 @@ _PROOF_DIFFERENCE, _PROOF_SHARE = 1, 1e-3
 _GOLDEN_TOLERANCE = {"max_difference": 2, "differing_share": 0.01}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _LOCAL_SETTINGS = {"run_dir", "data", "device", "threads"}  # of the machine, not of the model
-
-logger = logging.getLogger(__name__)
 
 
 def export_run(run_path: Path, repository: Path, name: str) -> Path:
@@ -107,8 +107,7 @@ def write_artifact(generator: PixelGenerator, latent_dim: int, metadata: dict[st
 def to_onnx(generator: PixelGenerator, latent_dim: int) -> onnx.ModelProto:
     """The generator as an ONNX graph with dynamic batch, free of paths and source text."""
     latents = torch.zeros(2, latent_dim)  # torch.export takes a batch of 1 for a constant
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own, about its internals
+    with quiet_exporter():
         program = torch.onnx.export(
             generator,
             (latents,),
@@ -125,6 +124,20 @@ def to_onnx(generator: PixelGenerator, latent_dim: int) -> onnx.ModelProto:
     strip_origin(model)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Keep the exporter from telling of its internals and of packages it could also use."""
+    exporter = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            exporter.setLevel(level)
 
 
 def strip_origin(model: onnx.ModelProto) -> None:

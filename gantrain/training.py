@@ -134,8 +134,18 @@ def settle_config(config: TrainConfig, dataset: Dataset) -> TrainConfig:
             f"--batch-size {config.batch_size}: the data have only {count} images; "
             "use a smaller batch or more images"
         )
-    flip = config.flip if config.flip != "auto" else ("on" if channels == 3 else "off")
-    return config.model_copy(update={"image_size": size, "channels": channels, "flip": flip})
+    # The same picture at twice the size spreads the gradient over four times the pixels and has a
+    # quarter of its squared norm, so an even hand needs four times the weight.
+    weight = 0.5 * (size / 32) ** 2
+    return config.model_copy(
+        update={
+            "image_size": size,
+            "channels": channels,
+            "flip": config.flip if config.flip != "auto" else ("on" if channels == 3 else "off"),
+            "r1_weight": weight if config.r1_weight is None else config.r1_weight,
+            "r2_weight": weight if config.r2_weight is None else config.r2_weight,
+        }
+    )
 
 
 def create_state(config: TrainConfig, device: torch.device) -> TrainState:
@@ -181,6 +191,8 @@ def discriminator_step(
     with torch.no_grad():
         fake_images = state.generator(random_latents(count, config.latent_dim, noise))
     # One pass over both: without BatchNorm each logit depends on its own image alone.
+    assert config.r1_weight is not None
+    assert config.r2_weight is not None
     images = torch.cat([real_images, fake_images]).requires_grad_()  # penalties differentiate by it
     logits = state.discriminator(images)
     real_logits, fake_logits = logits[:count], logits[count:]

@@ -96,8 +96,12 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_trace(tmp_path: Path):
 def test_a_full_disk_names_the_last_good_checkpoint(mount):
     disk = mount("size=64k")
     save_checkpoint(state_at(64), disk, keep=9)
-    with pytest.raises(RunError, match=r"No space left on device.*last good one is .*\d\.pt"):
+
+    def fill() -> None:
         for images_seen in range(128, 1280, 64):
             save_checkpoint(state_at(images_seen), disk, keep=9)
+
+    with pytest.raises(RunError, match=r"No space left on device.*last good one is .*\d\.pt"):
+        fill()
     assert newest_good_checkpoint(disk) is not None
     assert not list(disk.glob(".*"))

@@ -1,0 +1,198 @@
+import json
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from gantrain.cli import run
+from gantrain.config import TrainConfig
+
+
+def gantrain(*arguments: object) -> int:
+    return run([str(argument) for argument in arguments])
+
+
+def test_help_is_quick_for_it_loads_no_torch():
+    code = (
+        "import sys; from gantrain.cli import run\n"
+        "try: run(['train', '--help'])\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for name in TrainConfig.model_fields:
+        assert f"--{name.replace('_', '-')}" in done.stdout
+
+
+def test_without_a_command_help_is_shown_and_the_usage_is_wrong(capsys):
+    assert gantrain() == 2
+    assert "train" in capsys.readouterr().err
+
+
+def test_the_version_is_that_of_the_distribution(capsys):
+    assert gantrain("--version") == 0
+    assert capsys.readouterr().out.startswith("gantrain 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["--data=x"], "gantrain train: --run-dir is required", id="missing"),
+        pytest.param(["--run-dir=x", "--lr=-1"], "--lr: Input should be greater", id="range"),
+        pytest.param(["--run-dir=x", "--lr=no"], "(got 'no')", id="type"),
+        pytest.param(
+            ["--run-dir=x", "--image-size=30"],
+            "--image-size: expected a multiple of 4, try 28",
+            id="size",
+        ),
+        pytest.param(
+            ["--run-dir=x", "--preset=none"],
+            "preset: expected one of dcgan, got 'none'",
+            id="preset",
+        ),
+    ],
+)
+def test_wrong_settings_are_named_before_anything_is_loaded(arguments, message: str, capsys):
+    assert gantrain("train", "--data=digits", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("gantrain train: ")
+    assert not Path("x").exists()
+
+
+def test_an_unknown_flag_is_bad_usage(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        gantrain("train", "--data=digits", "--run-dir=x", "--learning-rate=1")
+    assert stopped.value.code == 2
+    assert "--learning-rate" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_the_resolved_settings_and_stops(tmp_path: Path, capsys):
+    run_dir = tmp_path / "run"
+    assert gantrain("train", "--data=digits", f"--run-dir={run_dir}", "--lr=0.5", "--dry-run") == 0
+    settings = json.loads(capsys.readouterr().out)
+    assert settings["lr"] == 0.5
+    assert settings["preset"] == "dcgan"
+    assert settings.keys() == TrainConfig.model_fields.keys()
+    assert not run_dir.exists()
+
+
+def test_presets_are_listed_and_shown_whole(capsys):
+    assert gantrain("presets") == 0
+    assert "dcgan" in capsys.readouterr().out
+    assert gantrain("presets", "dcgan", "--json") == 0
+    preset = json.loads(capsys.readouterr().out)
+    for network in ("generator", "discriminator"):
+        counts = preset["parameters"][network]
+        assert counts["total"] >= counts["trainable"] > 100_000
+    assert gantrain("presets", "nonsense") == 2
+    assert gantrain("presets", "dcgan") == 0
+    assert "--batch-size" in capsys.readouterr().out
+
+
+def test_sampling_draws_the_seeds_asked_for(small_run: Path, tmp_path: Path, capsys):
+    grid, part = tmp_path / "new" / "grid.png", tmp_path / "part.png"
+    assert gantrain("sample", small_run, "--seeds=0-8", f"--out={grid}") == 0
+    assert capsys.readouterr().out.strip() == str(grid)
+    assert gantrain("sample", small_run, "--seeds=4", f"--out={part}") == 0
+    with Image.open(grid) as image, Image.open(part) as single:
+        assert image.width == image.height >= 500
+        assert single.mode == image.mode == "L"
+
+
+def test_interpolation_is_an_animation_of_every_frame(small_run: Path, tmp_path: Path):
+    out = tmp_path / "walk.gif"
+    flags = ["--seeds=0,1,2", "--interpolate", "--frames-per-segment=4", f"--out={out}"]
+    assert gantrain("sample", small_run, *flags) == 0
+    with Image.open(out) as image:
+        assert image.n_frames == 9
+        assert image.info["loop"] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        pytest.param(
+            ["--seeds=0", "--out=x.jpg"], "--out: expected a file ending in .png", id="kind"
+        ),
+        pytest.param(
+            ["--seeds=0", "--out=x.gif", "--interpolate"], "--seeds: --interpolate needs", id="one"
+        ),
+        pytest.param(["--seeds=5-3", "--out=x.png"], "smaller end of a range first", id="range"),
+    ],
+)
+def test_samples_that_make_no_sense_are_bad_usage(flags, message: str, small_run: Path, capsys):
+    assert gantrain("sample", small_run, *flags) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_export_prints_the_path_last(small_run: Path, tmp_path: Path, capsys):
+    assert gantrain("export", small_run, f"--repository={tmp_path}", "--name=digits") == 0
+    path = tmp_path / "digits" / "1" / "model.onnx"
+    assert capsys.readouterr().out.splitlines()[-1] == str(path)
+    out = tmp_path / "grid.png"
+    assert gantrain("sample", path, "--seeds=0-3", f"--out={out}") == 0
+
+
+def test_a_run_that_is_none_is_one_line(tmp_path: Path, capsys):
+    assert gantrain("export", tmp_path, "--repository=x", "--name=digits") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds no run" in line
+
+
+@pytest.fixture
+def flawed_zip(tmp_path: Path) -> Path:
+    path = tmp_path / "pictures.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for index in range(20):
+            with archive.open(f"{index:02}.png", "w") as file:
+                Image.new("RGB", (16, 16), (index, 90, 30)).save(file, "PNG")
+        archive.writestr("broken.png", b"not an image")
+        archive.writestr("empty.jpg", b"")
+    return path
+
+
+def test_data_check_names_each_bad_file_and_goes_on(flawed_zip: Path, capsys):
+    assert gantrain("data", "check", flawed_zip) == 1
+    captured = capsys.readouterr()
+    assert "broken.png" in captured.out
+    assert "empty.jpg" in captured.out
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_data_check_tells_what_a_sound_source_is(capsys):
+    assert gantrain("data", "check", "digits") == 0
+    report = capsys.readouterr().out
+    assert "1797" in report
+    assert "8x8" in report
+
+
+def test_training_refuses_bad_files_or_skips_them_when_told_to(
+    flawed_zip: Path, tmp_path: Path, capsys
+):
+    flags = ["train", f"--data={flawed_zip}", f"--run-dir={tmp_path / 'run'}", "--filters=2"]
+    flags += ["--batch-size=4", "--total-images=8", "--threads=1"]
+    assert gantrain(*flags) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "broken.png" in line
+    assert "2" in line
+    assert gantrain(*flags, "--skip-bad-files") == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["data"]["count"] == 20
+    assert config["config"]["channels"] == 3
+    assert config["config"]["flip"] == "on"
+
+
+def test_ctrl_c_while_data_load_is_no_traceback(tmp_path: Path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gantrain", "train", "--data=digits", f"--run-dir={tmp_path}"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert "training" not in errors

@@ -1,0 +1,156 @@
+import base64
+import hashlib
+import io
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from gantrain.errors import RunError
+from gantrain.export import PROOF_BATCHES, export_run, prove, publish
+from gantrain.latents import draw_latents
+from gantrain.sampling import (
+    generate_pixels,
+    load_run_generator,
+    open_sampler,
+    open_session,
+    run_session,
+)
+
+
+@pytest.fixture(scope="module")
+def artifact(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_run(small_run, tmp_path_factory.mktemp("repository"), "digits")
+
+
+@pytest.fixture(scope="module")
+def model(artifact: Path) -> onnx.ModelProto:
+    return onnx.load(artifact)
+
+
+def metadata_of(model: onnx.ModelProto) -> dict:
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    assert properties.keys() == {"gan"}
+    return json.loads(properties["gan"])
+
+
+def test_versions_count_up_and_hold_one_file(artifact: Path, small_run: Path):
+    repository = artifact.parents[2]
+    assert artifact == repository / "digits" / "1" / "model.onnx"
+    assert export_run(small_run, repository, "digits").parent.name == "2"
+    assert [path.name for path in artifact.parent.iterdir()] == ["model.onnx"]
+    assert sorted(path.name for path in (repository / "digits").iterdir()) == ["1", "2"]
+
+
+def test_the_graph_has_the_shapes_of_the_definition(model: onnx.ModelProto):
+    onnx.checker.check_model(model, full_check=True)
+    (latents,), (images,) = model.graph.input, model.graph.output
+    assert latents.name == "latents"
+    assert latents.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert [d.dim_value or d.dim_param for d in latents.type.tensor_type.shape.dim][1:] == [8]
+    assert images.name == "images"
+    assert images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    dims = [d.dim_value or d.dim_param for d in images.type.tensor_type.shape.dim]
+    assert isinstance(dims[0], str)
+    assert dims[1:] == [8, 8, 1]
+
+
+def test_the_metadata_tell_what_the_definition_asks(model: onnx.ModelProto):
+    metadata = metadata_of(model)
+    assert metadata["schema"] == 1
+    assert metadata["name"] == "digits"
+    assert metadata["seed_contract"] == "philox4x32-10/box-muller/1"
+    assert metadata["class_names"] == []
+    assert metadata["training"]["images_seen"] == 1024
+    assert metadata["training"]["preset"] == "dcgan"
+    assert metadata["data"]["count"] == 1797
+    assert metadata["data"]["fingerprint"].startswith("sha256:")
+    assert metadata["writer"].startswith("gantrain ")
+
+
+def test_golden_images_are_those_of_the_graph(artifact: Path, model: onnx.ModelProto):
+    golden = metadata_of(model)["golden"]
+    session = open_session(artifact.read_bytes())
+    for entry in golden["images"]:
+        latents = draw_latents(np.array([entry["seed"]], np.uint64), 8)
+        pixels = run_session(session, latents)[0]
+        assert hashlib.sha256(pixels.tobytes()).hexdigest() == entry["sha256"]
+        with Image.open(io.BytesIO(base64.b64decode(entry["png"]))) as image:
+            assert np.array_equal(np.asarray(image), pixels[:, :, 0])
+    assert {entry["seed"] for entry in golden["images"]} == {0, 1, 2**32, 2**64 - 1}
+
+
+def test_nothing_tells_of_the_machine_that_exported(artifact: Path, small_run: Path):
+    content = artifact.read_bytes()
+    for word in (str(Path.home()), str(small_run), str(Path.cwd()), ".py", "site-packages"):
+        assert word.encode() not in content, word
+
+
+@pytest.mark.parametrize("batch", PROOF_BATCHES)
+def test_the_artifact_agrees_with_the_trained_generator(
+    batch: int, artifact: Path, small_run: Path
+):
+    run = load_run_generator(small_run)
+    latents = draw_latents(np.arange(1000, 1000 + batch, dtype=np.uint64), 8)
+    expected = generate_pixels(run.generator, latents).astype(int)
+    sample, latent_dim = open_sampler(artifact)
+    assert latent_dim == 8
+    assert np.abs(sample(latents) - expected).max() <= 1
+
+
+def test_exporting_twice_gives_the_same_bytes(artifact: Path, small_run: Path, tmp_path: Path):
+    again = export_run(small_run, tmp_path, "digits")
+    assert again.read_bytes() == artifact.read_bytes()
+
+
+def test_a_failed_proof_publishes_nothing(
+    small_run: Path, tmp_path: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch
+):
+    other = load_run_generator(small_run)
+    with torch.no_grad():
+        other.generator.generator.project.weight += 0.5
+    with pytest.raises(RunError, match=r"differ from the generator's in a batch of 1: by up to"):
+        prove(artifact.read_bytes(), other.generator, 8)
+    # The same through the whole command: an exporter whose graph is not the generator's.
+    monkeypatch.setattr("gantrain.export.to_onnx", lambda *_: onnx.load(artifact))
+    monkeypatch.setattr("gantrain.export.load_run_generator", lambda _: other)
+    with pytest.raises(RunError, match="nothing was published"):
+        export_run(small_run, tmp_path / "repository", "digits")
+    assert not (tmp_path / "repository").exists()
+
+
+def test_two_exporters_never_take_the_same_version(tmp_path: Path):
+    contents = [str(number).encode() for number in range(16)]
+    threads = [
+        threading.Thread(target=publish, args=(content, tmp_path, "name")) for content in contents
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    versions = {path.name: (path / "model.onnx").read_bytes() for path in tmp_path.glob("name/*")}
+    assert sorted(versions, key=int) == [str(number) for number in range(1, 17)]
+    assert sorted(versions.values()) == sorted(contents)
+
+
+def test_a_full_disk_publishes_nothing(mount):
+    disk = mount("size=64k")
+    with pytest.raises(RunError, match="No space left on device; nothing was published"):
+        publish(bytes(100_000), disk, "name")
+    assert not list((disk / "name").iterdir())
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "x" * 64, "spaced name"])
+def test_names_that_are_no_folder_names_are_refused(name: str, small_run: Path, tmp_path: Path):
+    with pytest.raises(RunError, match="--name"):
+        export_run(small_run, tmp_path, name)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path):
+    with pytest.raises(RunError, match=r"holds no run: there is no config\.json in it"):
+        export_run(tmp_path, tmp_path / "repository", "digits")

@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gantrain.errors import RunError
+from gantrain.latents import draw_latents
+from gantrain.networks import create_networks
+from gantrain.sampling import PixelGenerator, averaged_generator, generate_pixels, open_sampler
+
+
+def test_pixels_round_half_to_even_clamp_and_put_channels_last():
+    levels = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])  # 0 is exactly 127.5
+    generator = PixelGenerator(lambda _: levels.reshape(1, 1, 1, 5).expand(1, 3, 1, 5))
+    pixels = generator(torch.zeros(1, 1))
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape == (1, 1, 5, 3)
+    assert pixels[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_statistics_of_the_averaged_generator_are_those_of_its_own_maps():
+    generator, _ = create_networks(image_size=8, channels=1, latent_dim=4, filters=4, seed=0)
+    torch.nn.init.constant_(generator.layers[0].running_mean, 100.0)  # statistics of another net
+    averaged = averaged_generator(generator, latent_dim=4)
+    assert generator.layers[0].running_mean[0] == 100, "the original is left alone"
+    latents = torch.from_numpy(draw_latents(np.arange(4096, dtype=np.uint64), 4))
+    with torch.no_grad():
+        maps = generator.project(latents).unflatten(1, generator.smallest)
+    measured = averaged.generator.layers[0]
+    torch.testing.assert_close(measured.running_mean, maps.mean((0, 2, 3)), atol=0.1, rtol=0)
+    torch.testing.assert_close(measured.running_var, maps.var((0, 2, 3)), atol=0.1, rtol=0.1)
+
+
+def test_the_averaged_generator_is_always_the_same():
+    generator, _ = create_networks(image_size=8, channels=1, latent_dim=4, filters=4, seed=0)
+    latents = draw_latents(np.arange(100, dtype=np.uint64), 4)
+    one, other = (generate_pixels(averaged_generator(generator, 4), latents) for _ in range(2))
+    assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(None, "no such run folder or artifact", id="missing"),
+        pytest.param(b"", "ONNX Runtime cannot load it", id="empty"),
+        pytest.param(b"not a model", "ONNX Runtime cannot load it", id="text"),
+    ],
+)
+def test_what_is_neither_run_nor_artifact_is_refused(content, message: str, tmp_path: Path):
+    path = tmp_path / "model.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RunError, match=message):
+        open_sampler(path)
+
+
+def test_a_foreign_onnx_file_is_refused(tmp_path: Path):
+    import onnx
+
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    out = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Neg", ["x"], ["y"])], "foreign", [value], [out]
+    )
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "m.onnx"
+    )
+    with pytest.raises(RunError, match="not an artifact of gantrain"):
+        open_sampler(tmp_path / "m.onnx")

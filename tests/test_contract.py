@@ -1,0 +1,66 @@
+"""What joins the two programs: gantrain exports, ganserve serves, pixels agree."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the extra `train`")
+
+import ganserve.latents  # noqa: E402
+import gantrain.latents  # noqa: E402
+from ganserve.client import Client  # noqa: E402
+from gantrain.export import export_run  # noqa: E402
+from gantrain.presets import resolve  # noqa: E402
+from gantrain.sampling import generate_pixels, load_run_generator  # noqa: E402
+from gantrain.training import train  # noqa: E402
+
+SEEDS = np.array([0, 1, 2, 63, 2**32, 2**63, 2**64 - 1], np.uint64)
+
+
+def test_both_programs_draw_the_same_latents_for_a_seed():
+    one, other = (
+        ganserve.latents.draw_latents(SEEDS, 101),
+        gantrain.latents.draw_latents(SEEDS, 101),
+    )
+    assert one.tobytes() == other.tobytes()
+
+
+def test_both_programs_walk_the_same_way_between_seeds():
+    stations = gantrain.latents.draw_latents(SEEDS, 16)
+    one = gantrain.latents.interpolate_latents(stations, 7)
+    other = ganserve.latents.interpolate_latents(SEEDS, 7, 16)
+    assert one.tobytes() == other.tobytes()
+
+
+@pytest.fixture(scope="module", params=[(28, 1), (32, 3)], ids=["28x28 grey", "32x32 RGB"])
+def run_and_repository(request, tmp_path_factory) -> tuple[Path, Path]:
+    size, channels = request.param
+    folder = tmp_path_factory.mktemp("road")
+    settings = {"data": "digits", "run_dir": folder / "run", "filters": 8, "threads": 1}
+    settings |= {"image_size": size, "channels": channels, "total_images": 256}
+    train(resolve(settings))
+    export_run(folder / "run", folder / "models", "digits")
+    return folder / "run", folder / "models"
+
+
+async def test_served_pixels_are_those_of_the_trained_generator(run_and_repository, running_server):
+    import asyncio
+
+    run_dir, repository = run_and_repository
+    run = load_run_generator(run_dir)
+    latents = gantrain.latents.draw_latents(SEEDS, run.config.latent_dim)
+    expected = generate_pixels(run.generator, latents)
+
+    def ask(address: str) -> tuple[np.ndarray, np.ndarray]:
+        with Client(address) as client:
+            seeds = [int(seed) for seed in SEEDS]
+            return client.generate(seeds=seeds), client.generate(latents=latents)
+
+    async with running_server(repository) as server:
+        from_seeds, from_latents = await asyncio.to_thread(ask, server.address)
+    assert hashlib.sha256(from_seeds).digest() == hashlib.sha256(from_latents).digest()
+    difference = np.abs(from_seeds.astype(int) - expected)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() <= 1e-3

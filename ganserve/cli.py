@@ -1,0 +1,205 @@
+"""Hides how the command line `ganserve` becomes function calls, output and exit codes.
+
+What takes long to import is imported where it is used, so that `--help` answers at once.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import CliApp, get_subcommand
+
+from ganserve.cli_options import Ganserve, Generate, LoadTest, Models, is_folder
+from ganserve.config import ServerConfig
+
+if TYPE_CHECKING:
+    from ganserve.client import Client, ImageRequest
+    from ganserve.v1.image_generation_pb2 import Model
+
+# Below every sensible limit of a server on the images of one request.
+_IMAGES_PER_CALL = 64
+
+
+class CommandError(Exception):
+    """A command that could not do its work; the message says why in one line."""
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code.
+
+    0 success, 1 the command failed (stderr says why in one line), 2 bad usage, 130 interrupted.
+    """
+    try:
+        root = CliApp.run(Ganserve, cli_args=list(arguments))
+    except ValidationError as error:
+        for details in error.errors():
+            print(_describe_usage_error(details), file=sys.stderr)
+        return 2
+    if root.version:
+        print(f"ganserve {installed_version('ganserve')}")
+        return 0
+    command: Any = get_subcommand(root, is_required=False)
+    if command is None:
+        CliApp.print_help(Ganserve, file=sys.stderr)
+        return 2
+    name, execute = _COMMANDS[type(command)]
+    try:
+        execute(command)
+    except CommandError as error:
+        print(f"ganserve {name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _describe_usage_error(details: ErrorDetails) -> str:
+    command, *field = [str(part) for part in details["loc"]]
+    command = command.replace("_", "-")
+    message = details["msg"].removeprefix("Value error, ")
+    if not field:  # a check of several fields together, whose message names them
+        return f"ganserve {command}: {message}"
+    flag = f"--{field[0].replace('_', '-')}"
+    if command == "serve":
+        flag += f" (or GANSERVE_{field[0].upper()})"
+    if details["type"] == "missing":
+        return f"ganserve {command}: {flag} is required"
+    # Our own messages say themselves what came.
+    came = "" if details["type"] == "value_error" else f" (got {details['input']!r})"
+    return f"ganserve {command}: {flag}: {message}{came}"
+
+
+def _serve(config: ServerConfig) -> None:
+    from ganserve.errors import StartupError
+    from ganserve.server import serve
+
+    try:
+        asyncio.run(serve(config))
+    except (StartupError, OSError) as error:
+        raise CommandError(str(error)) from error
+
+
+def _generate(command: Generate) -> None:
+    from ganserve.client import CallError, Client
+
+    write = _write_files if is_folder(command.out) else _write_grid
+    try:
+        with Client(
+            command.address, model=command.model or "", timeout_seconds=command.timeout_seconds
+        ) as client:
+            write(client, command, Path(command.out))
+    except (CallError, OSError) as error:
+        raise CommandError(str(error)) from error
+
+
+def _write_grid(client: "Client", command: Generate, out: Path) -> None:
+    import numpy as np
+
+    from ganserve.encoding import to_picture
+    from ganserve.grid import make_grid
+
+    parts = [client.generate(**request) for request in _split(command)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    to_picture(make_grid(np.concatenate(parts))).save(out)
+    print(out)
+
+
+def _write_files(client: "Client", command: Generate, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for request in _split(command):
+        files = client.generate_files("png", **request)
+        for seed, content in zip(request["seeds"], files, strict=True):
+            (out / f"{seed}.png").write_bytes(content)
+    print(out)
+
+
+def _split(command: Generate) -> "Iterator[ImageRequest]":
+    """The requests of one command, each small enough for any server."""
+    for start in range(0, len(command.seeds), _IMAGES_PER_CALL):
+        part = slice(start, start + _IMAGES_PER_CALL)
+        labels = command.class_labels
+        request: ImageRequest = {
+            "seeds": command.seeds[part],
+            "class_labels": labels if len(labels) == 1 else labels[part],
+            "version": command.version or "",
+        }
+        if command.truncation is not None:
+            request["truncation"] = command.truncation
+        yield request
+
+
+def _models(command: Models) -> None:
+    from ganserve.client import CallError, Client
+
+    try:
+        with Client(command.address, timeout_seconds=command.timeout_seconds) as client:
+            models = client.models()
+    except CallError as error:
+        raise CommandError(str(error)) from error
+    print(_render_models(models))
+
+
+def _render_models(models: "Sequence[Model]") -> str:
+    from ganserve.v1.image_generation_pb2 import ModelState
+
+    columns = ("NAME", "VERSION", "STATE", "IMAGE", "LATENTS", "CLASSES")
+    rows = [(*columns, "PROVIDER", "DIGEST OR ERROR")]
+    for model in models:
+        state = ModelState.Name(model.state).removeprefix("MODEL_STATE_").lower()
+        if model.height:
+            image = f"{model.height}x{model.width}x{model.channels}"
+            latents, classes = str(model.latent_dim), str(len(model.class_names) or "-")
+        else:
+            image = latents = classes = "-"
+        tail = (model.execution_provider or "-", model.digest[:12] or model.error)
+        rows.append((model.name, model.version, state, image, latents, classes, *tail))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _load_test(command: LoadTest) -> None:
+    from ganserve.load_test import offer_load, render_report
+
+    try:
+        report = asyncio.run(
+            offer_load(
+                command.address,
+                model=command.model or "",
+                rate=command.rate,
+                concurrency=command.concurrency or 8,
+                images_per_request=command.images_per_request,
+                image_format=command.format,
+                seconds=command.seconds,
+                warm_up_seconds=command.warm_up_seconds,
+                connections=command.connections,
+                timeout_seconds=command.timeout_seconds,
+            )
+        )
+    except OSError as error:
+        raise CommandError(str(error)) from error
+    print(json.dumps(asdict(report), indent=2) if command.json_ else render_report(report))
+    if not report.latency_seconds:
+        raise CommandError("no call succeeded")
+
+
+_COMMANDS: dict[type[BaseModel], tuple[str, Callable[[Any], None]]] = {
+    ServerConfig: ("serve", _serve),
+    Generate: ("generate", _generate),
+    Models: ("models", _models),
+    LoadTest: ("load-test", _load_test),
+}

@@ -1,0 +1,152 @@
+"""Hides how the commands of `ganserve` are declared: flags, types, defaults, checks and help."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliSubCommand,
+    CliToggleFlag,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from ganserve.config import ServerConfig
+from ganserve.seed_ranges import SeedList
+
+
+def is_folder(out: str) -> bool:
+    """Whether `--out` asks for one file a seed: it ends in a slash or is a folder already."""
+    return out.endswith("/") or Path(out).is_dir()
+
+
+def _check_address(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"expected HOST:PORT such as localhost:50051, got {address!r}")
+    return address
+
+
+def _check_out(out: str) -> str:
+    if not is_folder(out) and Path(out).suffix.lower() != ".png":
+        raise ValueError(f"expected FILE.png or a folder such as images/, got {out!r}")
+    return out
+
+
+Address = Annotated[
+    str, AfterValidator(_check_address), Field(description="The server, HOST:PORT.")
+]
+ModelName = Annotated[
+    str | None,
+    Field(default=None, description="The model's name. Unset: the server's default."),
+]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+TimeoutSeconds = Annotated[
+    PositiveFloat, Field(description="How long one call may take, further attempts included.")
+]
+
+
+class Generate(BaseModel):
+    """Ask a running server for images and write them to disk."""
+
+    address: Address
+    model: ModelName
+    version: str | None = Field(default=None, description="The model's version. Unset: the newest.")
+    seeds: SeedList = Field(description="One image a seed, such as 0,7,12-15.")
+    class_labels: SeedList = Field(
+        default=(),
+        description="Classes for a conditional model, such as 0-9: one for all or one a seed.",
+    )
+    truncation: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Smaller gives more typical and less varied images. Unset: 1.",
+    )
+    out: Annotated[str, AfterValidator(_check_out)] = Field(
+        description="FILE.png: one picture of all images; FOLDER/: one PNG file a seed.",
+    )
+    timeout_seconds: TimeoutSeconds = 30.0
+
+    @model_validator(mode="after")
+    def _labels_match_seeds(self) -> Self:
+        if len(self.class_labels) not in (0, 1, len(self.seeds)):
+            raise ValueError(
+                f"--class-labels: expected 1 or {len(self.seeds)}, one a seed, "
+                f"got {len(self.class_labels)}"
+            )
+        return self
+
+
+class Models(BaseModel):
+    """List the models of a running server."""
+
+    address: Address
+    timeout_seconds: TimeoutSeconds = 30.0
+
+
+class LoadTest(BaseModel):
+    """Offer load to a running server and measure how it answers."""
+
+    address: Address
+    model: ModelName
+    rate: PositiveFloat | None = Field(
+        default=None,
+        description="Open loop: calls a second, at random times, however the server keeps up.",
+    )
+    concurrency: PositiveInt | None = Field(
+        default=None, description="Closed loop: calls under way at any time. Unset: 8."
+    )
+    images_per_request: PositiveInt = Field(default=1, description="Images in one call.")
+    format: Literal["raw", "png", "jpeg", "webp"] = Field(
+        default="raw", description="How the images travel."
+    )
+    seconds: PositiveFloat = Field(default=10.0, description="How long to measure.")
+    warm_up_seconds: float = Field(
+        default=1.0, ge=0, allow_inf_nan=False, description="Load before the measurement starts."
+    )
+    connections: PositiveInt = Field(
+        default=1, description="Connections the calls are spread over."
+    )
+    timeout_seconds: TimeoutSeconds = 30.0
+    json_: CliToggleFlag[bool] = Field(
+        default=False, alias="json", description="Print JSON instead of a table."
+    )
+
+    @model_validator(mode="after")
+    def _one_kind_of_loop(self) -> Self:
+        if self.rate is not None and self.concurrency is not None:
+            raise ValueError("--rate, --concurrency: expected at most one of the two, got both")
+        return self
+
+
+class Ganserve(BaseSettings):
+    """Serve image generators over gRPC, and ask a server for images."""
+
+    model_config = SettingsConfigDict(
+        cli_prog_name="ganserve",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_use_class_docs_for_groups=True,
+    )
+
+    version: CliToggleFlag[bool] = Field(default=False, description="Print the version and stop.")
+    serve: CliSubCommand[ServerConfig]
+    generate: CliSubCommand[Generate]
+    models: CliSubCommand[Models]
+    load_test: CliSubCommand[LoadTest]
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - given, not needed
+        init_settings: PydanticBaseSettingsSource,
+        *_: PydanticBaseSettingsSource,
+        **__: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the command line alone: a variable MODELS in the environment is none of ours."""
+        return (init_settings,)

@@ -1,0 +1,94 @@
+"""Hides how pixels become PNG, JPEG or WebP files, and the threads that do it."""
+
+import asyncio
+import enum
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+# Handing work to a thread costs about as much as encoding a small image, so a thread gets several.
+_IMAGES_PER_CHUNK = 4
+_DEFAULT_JPEG_QUALITY = 90
+# Measured on 64x64 RGB: a fifth to a half less time than Pillow's default, a tenth more bytes.
+_PNG_COMPRESS_LEVEL = 1
+# Measured on 64x64 RGB: 17 to 34 times faster than Pillow's default, a sixth to a half more bytes.
+_LOSSLESS_WEBP_METHOD = 0
+
+
+class ImageFormat(enum.Enum):
+    """How images are encoded; the value is the name people type and files end in."""
+
+    RAW = "raw"
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+    @property
+    def media_type(self) -> str:
+        """The media type of one image, as in HTTP's Content-Type."""
+        return "application/octet-stream" if self is ImageFormat.RAW else f"image/{self.value}"
+
+    @property
+    def takes_quality(self) -> bool:
+        """Whether a quality from 1 to 100 can be asked for."""
+        return self in (ImageFormat.JPEG, ImageFormat.WEBP)
+
+
+def to_picture(pixels: NDArray[np.uint8]) -> Image.Image:
+    """The Pillow image of pixels [height, width, channels]: grey for one channel, RGB for three."""
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def encode_image(
+    pixels: NDArray[np.uint8], image_format: ImageFormat, quality: int | None = None
+) -> bytes:
+    """One image [height, width, channels] as the bytes of one file; the same bytes every time.
+
+    PNG is lossless, and so is WebP unless `quality` (1 to 100) is given; JPEG has quality 90 by
+    default. RAW is the pixels themselves, row-major.
+    """
+    if image_format is ImageFormat.RAW:
+        return pixels.tobytes()
+    picture, file = to_picture(pixels), io.BytesIO()
+    if image_format is ImageFormat.PNG:
+        picture.save(file, "PNG", compress_level=_PNG_COMPRESS_LEVEL)
+    elif image_format is ImageFormat.JPEG:
+        picture.save(file, "JPEG", quality=_DEFAULT_JPEG_QUALITY if quality is None else quality)
+    elif quality is None:
+        picture.save(file, "WEBP", lossless=True, method=_LOSSLESS_WEBP_METHOD)
+    else:
+        picture.save(file, "WEBP", quality=quality)
+    return file.getvalue()
+
+
+class Encoder:
+    """Threads that encode images while the event loop goes on; Pillow works without the GIL."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
+
+    async def encode(
+        self, pixels: NDArray[np.uint8], image_format: ImageFormat, quality: int | None = None
+    ) -> list[bytes]:
+        """Images [n, height, width, channels] as one file each, in order."""
+
+        def encode_chunk(chunk: NDArray[np.uint8]) -> list[bytes]:
+            return [encode_image(image, image_format, quality) for image in chunk]
+
+        chunks = min(self._threads, -(-len(pixels) // _IMAGES_PER_CHUNK))
+        loop = asyncio.get_running_loop()
+        parts = await asyncio.gather(
+            *(
+                loop.run_in_executor(self._pool, encode_chunk, chunk)
+                for chunk in np.array_split(pixels, max(chunks, 1))
+            )
+        )
+        return [image for part in parts for image in part]
+
+    def close(self) -> None:
+        """Finish what has begun and end the threads."""
+        self._pool.shutdown()

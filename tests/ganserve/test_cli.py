@@ -1,0 +1,312 @@
+"""The command line as people and scripts use it: output, files and exit codes."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ganserve.cli import run
+from ganserve.grid import make_grid
+from ganserve.latents import draw_latents
+from tests.ganserve.tiny import reveal_pixels, write_artifact
+
+COMMANDS = ["serve", "generate", "models", "load-test"]
+
+
+async def run_beside(*arguments: str) -> int:
+    """Run a command line in another thread than the server's."""
+    return await asyncio.to_thread(run, arguments)
+
+
+def expected_pixels(*seeds: int, **shape) -> np.ndarray:
+    return reveal_pixels(draw_latents(np.array(seeds, np.uint64), 4), **shape)
+
+
+@contextlib.contextmanager
+def process(*arguments: str, **environment: str):
+    """`python -m ganserve` as a process of its own."""
+    command = [sys.executable, "-W", "error", "-m", "ganserve", *arguments]
+    with subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as started:
+        try:
+            yield started
+        finally:
+            started.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+async def test_many_seeds_become_one_picture(repository, running_server, tmp_path, capsys):
+    out = tmp_path / "new" / "grid.png"
+    async with running_server(repository) as server:
+        code = await run_beside(
+            "generate", "--address", server.address, "--seeds", "0-99", "--out", str(out)
+        )
+    assert (code, capsys.readouterr()) == (0, (f"{out}\n", ""))
+    assert (np.asarray(Image.open(out)) == make_grid(expected_pixels(*range(100)))).all()
+
+
+@pytest.mark.parametrize("there_already", [True, False], ids=["there", "new"])
+async def test_a_folder_gets_one_file_a_seed(there_already, repository, running_server, tmp_path):
+    out = tmp_path / "images"
+    if there_already:
+        out.mkdir()
+    argument = str(out) if there_already else f"{out}/"
+    async with running_server(repository) as server:
+        code = await run_beside(
+            "generate", "--address", server.address, "--seeds", "7,0-2", "--out", argument
+        )
+    assert code == 0
+    assert {path.name for path in out.iterdir()} == {"7.png", "0.png", "1.png", "2.png"}
+    assert (np.asarray(Image.open(out / "7.png")) == expected_pixels(7)[0]).all()
+
+
+async def test_options_of_generate_reach_the_server(tmp_path, running_server):
+    write_artifact(tmp_path / "models", "pets", class_names=("cat", "dog"))
+    write_artifact(tmp_path / "models", "other")
+    flags = ["--model", "pets", "--version", "1", "--truncation", "0.5", "--class-labels", "1,0"]
+    async with running_server(tmp_path / "models") as server:
+        code = await run_beside(
+            "generate",
+            *("--address", server.address, "--seeds", "4,5", "--out", f"{tmp_path}/images/"),
+            *flags,
+        )
+    assert code == 0
+    latents = draw_latents(np.array([4, 5], np.uint64), 4) * np.float32(0.5)
+    expected = reveal_pixels(latents, np.array([1, 0]))
+    for seed, pixels in zip((4, 5), expected, strict=True):
+        assert (np.asarray(Image.open(tmp_path / "images" / f"{seed}.png")) == pixels).all()
+
+
+@pytest.mark.parametrize("labels", ["1", "0,1," * 49 + "0,1"], ids=["one-for-all", "one-each"])
+async def test_labels_stay_with_their_seeds_over_many_calls(labels, tmp_path, running_server):
+    write_artifact(tmp_path / "models", class_names=("cat", "dog"))
+    out = tmp_path / "images"
+    async with running_server(tmp_path / "models", max_images_per_request=64) as server:
+        code = await run_beside(
+            "generate",
+            *("--address", server.address, "--seeds", "0-99", "--out", f"{out}/"),
+            *("--class-labels", labels),
+        )
+    assert code == 0
+    seeds = np.arange(100, dtype=np.uint64)
+    numbers = np.array([int(label) for label in labels.split(",")])
+    expected = reveal_pixels(draw_latents(seeds, 4), np.broadcast_to(numbers, 100))
+    made = np.stack([np.asarray(Image.open(out / f"{seed}.png")) for seed in seeds])
+    assert (made == expected).all()
+
+
+async def test_models_are_listed_as_a_table(tmp_path, running_server, capsys):
+    write_artifact(tmp_path / "models", "pets", 3, class_names=("cat", "dog"), channels=1)
+    broken = tmp_path / "models" / "zoo" / "1" / "model.onnx"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"not a model")
+    async with running_server(tmp_path / "models", until_ready=False) as server:
+        await server.wait_until_ready()
+        assert await run_beside("models", "--address", server.address) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[:4] == ["NAME", "VERSION", "STATE", "IMAGE"]
+    assert rows[0].split()[:7] == ["pets", "3", "ready", "4x4x1", "4", "2", "CPUExecutionProvider"]
+    assert [row.split()[:3] for row in rows[1:]] == [["zoo", "1", "failed"]]
+
+
+async def test_a_load_test_prints_a_table_or_json(repository, running_server, capsys):
+    short = ["--seconds", "0.3", "--warm-up-seconds", "0", "--images-per-request", "2"]
+    async with running_server(repository) as server:
+        assert await run_beside("load-test", "--address", server.address, *short) == 0
+        table = capsys.readouterr().out
+        assert await run_beside("load-test", "--address", server.address, *short, "--json") == 0
+        report = json.loads(capsys.readouterr().out)
+    assert {"calls/s", "images/s", "latency"} <= {line.split()[0] for line in table.splitlines()}
+    assert set(report["latency_seconds"]) == {"p50", "p90", "p99", "max"}
+    assert report["images_per_second"] == pytest.approx(2 * report["calls_per_second"])
+    assert report["errors"] == {}
+
+
+async def test_a_load_test_in_which_all_calls_fail_fails(repository, running_server, capsys):
+    async with running_server(repository) as server:
+        flags = ["--model", "other", "--seconds", "0.2", "--warm-up-seconds", "0"]
+        assert await run_beside("load-test", "--address", server.address, *flags) == 1
+    printed = capsys.readouterr()
+    assert "NOT_FOUND" in printed.out
+    assert printed.err == "ganserve load-test: no call succeeded\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param("generate --seeds 5-3", "--seeds: expected the smaller end", id="backwards"),
+        pytest.param("generate --seeds x", "--seeds: expected integers", id="word"),
+        pytest.param("generate --address here", "--address: expected HOST:PORT", id="address"),
+        pytest.param("generate --out x", "--out: expected FILE.png or a folder", id="out"),
+        pytest.param("generate --out x.jpg", "--out: expected FILE.png", id="suffix"),
+        pytest.param("generate --truncation 0", "--truncation: Input should be", id="truncation"),
+        pytest.param("generate --class-labels 1,2", "--class-labels: expected 1 or 4", id="labels"),
+        pytest.param("models --address :1", "--address: expected HOST:PORT", id="no-host"),
+        pytest.param("models --timeout-seconds 0", "--timeout-seconds: Input", id="no-time"),
+        pytest.param("load-test --rate 1 --concurrency 1", "--rate, --concurrency", id="both"),
+        pytest.param("load-test --seconds inf", "--seconds: Input", id="for-ever"),
+        pytest.param("serve --port 99999", "--port (or GANSERVE_PORT): Input", id="port"),
+    ],
+)
+def test_bad_usage_is_one_line_that_names_the_flag(arguments, message, capsys):
+    command, *flags = arguments.split()
+    complete = {
+        "serve": {"--models": "models"},
+        "generate": {"--address": "localhost:1", "--seeds": "0-3", "--out": "grid.png"},
+    }.get(command, {"--address": "localhost:1"})
+    given = complete | dict(zip(flags[::2], flags[1::2], strict=True))
+    assert run([command, *(word for flag in given.items() for word in flag)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"ganserve {command}: {message}")
+
+
+def test_what_came_is_named(capsys):
+    assert run(["serve", "--models", "models", "--port", "99999"]) == 2
+    assert capsys.readouterr().err.endswith("(got '99999')\n")
+
+
+def test_required_flags_are_named_with_their_variable(capsys, monkeypatch):
+    monkeypatch.delenv("GANSERVE_MODELS", raising=False)
+    assert run(["serve"]) == 2
+    assert capsys.readouterr().err == "ganserve serve: --models (or GANSERVE_MODELS) is required\n"
+
+
+def test_variables_of_others_mean_nothing(capsys, monkeypatch):
+    for name in ("MODELS", "SERVE", "VERSION", "GENERATE"):
+        monkeypatch.setenv(name, "17")
+    assert run(["models"]) == 2
+    assert capsys.readouterr().err == "ganserve models: --address is required\n"
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    assert run([]) == 2
+    printed = capsys.readouterr().err
+    assert all(command in printed for command in COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [[], *([command] for command in COMMANDS)], ids=str)
+def test_help_tells_what_every_flag_is_for(arguments, capsys):
+    with pytest.raises(SystemExit) as raised:
+        run([*arguments, "--help"])
+    assert raised.value.code == 0
+    assert "usage: ganserve" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--nonsense"], ["paint"], ["models", "--nonsense"]], ids=str
+)
+def test_unknown_words_are_bad_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as raised:
+        run(arguments)
+    assert raised.value.code == 2
+    assert capsys.readouterr().err
+
+
+def test_the_version_is_printed(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("ganserve 0.")
+
+
+def test_help_needs_neither_grpc_nor_onnxruntime():
+    program = """
+import sys
+from ganserve.cli import run
+try:
+    run(["generate", "--help"])
+finally:
+    loaded = {"grpc", "onnxruntime", "numpy", "PIL"} & set(sys.modules)
+    assert not loaded, loaded
+"""
+    command = [sys.executable, "-W", "error", "-c", program]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["generate", "models"])
+def test_a_server_that_is_not_there_is_one_line(command, tmp_path, capsys):
+    address = f"127.0.0.1:{free_port()}"
+    flags = ["--seeds", "0", "--out", f"{tmp_path}/grid.png"] if command == "generate" else []
+    assert run([command, "--address", address, "--timeout-seconds", "0.3", *flags]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"ganserve {command}: DEADLINE_EXCEEDED: no result from {address}")
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_refused_request_is_one_line(repository, running_server, tmp_path, capsys):
+    async with running_server(repository) as server:
+        flags = ["--model", "other", "--seeds", "0", "--out", f"{tmp_path}/grid.png"]
+        assert await run_beside("generate", "--address", server.address, *flags) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ganserve generate: NOT_FOUND: model 'other': expected")
+
+
+async def test_a_place_that_cannot_be_written_is_one_line(
+    repository, running_server, tmp_path, capsys
+):
+    (tmp_path / "file").touch()
+    async with running_server(repository) as server:
+        flags = ["--seeds", "0", "--out", f"{tmp_path}/file/grid.png"]
+        assert await run_beside("generate", "--address", server.address, *flags) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ganserve generate: ")
+    assert f"{tmp_path}/file" in line
+
+
+def test_ctrl_c_ends_a_command_with_130(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the call, never answers
+        silent.settimeout(60)
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        flags = ["--address", address, "--seeds", "0", "--out", str(tmp_path / "grid.png")]
+        with process("generate", *flags) as generate:
+            connection, _ = silent.accept()
+            generate.send_signal(signal.SIGINT)
+            _, errors = generate.communicate(timeout=60)
+            connection.close()
+    assert (generate.returncode, errors) == (130, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
+def test_a_server_serves_until_a_signal_and_exits_with_0(number, repository, tmp_path):
+    address = f"127.0.0.1:{free_port()}"
+    flags = ["--port", address.partition(":")[2], "--metrics-port", "0", "--drain-seconds", "0"]
+    variables = {"GANSERVE_MODELS": str(repository), "GANSERVE_HOST": "127.0.0.1"}
+    with process("serve", "--device", "cpu", *flags, **variables) as serve:
+        out = tmp_path / "grid.png"
+        assert run(["generate", "--address", address, "--seeds", "5", "--out", str(out)]) == 0
+        serve.send_signal(number)
+        _, errors = serve.communicate(timeout=60)
+    assert serve.returncode == 0, errors
+    assert (np.asarray(Image.open(out)) == make_grid(expected_pixels(5))).all()
+
+
+def test_a_server_that_cannot_start_says_why_in_one_line_and_exits_with_1(tmp_path, capsys):
+    assert run(["serve", "--models", str(tmp_path / "missing"), "--port", "0"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ganserve serve: models: expected a folder")
+
+
+def test_a_port_in_use_is_one_line(repository, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        flags = ["--host", "127.0.0.1", "--port", port, "--metrics-port", "0", "--device", "cpu"]
+        assert run(["serve", "--models", str(repository), *flags]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("ganserve serve: ")
+    assert port in lines[-1]

@@ -1,0 +1,295 @@
+"""The client against real servers: right images, clear errors, and patience with restarts."""
+
+import asyncio
+import io
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+
+from ganserve.client import CallError, Client
+from ganserve.latents import draw_latents
+from tests.ganserve.tiny import reveal_pixels, write_artifact
+
+SEEDS = [3, 0, 2**64 - 1, 3]
+
+
+def expected_pixels(seeds, **shape) -> np.ndarray:
+    return reveal_pixels(draw_latents(np.array(seeds, np.uint64), 4), **shape)
+
+
+async def ask(server, question: Callable[[Client], Any], **settings) -> Any:
+    """Put a question to a server, from another thread than the server's."""
+
+    def put() -> Any:
+        with Client(server.address, **settings) as client:
+            return question(client)
+
+    return await asyncio.to_thread(put)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+async def test_seeds_become_pixels(repository, running_server):
+    async with running_server(repository) as server:
+        pixels = await ask(server, lambda client: client.generate(seeds=SEEDS))
+    assert pixels.dtype == np.uint8
+    assert (pixels == expected_pixels(SEEDS)).all()
+    pixels[:] = 0  # the caller's own
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param({"seeds": range(5, 9)}, id="range"),
+        pytest.param({"seeds": [5, 6, 7, 8]}, id="list"),
+        pytest.param({"seeds": (seed for seed in (5, 6, 7, 8))}, id="generator"),
+        pytest.param({"seeds": np.arange(5, 9, dtype=np.uint64)}, id="array"),
+        pytest.param({"latents": draw_latents(np.arange(5, 9, dtype=np.uint64), 4)}, id="latents"),
+    ],
+)
+async def test_the_same_images_are_had_in_every_way_of_asking(request_, repository, running_server):
+    async with running_server(repository) as server:
+        pixels = await ask(server, lambda client: client.generate(**request_))
+    assert (pixels == expected_pixels(range(5, 9))).all()
+
+
+async def test_a_range_with_steps_asks_for_those_seeds_alone(repository, running_server):
+    async with running_server(repository) as server:
+        pixels = await ask(server, lambda client: client.generate(seeds=range(0, 9, 4)))
+    assert (pixels == expected_pixels([0, 4, 8])).all()
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")], ids=["grey", "rgb"])
+async def test_seeds_become_pillow_images(channels, mode, tmp_path, running_server):
+    write_artifact(tmp_path / "models", channels=channels, height=4, width=8)
+    async with running_server(tmp_path / "models") as server:
+        images = await ask(server, lambda client: client.generate_images(seeds=SEEDS))
+    assert {(image.mode, image.size) for image in images} == {(mode, (8, 4))}
+    expected = expected_pixels(SEEDS, channels=channels, height=4, width=8)
+    assert (np.stack(images).reshape(expected.shape) == expected).all()
+
+
+@pytest.mark.parametrize("name", ["png", "webp", "jpeg"])
+async def test_seeds_become_files(name, repository, running_server):
+    async with running_server(repository) as server:
+        files = await ask(server, lambda client: client.generate_files(name, seeds=SEEDS))
+    pictures = [Image.open(io.BytesIO(content)) for content in files]
+    assert [picture.format for picture in pictures] == [name.upper()] * len(SEEDS)
+    if name != "jpeg":
+        assert (np.stack(pictures) == expected_pixels(SEEDS)).all()
+
+
+async def test_quality_is_passed_on(repository, running_server):
+    async with running_server(repository) as server:
+        rough, fine = [
+            await ask(
+                server, lambda client, q=quality: client.generate_files("jpeg", q, seeds=SEEDS)
+            )
+            for quality in (1, 100)
+        ]
+    assert sum(map(len, rough)) < sum(map(len, fine))
+
+
+async def test_truncation_and_interpolation_are_passed_on(repository, running_server):
+    async with running_server(repository) as server:
+        walk = await ask(
+            server,
+            lambda client: client.generate(
+                interpolation=[1, 2, 3], frames_per_segment=4, truncation=0.5
+            ),
+        )
+    ends = reveal_pixels(draw_latents(np.array([1, 2, 3], np.uint64), 4) * np.float32(0.5))
+    assert len(walk) == 9
+    assert (walk[[0, 4, 8]] == ends).all()
+
+
+async def test_class_labels_are_passed_on(tmp_path, running_server):
+    write_artifact(tmp_path / "models", class_names=("cat", "dog"))
+    async with running_server(tmp_path / "models") as server:
+        pixels = await ask(
+            server, lambda client: client.generate(seeds=SEEDS, class_labels=[0, 1, 1, 0])
+        )
+    latents = draw_latents(np.array(SEEDS, np.uint64), 4)
+    assert (pixels == reveal_pixels(latents, np.array([0, 1, 1, 0]))).all()
+
+
+async def test_a_stream_brings_all_images_in_order(repository, running_server):
+    async with running_server(repository, chunk_bytes=3 * 4 * 4 * 3) as server:
+        chunks = await ask(server, lambda client: list(client.stream(seeds=range(8))))
+    assert [len(chunk) for chunk in chunks] == [3, 3, 2]
+    assert (np.concatenate(chunks) == expected_pixels(range(8))).all()
+
+
+async def test_a_stream_that_is_not_read_to_its_end_is_cancelled(repository, running_server):
+    async with running_server(repository, chunk_bytes=1, max_images_per_request=2000) as server:
+
+        def read_one(client: Client) -> np.ndarray:
+            stream = client.stream(seeds=range(2000))
+            first = next(stream)
+            stream.close()
+            return first
+
+        first = await ask(server, read_one)
+        await server.interceptor.wait_until_idle()
+        handled = server.metrics.handled.labels(
+            "server_stream", "ganserve.v1.ImageGenerationService", "StreamImages", "CANCELLED"
+        )
+        assert handled._value.get() == 1
+    assert (first == expected_pixels([0])).all()
+
+
+async def test_replies_above_the_default_limit_arrive(tmp_path, running_server):
+    write_artifact(tmp_path / "models", height=64, width=64)
+    async with running_server(tmp_path / "models") as server:
+        pixels = await ask(server, lambda client: client.generate(seeds=range(512)))
+    assert pixels.nbytes > 4 * 1024 * 1024
+    assert (pixels[-1] == expected_pixels([511], height=64, width=64)[0]).all()
+
+
+async def test_the_model_and_version_of_a_call_or_else_of_the_client_are_asked(
+    tmp_path, running_server
+):
+    for offset, name in [(0, "plain"), (9, "bright")]:
+        write_artifact(tmp_path / "models", name, offset=offset)
+    async with running_server(tmp_path / "models") as server:
+        own = await ask(server, lambda client: client.generate(seeds=[1]), model="bright")
+        other = await ask(
+            server,
+            lambda client: client.generate(seeds=[1], model="plain", version="1"),
+            model="bright",
+        )
+    assert (own == expected_pixels([1], offset=9)).all()
+    assert (other == expected_pixels([1])).all()
+
+
+async def test_models_are_listed_with_what_they_make(repository, running_server):
+    async with running_server(repository) as server:
+        (model,) = await ask(server, lambda client: client.models())
+    assert (model.name, model.version, model.latent_dim) == ("tiny", "1", 4)
+    assert (model.height, model.width, model.channels) == (4, 4, 3)
+
+
+async def test_one_client_serves_many_threads(repository, running_server):
+    async with running_server(repository) as server:
+        with Client(server.address) as client:
+            answers = await asyncio.gather(
+                *(asyncio.to_thread(client.generate, seeds=[seed]) for seed in range(32))
+            )
+    assert (np.concatenate(answers) == expected_pixels(range(32))).all()
+
+
+@pytest.mark.parametrize(
+    ("request_", "problem"),
+    [
+        pytest.param({}, "got none", id="no-source"),
+        pytest.param({"seeds": [1], "latents": [[0.0] * 4]}, "got latents, seeds", id="two"),
+        pytest.param({"latents": [0.0] * 4}, r"latents: expected \[n, latent_dim\]", id="flat"),
+        pytest.param({"seeds": [-1]}, "seeds: expected integers from 0", id="negative"),
+        pytest.param({"seeds": [2**64]}, "seeds: expected integers from 0", id="too-large"),
+        pytest.param({"seeds": ["one"]}, "seeds: expected integers from 0", id="word"),
+    ],
+)
+def test_what_no_request_can_say_is_refused_before_a_call(request_, problem):
+    with Client("localhost:1") as client, pytest.raises(ValueError, match=problem):
+        client.generate(**request_)
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "details"),
+    [
+        pytest.param(
+            {"seeds": []}, grpc.StatusCode.INVALID_ARGUMENT, "seeds.values: expected", id="empty"
+        ),
+        pytest.param(
+            {"latents": np.zeros((0, 4))},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "latents.values: expected",
+            id="no-rows",
+        ),
+        pytest.param(
+            {"seeds": [1], "truncation": 2.0},
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "truncation: expected",
+            id="field",
+        ),
+        pytest.param(
+            {"seeds": [1], "model": "other"},
+            grpc.StatusCode.NOT_FOUND,
+            "expected one of tiny",
+            id="model",
+        ),
+    ],
+)
+async def test_what_the_server_refuses_is_told_with_code_and_reason(
+    request_, code, details, repository, running_server
+):
+    async with running_server(repository) as server:
+        with pytest.raises(CallError) as raised:
+            await ask(server, lambda client: client.generate(**request_))
+    assert raised.value.code is code
+    assert details in raised.value.details
+    assert str(raised.value) == f"{code.name}: {raised.value.details}"
+
+
+async def test_errors_in_the_middle_of_a_stream_are_told_too(repository, running_server):
+    async with running_server(repository) as server:
+        with pytest.raises(CallError, match="INVALID_ARGUMENT: truncation"):
+            await ask(server, lambda client: list(client.stream(seeds=[1], truncation=2)))
+
+
+async def test_a_call_outlives_a_restart_of_the_server(repository, running_server):
+    port = free_port()
+    with Client(f"127.0.0.1:{port}") as client:
+        async with running_server(repository, port=port):
+            before = await asyncio.to_thread(client.generate, seeds=[7])
+        call = asyncio.create_task(asyncio.to_thread(client.generate, seeds=[7]))
+        async with running_server(repository, port=port):
+            after = await call
+    assert (before == after).all()
+
+
+async def test_a_call_waits_for_a_server_that_is_still_loading(tmp_path, running_server):
+    (tmp_path / "models").mkdir()
+    async with running_server(tmp_path / "models", until_ready=False) as server:
+        call = asyncio.create_task(ask(server, lambda client: client.generate(seeds=SEEDS)))
+        refused = server.metrics.rejected_requests.labels("loading")
+        while refused._value.get() == 0:  # noqa: ASYNC110 - a counter has no event
+            await asyncio.sleep(0.01)
+        write_artifact(tmp_path / "models")
+        assert (await call == expected_pixels(SEEDS)).all()
+
+
+async def test_a_server_that_never_loads_is_given_up_with_its_reason(tmp_path, running_server):
+    (tmp_path / "models").mkdir()
+    async with running_server(tmp_path / "models", until_ready=False) as server:
+        with pytest.raises(CallError, match=f"{server.address} does not serve: no model") as raised:
+            await ask(server, lambda client: client.generate(seeds=[1]))
+    assert raised.value.code is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_server_that_is_not_there_ends_the_call_at_its_deadline():
+    address = f"127.0.0.1:{free_port()}"
+    with (
+        Client(address, timeout_seconds=0.5) as client,
+        pytest.raises(CallError, match=f"no result from {address} within 0.5 s") as raised,
+    ):
+        client.generate(seeds=[1])
+    assert raised.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert raised.value.__suppress_context__, "one clear error, not gRPC's as well"
+
+
+def test_the_time_of_a_call_can_be_its_own():
+    with (
+        Client(f"127.0.0.1:{free_port()}") as client,
+        pytest.raises(CallError, match=r"within 0\.2 s"),
+    ):
+        client.generate(seeds=[1], timeout_seconds=0.2)

@@ -9,5 +9,5 @@ class UsageError(ValueError):
     """The command was given settings that do not go together."""
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error: it was asked to stop, and has saved
+class Interrupted(Exception):
     """The run was asked to stop; its state is saved."""

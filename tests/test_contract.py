@@ -1,5 +1,6 @@
 """What joins the two programs: gantrain exports, ganserve serves, pixels agree."""
 
+import asyncio
 import hashlib
 from pathlib import Path
 
@@ -11,10 +12,12 @@ torch = pytest.importorskip("torch", reason="needs the extra `train`")
 import ganserve.latents  # noqa: E402
 import gantrain.latents  # noqa: E402
 from ganserve.client import Client  # noqa: E402
+from ganserve.server import running  # noqa: E402
 from gantrain.export import export_run  # noqa: E402
 from gantrain.presets import resolve  # noqa: E402
 from gantrain.sampling import generate_pixels, load_run_generator  # noqa: E402
 from gantrain.training import train  # noqa: E402
+from tests.ganserve.conftest import server_config  # noqa: E402
 
 SEEDS = np.array([0, 1, 2, 63, 2**32, 2**63, 2**64 - 1], np.uint64)
 
@@ -45,9 +48,7 @@ def run_and_repository(request, tmp_path_factory) -> tuple[Path, Path]:
     return folder / "run", folder / "models"
 
 
-async def test_served_pixels_are_those_of_the_trained_generator(run_and_repository, running_server):
-    import asyncio
-
+async def test_served_pixels_are_those_of_the_trained_generator(run_and_repository):
     run_dir, repository = run_and_repository
     run = load_run_generator(run_dir)
     latents = gantrain.latents.draw_latents(SEEDS, run.config.latent_dim)
@@ -58,7 +59,8 @@ async def test_served_pixels_are_those_of_the_trained_generator(run_and_reposito
             seeds = [int(seed) for seed in SEEDS]
             return client.generate(seeds=seeds), client.generate(latents=latents)
 
-    async with running_server(repository) as server:
+    async with running(server_config(repository)) as server:
+        await server.wait_until_ready()
         from_seeds, from_latents = await asyncio.to_thread(ask, server.address)
     assert hashlib.sha256(from_seeds).digest() == hashlib.sha256(from_latents).digest()
     difference = np.abs(from_seeds.astype(int) - expected)

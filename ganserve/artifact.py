@@ -1,0 +1,105 @@
+"""Hides the artifact's metadata and its known answers, as docs/artifact.md defines them."""
+
+import base64
+import hashlib
+import io
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+
+from ganserve.errors import ModelError
+
+
+def _decode_base64(text: object) -> bytes:
+    if not isinstance(text, str):
+        raise ValueError("expected base64 text")  # the only kind pydantic reports
+    return base64.b64decode(text, validate=True)
+
+
+class GoldenImage(BaseModel):
+    """One known answer."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**64)]
+    label: Annotated[int, Field(ge=0)] | None = None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    png: Annotated[bytes, BeforeValidator(_decode_base64)]
+
+
+class Tolerance(BaseModel):
+    """How far another processor or provider may be off."""
+
+    max_difference: Annotated[int, Field(ge=0, le=255)]
+    differing_share: Annotated[float, Field(ge=0, le=1)]
+
+
+class Golden(BaseModel):
+    """The known answers."""
+
+    images: Annotated[list[GoldenImage], Field(min_length=1)]
+    tolerance: Tolerance
+
+
+class Metadata(BaseModel):
+    """The part of the artifact's metadata that serving needs; see docs/artifact.md."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    seed_contract: Literal["philox4x32-10/box-muller/1"]
+    class_names: tuple[str, ...]
+    evaluation: dict[str, float]
+    golden: Golden
+
+
+def parse_metadata(text: str | None) -> Metadata:
+    """Check the value of the metadata key `gan`."""
+    if text is None:
+        raise ModelError("metadata: expected the key gan, got none: not made by `gantrain export`")
+    try:
+        return Metadata.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part) for part in ("gan", *problem["loc"]))
+        got = "" if problem["type"] == "missing" else f", got {shorten(problem['input'])}"
+        raise ModelError(f"metadata {where}: {problem['msg']}{got}") from error
+
+
+def check_golden_image(
+    image: GoldenImage,
+    pixels: NDArray[np.uint8],  # [height, width, channels]
+    tolerance: Tolerance,
+) -> None:
+    """Compare what was generated with what is known, as docs/artifact.md defines."""
+    if hashlib.sha256(pixels.tobytes()).hexdigest() == image.sha256:
+        return
+    expected = _decode_png(image, pixels.shape)
+    differences = np.abs(pixels.astype(np.int16) - expected.astype(np.int16))
+    largest, share = int(differences.max()), float(np.count_nonzero(differences)) / pixels.size
+    if largest > tolerance.max_difference or share > tolerance.differing_share:
+        raise ModelError(
+            f"golden image of seed {image.seed}: expected at most "
+            f"{tolerance.max_difference} grey levels on {tolerance.differing_share:.3%} of its "
+            f"bytes, got {largest} on {share:.3%}"
+        )
+
+
+def _decode_png(image: GoldenImage, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    height, width, channels = shape
+    try:
+        with Image.open(io.BytesIO(image.png), formats=["PNG"]) as png:
+            size, mode = png.size, png.mode  # known before any pixel is decoded
+            if size != (width, height) or mode != ("L" if channels == 1 else "RGB"):
+                raise ModelError(
+                    f"golden image of seed {image.seed}: expected {width}x{height} with "
+                    f"{channels} channels, got {size[0]}x{size[1]} {mode}"
+                )
+            return np.asarray(png).reshape(height, width, channels)
+    except OSError as error:
+        raise ModelError(f"golden image of seed {image.seed}: not a PNG: {error}") from error
+
+
+def shorten(value: object, limit: int = 80) -> str:
+    """Keep a message to one line of fair length."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,77 @@
+"""Hides the health protocol: the newest status of each service, checked or watched."""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+
+import grpc
+from grpc.aio import ServicerContext
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+Context = ServicerContext[HealthCheckRequest, HealthCheckResponse]
+
+
+class Health(health_pb2_grpc.HealthServicer):
+    """`grpc.health.v1.Health`: "" is the whole server, other services are its models.
+
+    The servicer of grpcio-health-checking is not used: there a watcher that reads slowly holds up
+    every change of status, one that leaves cuts the others off, and "" begins as SERVING.
+    """
+
+    def __init__(self) -> None:
+        self._serving = {"": False}
+        self._changed = asyncio.Event()
+        self._shutting_down = False
+        self._closed = False
+
+    def set(self, service: str, serving: bool) -> None:
+        """Set a status, unless the server is shutting down."""
+        if not self._shutting_down:
+            self._serving[service] = serving
+            self._wake_watchers()
+
+    def keep_only(self, services: Collection[str]) -> None:
+        """Make all other services unknown."""
+        self._serving = {name: self._serving[name] for name in self._serving if name in services}
+        self._wake_watchers()
+
+    def shut_down(self) -> None:
+        """Say NOT_SERVING for all services from now on."""
+        self._shutting_down = True
+        self._serving = dict.fromkeys(self._serving, False)
+        self._wake_watchers()
+
+    def close(self) -> None:
+        """End all watches, for they would outlast the server."""
+        self._closed = True
+        self._wake_watchers()
+
+    async def Check(self, request: HealthCheckRequest, context: Context) -> HealthCheckResponse:
+        """Answer with the status as it is now."""
+        status = self._status(request.service)
+        if status == HealthCheckResponse.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+        return HealthCheckResponse(status=status)
+
+    async def Watch(
+        self, request: HealthCheckRequest, _: Context
+    ) -> AsyncIterator[HealthCheckResponse]:
+        """Answer with the status as it is now and whenever it differs from the last answer."""
+        last = None
+        while not self._closed:
+            changed, status = self._changed, self._status(request.service)
+            if status != last:
+                yield HealthCheckResponse(status=status)
+                last = status
+            await changed.wait()
+
+    def _status(self, service: str) -> int:
+        if service not in self._serving:
+            return HealthCheckResponse.SERVICE_UNKNOWN
+        if self._serving[service]:
+            return HealthCheckResponse.SERVING
+        return HealthCheckResponse.NOT_SERVING
+
+    def _wake_watchers(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

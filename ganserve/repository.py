@@ -1,0 +1,296 @@
+"""Hides the life of models: which versions there are, which serves, how one follows another."""
+
+import asyncio
+import contextlib
+import enum
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ganserve.batcher import Batcher
+from ganserve.errors import (
+    InvalidRequest,
+    Loading,
+    ModelError,
+    ProviderUnavailable,
+    StartupError,
+    UnknownModel,
+)
+from ganserve.metrics import Metrics
+from ganserve.model import Model, ModelSpec
+from ganserve.model_files import Candidate, scan
+
+logger = logging.getLogger(__name__)
+
+
+class ModelState(enum.Enum):
+    """Whether a version can be asked for."""
+
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+    RETIRING = "retiring"
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a loaded version needs to answer calls."""
+
+    spec: ModelSpec
+    batcher: Batcher
+
+
+@dataclass(eq=False)
+class Version:
+    """A version that was loaded, is being loaded, or could not be."""
+
+    candidate: Candidate
+    state: ModelState = ModelState.LOADING
+    served: Served | None = None  # set where READY or RETIRING
+    error: str = ""  # set where FAILED
+    calls: int = 0  # under way
+    idle: asyncio.Event = field(default_factory=asyncio.Event)  # retired, and no call under way
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.candidate.name
+
+    @property
+    def number(self) -> int:
+        """The version's number."""
+        return self.candidate.version
+
+
+class Repository:
+    """The models of a folder `NAME/VERSION/model.onnx`; the newest loadable version serves.
+
+    `load` is called in a thread; `start_batcher` and `on_change`, called whenever a version
+    changes its state, in the event loop.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        load: Callable[[Path], Model],
+        start_batcher: Callable[[str, Model], Batcher],
+        metrics: Metrics,
+        *,
+        default_model: str | None = None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._root = root
+        self._load = load
+        self._start_batcher = start_batcher
+        self._metrics = metrics
+        self._default_model = default_model
+        self._on_change = on_change
+        self._names: list[str] = []
+        self._versions: list[Version] = []
+        self._serving: dict[str, Version] = {}
+        self._retirements: set[asyncio.Task[None]] = set()
+        self._scan_error = ""
+        self.settled = False  # all models were looked at once
+
+    @property
+    def names(self) -> list[str]:
+        """The models on disk, sorted."""
+        return self._names
+
+    @property
+    def versions(self) -> list[Version]:
+        """All versions that have a state, by name, newest first."""
+        return sorted(self._versions, key=lambda version: (version.name, -version.number))
+
+    def is_serving(self, name: str) -> bool:
+        """Whether some version of the model can be asked for."""
+        return name in self._serving
+
+    @contextlib.contextmanager
+    def use(self, name: str, number: int | None) -> Iterator[tuple[Version, Served]]:
+        """Keep a version from being dropped while a call uses it.
+
+        Raises:
+            InvalidRequest: no name is given and there is no default.
+            UnknownModel: there is no such model, or another version of it serves.
+            Loading: no version of it serves yet.
+        """
+        version = self._find_serving(name, number)
+        assert version.served is not None
+        version.calls += 1
+        try:
+            yield version, version.served
+        finally:
+            version.calls -= 1
+            if version.calls == 0 and version.state is ModelState.RETIRING:
+                version.idle.set()
+
+    def describe(self, name: str, number: int | None) -> Version:
+        """Find a version in whatever state; the one that serves, or else the newest, if None.
+
+        Raises:
+            InvalidRequest, UnknownModel, Loading: as `use`.
+        """
+        name = self._resolve_name(name)
+        if number is None and name in self._serving:
+            return self._serving[name]
+        for version in self.versions:
+            if version.name == name and number in (None, version.number):
+                return version
+        raise self._unknown_version(name, number)
+
+    async def refresh(self) -> None:
+        """Look at the folder once: load what is new, retire what is gone.
+
+        Raises:
+            StartupError: the first models cannot run on the device that was asked for.
+        """
+        try:
+            found = await asyncio.to_thread(scan, self._root)
+        except OSError as error:
+            self._report_scan_error(f"{error.filename}: {error.strerror}")
+            return
+        self._scan_error = ""
+        self._names = sorted(found)
+        for name in sorted({*found, *self._serving, *(v.name for v in self._versions)}):
+            await self._refresh_model(name, found.get(name, []))
+        self.settled = True
+        self._on_change()
+
+    async def close(self) -> None:
+        """Retire everything; return when the last call was answered."""
+        for name in list(self._serving):
+            self._retire(name)
+        await asyncio.gather(*self._retirements)
+
+    def _resolve_name(self, name: str) -> str:
+        name = name or self._default_model or ""
+        if name in self._names:
+            return name
+        if not self._names or not self.settled:
+            raise Loading("no model has been loaded yet")
+        there_are = ", ".join(self._names)
+        if name:
+            raise UnknownModel(f"model {name[:80]!r}: expected one of {there_are}")
+        if len(self._names) > 1:
+            raise InvalidRequest("model_name", f"expected one of {there_are}, got none")
+        return self._names[0]
+
+    def _find_serving(self, name: str, number: int | None) -> Version:
+        name = self._resolve_name(name)
+        version = self._serving.get(name)
+        if version is None:
+            errors = [v.error for v in self.versions if v.name == name and v.error]
+            raise Loading(f"model {name!r}: {errors[0] if errors else 'is being loaded'}")
+        if number not in (None, version.number):
+            raise self._unknown_version(name, number)
+        return version
+
+    def _unknown_version(self, name: str, number: int | None) -> UnknownModel | Loading:
+        version = self._serving.get(name)
+        if version is None:
+            return Loading(f"model {name!r}: is being loaded")
+        return UnknownModel(f"model {name!r} version {number}: expected {version.number}")
+
+    async def _refresh_model(self, name: str, candidates: list[Candidate]) -> None:
+        """Bring the newest loadable of these candidates, newest first, into service."""
+        self._forget_failures(name, candidates)
+        for candidate in candidates:
+            version = self._version_of(candidate) or await self._load_version(candidate)
+            if version.state is ModelState.READY:
+                return
+        if name in self._serving:
+            self._retire(name)
+        if not candidates:
+            with contextlib.suppress(KeyError):
+                self._metrics.model_ready.remove(name)
+
+    def _forget_failures(self, name: str, candidates: list[Candidate]) -> None:
+        self._versions = [
+            version
+            for version in self._versions
+            if version.state is not ModelState.FAILED
+            or version.name != name
+            or version.candidate in candidates
+        ]
+
+    def _version_of(self, candidate: Candidate) -> Version | None:
+        for version in self._versions:
+            if version.candidate == candidate and version.state is not ModelState.RETIRING:
+                return version
+        return None
+
+    async def _load_version(self, candidate: Candidate) -> Version:
+        """Load a version and put it into service, or keep why it could not be."""
+        version = Version(candidate)
+        self._versions.append(version)
+        self._metrics.model_ready.labels(version.name).set(version.name in self._serving)
+        self._on_change()
+        started = time.monotonic()
+        try:
+            model = await asyncio.to_thread(self._load, candidate.path)
+        except ModelError as error:
+            self._fail(version, error)
+        else:
+            self._put_into_service(version, model, time.monotonic() - started)
+        self._on_change()
+        return version
+
+    def _put_into_service(self, version: Version, model: Model, seconds: float) -> None:
+        version.served = Served(model.spec, self._start_batcher(version.name, model))
+        if version.name in self._serving:
+            self._retire(version.name)
+        version.state = ModelState.READY
+        self._serving[version.name] = version
+        self._metrics.model_info.labels(*_info_labels(version)).set(1)
+        self._metrics.model_ready.labels(version.name).set(1)
+        self._metrics.model_loads.labels(version.name, "success").inc()
+        self._metrics.model_load_seconds.labels(version.name).observe(seconds)
+        logger.info(
+            "model %s version %d serves on %s, loaded in %.2f s, sha256 %s",
+            *(version.name, version.number, model.spec.provider, seconds, model.spec.digest),
+        )
+
+    def _fail(self, version: Version, error: ModelError) -> None:
+        version.state = ModelState.FAILED
+        version.error = str(error)
+        self._metrics.model_loads.labels(version.name, "failure").inc()
+        if isinstance(error, ProviderUnavailable) and not self.settled:
+            raise StartupError(version.error) from error
+        logger.error(
+            "model %s version %d cannot be served until its file changes: %s",
+            *(version.name, version.number, version.error),
+        )
+
+    def _retire(self, name: str) -> None:
+        """Take the serving version out of service; it goes when its last call is answered."""
+        version = self._serving.pop(name)
+        version.state = ModelState.RETIRING
+        self._metrics.model_info.remove(*_info_labels(version))
+        self._metrics.model_ready.labels(name).set(0)
+        if version.calls == 0:
+            version.idle.set()
+        task = asyncio.get_running_loop().create_task(self._finish(version))
+        self._retirements.add(task)
+        task.add_done_callback(self._retirements.discard)
+
+    async def _finish(self, version: Version) -> None:
+        await version.idle.wait()
+        assert version.served is not None
+        await version.served.batcher.close()
+        self._versions.remove(version)
+        logger.info("model %s version %d is retired", version.name, version.number)
+        self._on_change()
+
+    def _report_scan_error(self, problem: str) -> None:
+        if problem != self._scan_error:  # one line an outage, not one a poll
+            logger.error("the repository cannot be read, what serves goes on: %s", problem)
+        self._scan_error = problem
+
+
+def _info_labels(version: Version) -> tuple[str, ...]:
+    assert version.served is not None
+    spec = version.served.spec
+    return version.name, str(version.number), spec.digest, spec.provider, spec.seed_contract

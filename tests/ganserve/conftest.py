@@ -1,0 +1,96 @@
+"""Fixtures: a repository with a tiny model, and real servers on free ports."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import grpc
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from ganserve.config import ServerConfig
+from ganserve.server import RunningServer, running
+from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
+from tests.ganserve.tiny import write_artifact
+
+StartServer = Callable[..., AbstractAsyncContextManager[RunningServer]]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository that holds the model `tiny`, version 1: 4 latents, 4x4 RGB, `reveal`."""
+    folder = tmp_path / "models"
+    write_artifact(folder)
+    return folder
+
+
+@pytest.fixture
+def running_server() -> StartServer:
+    """`async with running_server(repository, **settings) as server:` until it serves.
+
+    `server.address` is HOST:PORT for calls, `server.metrics_port` for HTTP, `server.metrics` the
+    metrics themselves. Ports are free ones on 127.0.0.1; polling is fast; nothing is drained for.
+    `until_ready=False` yields as soon as the ports are open.
+    """
+
+    @contextlib.asynccontextmanager
+    async def start(
+        repository: Path, *, until_ready: bool = True, **settings: Any
+    ) -> AsyncIterator[RunningServer]:
+        config = server_config(repository, **settings)
+        async with running(config) as server:
+            if until_ready:
+                await server.wait_until_ready()
+            yield server
+
+    return start
+
+
+def server_config(repository: Path, **settings: Any) -> ServerConfig:
+    """Settings for a test: free ports on 127.0.0.1, fast polling, no waiting for drains."""
+    defaults = {"host": "127.0.0.1", "port": 0, "metrics_port": 0, "poll_seconds": 0.05}
+    defaults |= {"device": "cpu", "instances": 2, "threads": 1, "drain_seconds": 0}
+    return ServerConfig(models=repository, **(defaults | settings))
+
+
+@contextlib.asynccontextmanager
+async def connected(server: RunningServer) -> AsyncIterator[ImageGenerationServiceStub]:
+    """A stub on a channel of its own."""
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        yield ImageGenerationServiceStub(channel)
+
+
+def fetch(server: RunningServer, path: str) -> str:
+    """GET a page of the metrics port, over HTTP."""
+    with urlopen(f"http://127.0.0.1:{server.metrics_port}{path}", timeout=10) as reply:
+        return reply.read().decode()
+
+
+async def scrape(server: RunningServer) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """All samples of /metrics: (name, labels) to value."""
+    text = await asyncio.to_thread(fetch, server, "/metrics")
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def metric(server: RunningServer, name: str, **labels: str) -> float:
+    """The sum of the samples of that name whose labels include these, as scraped over HTTP."""
+    return sum(
+        value
+        for (sample_name, sample_labels), value in (await scrape(server)).items()
+        if sample_name == name and labels.items() <= dict(sample_labels).items()
+    )
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait for what tells nobody when it happens, such as a server's view of a client."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.002)

@@ -1,0 +1,355 @@
+import asyncio
+import contextlib
+import threading
+import time
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from ganserve.batcher import Batcher
+from ganserve.errors import DeadlineExceeded, Overloaded, ShuttingDown
+from ganserve.metrics import Metrics
+
+SHAPE = (1, 2, 1)
+
+
+class GatedModel:
+    """Doubles its latents, once the gate is open; remembers every batch."""
+
+    def __init__(self, *, is_open=False):
+        self.batches = []
+        self.fails_on = None
+        self._loop = asyncio.get_running_loop()
+        self._started = asyncio.Semaphore(0)
+        self._gate = threading.Semaphore(10_000 if is_open else 0)
+
+    def __call__(self, latents, labels):
+        self.batches.append(latents[:, 0].astype(int).tolist())
+        self._loop.call_soon_threadsafe(self._started.release)
+        assert self._gate.acquire(timeout=20)
+        if self.fails_on in self.batches[-1]:
+            raise ArithmeticError("a fault of the model")
+        shift = 0 if labels is None else labels[:, None]
+        return (latents * 2 + shift).astype(np.uint8).reshape(-1, *SHAPE)
+
+    async def has_started(self):
+        """Wait for the next batch to reach the model."""
+        await asyncio.wait_for(self._started.acquire(), 20)
+
+    def release(self, batches=10_000):
+        self._gate.release(batches)
+
+
+@contextlib.asynccontextmanager
+async def running(model, **settings):
+    metrics = Metrics(CollectorRegistry())
+    batcher = Batcher(
+        model, SHAPE, metrics, model_name="m", **{"max_batch_size": 4, "queue_size": 64} | settings
+    )
+    batcher.metrics = metrics
+    try:
+        yield batcher
+    finally:
+        model.release()
+        await batcher.close()
+
+
+def rows(*values):
+    return np.repeat(np.array(values, np.float32)[:, None], 2, axis=1)
+
+
+def images(*values):
+    return (rows(*values) * 2).astype(np.uint8).reshape(-1, *SHAPE)
+
+
+def start(batcher, *values, seconds=60.0, **arguments):
+    deadline = time.monotonic() + seconds
+    return asyncio.ensure_future(batcher.submit(rows(*values), deadline=deadline, **arguments))
+
+
+async def settle():
+    """Let every task that can run do so."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def sample(batcher, name, **labels):
+    return batcher.metrics.registry.get_sample_value(name, labels)
+
+
+async def test_one_request_is_answered_with_its_images_and_times():
+    model = GatedModel(is_open=True)
+    async with running(model) as batcher:
+        generated = await start(batcher, 1, 2)
+    assert (generated.pixels == images(1, 2)).all()
+    assert generated.pixels.dtype == np.uint8
+    assert 0 <= generated.queue_seconds < 20
+    assert 0 < generated.compute_seconds < 20
+
+
+async def test_what_waits_during_a_model_call_shares_the_next():
+    model = GatedModel()
+    async with running(model) as batcher:
+        first = start(batcher, 1)
+        await model.has_started()
+        others = [start(batcher, value) for value in (2, 3, 4)]
+        await settle()
+        model.release()
+        answers = [answer.pixels for answer in await asyncio.gather(first, *others)]
+    assert model.batches == [[1], [2, 3, 4]]
+    assert (np.concatenate(answers) == images(1, 2, 3, 4)).all()
+
+
+async def test_a_large_request_is_split_and_answered_in_order():
+    model = GatedModel(is_open=True)
+    async with running(model) as batcher:
+        generated = await start(batcher, *range(11))
+    assert [len(batch) for batch in model.batches] == [4, 4, 3]
+    assert (generated.pixels == images(*range(11))).all()
+
+
+async def test_a_small_request_is_not_held_up_by_a_large_one():
+    model = GatedModel()
+    async with running(model) as batcher:
+        large = start(batcher, *range(12))
+        await model.has_started()
+        small = start(batcher, 100)
+        await settle()
+        model.release(3)  # the batch under way, the large one's turn, the small one's turn
+        assert ((await small).pixels == images(100)).all()
+        assert not large.done()
+        model.release()
+        assert ((await large).pixels == images(*range(12))).all()
+    assert model.batches == [[0, 1, 2, 3], [4, 5, 6, 7], [100, 8, 9, 10], [11]]
+
+
+async def test_two_large_requests_take_turns():
+    model = GatedModel()
+    async with running(model) as batcher:
+        blocker = start(batcher, 0)
+        await model.has_started()
+        requests = [start(batcher, *range(10, 18)), start(batcher, *range(20, 28))]
+        await settle()
+        model.release()
+        await asyncio.gather(blocker, *requests)
+    assert model.batches[1:] == [
+        [10, 11, 12, 13],
+        [20, 21, 22, 23],
+        [14, 15, 16, 17],
+        [24, 25, 26, 27],
+    ]
+
+
+async def test_labels_reach_the_model_with_their_rows():
+    model = GatedModel()
+    async with running(model) as batcher:
+        requests = [
+            start(batcher, value, labels=np.array([label], np.int64))
+            for value, label in ((1, 10), (2, 20), (3, 30))
+        ]
+        await settle()
+        model.release()
+        answers = [answer.pixels for answer in await asyncio.gather(*requests)]
+    expected = images(1, 2, 3) + np.array([10, 20, 30], np.uint8)[:, None, None, None]
+    assert (np.concatenate(answers) == expected).all()
+
+
+async def test_idle_workers_share_a_request():
+    model = GatedModel()
+    async with running(model, instances=2, max_batch_size=8) as batcher:
+        request = start(batcher, *range(8))
+        await model.has_started()
+        await model.has_started()
+        model.release()
+        assert ((await request).pixels == images(*range(8))).all()
+    assert sorted(model.batches) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
+    model = GatedModel()
+    async with running(model, queue_size=4) as batcher:
+        first = start(batcher, 1)
+        await model.has_started()
+        waiting = start(batcher, 2, 3, 4)
+        await settle()
+        with pytest.raises(Overloaded, match="3 images wait, 2 more") as refusal:
+            await start(batcher, 5, 6)
+        assert 0 < refusal.value.retry_seconds <= 10
+        last = start(batcher, 7)
+        await settle()
+        assert sample(batcher, "ganserve_pending_images") == 4
+        model.release()
+        await asyncio.gather(first, waiting, last)
+        assert sample(batcher, "ganserve_pending_images") == 0
+
+
+async def test_a_further_part_of_an_admitted_call_is_never_refused():
+    model = GatedModel()
+    async with running(model, queue_size=2) as batcher:
+        first = start(batcher, 1)
+        await model.has_started()
+        waiting, part = start(batcher, 2, 3), start(batcher, 4, admitted=True)
+        await settle()
+        model.release()
+        assert ((await part).pixels == images(4)).all()
+        await asyncio.gather(first, waiting)
+
+
+async def test_a_cancelled_caller_leaves_its_batchmates_unharmed():
+    model = GatedModel()
+    async with running(model) as batcher:
+        first = start(batcher, 1)
+        await model.has_started()
+        leaver, stayer = start(batcher, 2), start(batcher, 3)
+        await settle()
+        model.release(1)
+        await model.has_started()  # both are in this batch
+        leaver.cancel()
+        model.release()
+        assert ((await stayer).pixels == images(3)).all()
+        await first
+        assert leaver.cancelled() or await asyncio.wait([leaver])
+    assert model.batches == [[1], [2, 3]]
+    assert sample(batcher, "ganserve_abandoned_images_total", reason="cancelled") == 0
+
+
+async def test_rows_of_a_caller_that_has_gone_never_reach_the_model():
+    model = GatedModel()
+    async with running(model) as batcher:
+        first = start(batcher, 1)
+        await model.has_started()
+        leaver, stayer = start(batcher, 2, 3), start(batcher, 4)
+        await settle()
+        leaver.cancel()
+        await settle()
+        assert sample(batcher, "ganserve_pending_images") == 1
+        model.release()
+        await asyncio.gather(first, stayer)
+    assert model.batches == [[1], [4]]
+    assert sample(batcher, "ganserve_abandoned_images_total", reason="cancelled") == 2
+
+
+async def test_a_half_served_caller_that_has_gone_frees_the_rest():
+    model = GatedModel()
+    async with running(model) as batcher:
+        leaver = start(batcher, *range(10))
+        await model.has_started()
+        leaver.cancel()
+        await settle()
+        model.release()
+        assert ((await start(batcher, 50)).pixels == images(50)).all()
+    assert model.batches == [[0, 1, 2, 3], [50]]
+    assert sample(batcher, "ganserve_abandoned_images_total", reason="cancelled") == 6
+
+
+async def test_rows_past_their_deadline_never_reach_the_model():
+    model = GatedModel()
+    async with running(model) as batcher:
+        first = start(batcher, 1)
+        await model.has_started()
+        late, stayer = start(batcher, 2, 3, seconds=0), start(batcher, 4)
+        await settle()
+        model.release()
+        with pytest.raises(DeadlineExceeded):
+            await late
+        await asyncio.gather(first, stayer)
+    assert model.batches == [[1], [4]]
+    assert sample(batcher, "ganserve_abandoned_images_total", reason="deadline") == 2
+
+
+async def test_a_caller_cancelled_at_its_deadline_counts_as_such():
+    model = GatedModel()
+    async with running(model) as batcher:
+        first = start(batcher, 1)
+        await model.has_started()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await start(batcher, 2, seconds=0.02)
+        model.release()
+        await first
+    assert sample(batcher, "ganserve_abandoned_images_total", reason="deadline") == 1
+
+
+async def test_a_fault_fails_its_batch_alone():
+    model = GatedModel()
+    model.fails_on = 2
+    async with running(model) as batcher:
+        first = start(batcher, 1)
+        await model.has_started()
+        faulty, batchmate = start(batcher, 2), start(batcher, 3)
+        large = start(batcher, *range(10, 18))  # two rows in the faulty batch
+        await settle()
+        model.release()
+        for request in (faulty, batchmate, large):
+            with pytest.raises(RuntimeError, match="failed on a batch") as failure:
+                await request
+            assert isinstance(failure.value.__cause__, ArithmeticError)
+        assert ((await first).pixels == images(1)).all()
+        assert ((await start(batcher, 5)).pixels == images(5)).all()
+    assert model.batches == [[1], [2, 3, 10, 11], [5]]
+    assert sample(batcher, "ganserve_abandoned_images_total", reason="failed") == 6
+
+
+async def test_closing_answers_what_was_accepted_and_refuses_the_rest():
+    model = GatedModel()
+    async with running(model) as batcher:
+        accepted = [start(batcher, *range(value, value + 3)) for value in (0, 10, 20)]
+        await model.has_started()
+        closing = asyncio.ensure_future(batcher.close())
+        await settle()
+        with pytest.raises(ShuttingDown):
+            await start(batcher, 99)
+        assert not closing.done()
+        model.release()
+        await closing
+        for value, request in zip((0, 10, 20), accepted, strict=True):
+            assert ((await request).pixels == images(*range(value, value + 3))).all()
+
+
+async def test_the_oldest_waits_for_company_no_longer_than_allowed():
+    model = GatedModel(is_open=True)
+    async with running(model, max_wait_seconds=0.1) as batcher:
+        started = time.monotonic()
+        generated = await start(batcher, 1)
+        assert time.monotonic() - started >= 0.1
+        assert generated.queue_seconds >= 0.1
+
+
+async def test_a_full_batch_does_not_wait():
+    model = GatedModel(is_open=True)
+    async with running(model, max_wait_seconds=60) as batcher:
+        await asyncio.wait_for(asyncio.gather(start(batcher, 1, 2), start(batcher, 3, 4)), 20)
+    assert model.batches == [[1, 2, 3, 4]]
+
+
+async def test_every_batch_and_request_is_measured():
+    model = GatedModel(is_open=True)
+    async with running(model) as batcher:
+        await start(batcher, *range(6))
+    assert sample(batcher, "ganserve_batch_images_count", model="m") == 2
+    assert sample(batcher, "ganserve_batch_images_sum", model="m") == 6
+    assert sample(batcher, "ganserve_compute_seconds_count", model="m") == 2
+    assert sample(batcher, "ganserve_queue_seconds_count") == 1
+    assert sample(batcher, "ganserve_padding_images_total", model="m") == 0
+
+
+async def test_under_random_load_and_cancels_everyone_who_stays_gets_their_own_images():
+    random = np.random.default_rng(7)
+    model = GatedModel(is_open=True)
+    async with running(model, instances=2, queue_size=100_000) as batcher:
+        requests = []
+        for _ in range(300):
+            values = random.integers(0, 120, size=random.integers(1, 11)).tolist()
+            request = start(batcher, *values)
+            requests.append((values, request, random.random() < 0.2))
+            if random.random() < 0.3:
+                await settle()
+        for _, request, leaves in requests:
+            if leaves:
+                request.cancel()
+        for values, request, leaves in requests:
+            if not leaves:
+                assert ((await request).pixels == images(*values)).all()
+        await asyncio.wait([request for _, request, _ in requests])
+        assert sample(batcher, "ganserve_pending_images") == 0

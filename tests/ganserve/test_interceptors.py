@@ -1,0 +1,363 @@
+import asyncio
+import contextlib
+import logging
+import re
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from grpc_status import rpc_status
+from prometheus_client import CollectorRegistry
+
+from ganserve.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    Loading,
+    Overloaded,
+    ShuttingDown,
+    UnknownModel,
+)
+from ganserve.interceptors import Interceptor
+from ganserve.metrics import Metrics
+from tests.ganserve.conftest import eventually
+
+SERVICE = "test.Service"
+
+
+class Behaviours:
+    """Handlers that answer, fail or wait, as a test wants."""
+
+    def __init__(self):
+        self.error = None
+        self.entered = asyncio.Semaphore(0)
+        self.gate = asyncio.Event()
+        self.left = asyncio.Event()
+
+    async def unary(self, request, _):
+        if self.error is not None:
+            raise self.error
+        return request
+
+    async def abort(self, _, context):
+        await context.abort(grpc.StatusCode.ALREADY_EXISTS, "as the handler wants")
+
+    async def wait(self, request, _):
+        self.entered.release()
+        await self.gate.wait()
+        return request
+
+    async def stream(self, request, _):
+        try:
+            for _ in range(3):
+                yield request
+            if self.error is not None:
+                raise self.error
+        finally:
+            self.left.set()
+
+    async def endless(self, request, _):
+        try:
+            while True:
+                self.entered.release()
+                yield request
+                await self.gate.wait()
+        finally:
+            self.left.set()
+
+    async def flood(self, *_):
+        try:
+            while True:
+                yield b"x" * 100_000
+        finally:
+            self.left.set()
+
+    async def chat(self, requests, _):
+        async for request in requests:
+            yield request
+
+    async def collect(self, requests, _):
+        return b"".join([request async for request in requests])
+
+
+@contextlib.asynccontextmanager
+async def running(behaviours, **settings):
+    interceptor = Interceptor(
+        Metrics(CollectorRegistry()), **{"deadline_seconds": 20, "exempt_services": ()} | settings
+    )
+    server = grpc.aio.server(interceptors=[interceptor])
+    handlers = {
+        "Unary": grpc.unary_unary_rpc_method_handler(behaviours.unary),
+        "Abort": grpc.unary_unary_rpc_method_handler(behaviours.abort),
+        "Wait": grpc.unary_unary_rpc_method_handler(behaviours.wait),
+        "Stream": grpc.unary_stream_rpc_method_handler(behaviours.stream),
+        "Endless": grpc.unary_stream_rpc_method_handler(behaviours.endless),
+        "Flood": grpc.unary_stream_rpc_method_handler(behaviours.flood),
+        "Chat": grpc.stream_stream_rpc_method_handler(behaviours.chat),
+        "Collect": grpc.stream_unary_rpc_method_handler(behaviours.collect),
+    }
+    for service in (SERVICE, "test.Exempt"):
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            channel.interceptor = interceptor
+            yield channel
+    finally:
+        behaviours.gate.set()
+        await server.stop(0)
+        check_started_equals_handled(interceptor)
+
+
+def unary(channel, method="Unary", service=SERVICE, **arguments):
+    return channel.unary_unary(f"/{service}/{method}")(b"request", **arguments)
+
+
+def stream(channel, method="Stream", **arguments):
+    return channel.unary_stream(f"/{SERVICE}/{method}")(b"request", **arguments)
+
+
+def samples(interceptor, name):
+    return [
+        sample
+        for family in interceptor._metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == name
+    ]
+
+
+def check_started_equals_handled(interceptor):
+    """The property that must hold after every test."""
+    started = samples(interceptor, "grpc_server_started_total")
+    handled = samples(interceptor, "grpc_server_handled_total")
+    timed = samples(interceptor, "grpc_server_handling_seconds_count")
+    assert started
+    for sample in started:
+        same = [s.value for s in handled if sample.labels.items() <= s.labels.items()]
+        assert sum(same) == sample.value, sample
+        assert [s.value for s in timed if s.labels == sample.labels] == [sample.value]
+
+
+def handled(channel):
+    """(type, method, code) to count."""
+    return {
+        tuple(sample.labels[f"grpc_{key}"] for key in ("type", "method", "code")): sample.value
+        for sample in samples(channel.interceptor, "grpc_server_handled_total")
+    }
+
+
+async def handled_soon(channel, key, count=1):
+    """Wait for a call to be counted; the server learns of a cancel after the client."""
+    await eventually(lambda: handled(channel).get(key) == count)
+
+
+async def failure(call):
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call
+    return error.value
+
+
+async def test_each_kind_of_call_is_answered_and_counted():
+    async with running(Behaviours()) as channel:
+        assert await unary(channel) == b"request"
+        assert [reply async for reply in stream(channel)] == [b"request"] * 3
+        collect = channel.stream_unary(f"/{SERVICE}/Collect")
+        assert await collect(iter([b"a", b"b"])) == b"ab"
+        chat = channel.stream_stream(f"/{SERVICE}/Chat")(iter([b"a", b"b"]))
+        assert [reply async for reply in chat] == [b"a", b"b"]
+        assert handled(channel) == {
+            ("unary", "Unary", "OK"): 1,
+            ("server_stream", "Stream", "OK"): 1,
+            ("client_stream", "Collect", "OK"): 1,
+            ("bidi_stream", "Chat", "OK"): 1,
+        }
+
+
+@pytest.mark.parametrize("method", ["Unary", "Stream"])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        pytest.param(InvalidRequest("seeds", "expected 1"), "INVALID_ARGUMENT", id="invalid"),
+        pytest.param(UnknownModel("model 'x'"), "NOT_FOUND", id="unknown model"),
+        pytest.param(Overloaded("full", 0.25), "RESOURCE_EXHAUSTED", id="overloaded"),
+        pytest.param(Loading("loading"), "UNAVAILABLE", id="loading"),
+        pytest.param(ShuttingDown("shutting down"), "UNAVAILABLE", id="shutting down"),
+        pytest.param(DeadlineExceeded("late"), "DEADLINE_EXCEEDED", id="deadline"),
+    ],
+)
+async def test_a_failure_a_caller_may_see_becomes_its_status(method, error, code):
+    behaviours = Behaviours()
+    behaviours.error = error
+    async with running(behaviours) as channel:
+        if method == "Unary":
+            seen = await failure(unary(channel))
+        else:
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                _ = [reply async for reply in stream(channel)]
+            seen = raised.value
+        assert (seen.code().name, seen.details()) == (code, str(error))
+        assert [count for key, count in handled(channel).items() if key[1:] == (method, code)] == [
+            1
+        ]
+        rejected = channel.interceptor._metrics.rejected_requests.labels(error.reason)
+        assert rejected._value.get() == 1
+
+
+async def test_an_invalid_request_carries_its_field():
+    behaviours = Behaviours()
+    behaviours.error = InvalidRequest("quality", "expected 1 to 100, got 0")
+    async with running(behaviours) as channel:
+        status = rpc_status.from_call(await failure(unary(channel)))
+    detail = BadRequest()
+    assert status.details[0].Unpack(detail)
+    (violation,) = detail.field_violations
+    assert (violation.field, violation.description) == ("quality", "expected 1 to 100, got 0")
+
+
+async def test_an_overload_says_when_to_come_back():
+    behaviours = Behaviours()
+    behaviours.error = Overloaded("full", 0.25)
+    async with running(behaviours) as channel:
+        status = rpc_status.from_call(await failure(unary(channel)))
+    detail = RetryInfo()
+    assert status.details[0].Unpack(detail)
+    assert detail.retry_delay.ToTimedelta().total_seconds() == 0.25
+
+
+async def test_our_own_mistake_is_logged_in_full_and_answered_with_its_id_alone(caplog):
+    behaviours = Behaviours()
+    behaviours.error = ZeroDivisionError("a secret detail")
+    async with running(behaviours) as channel:
+        seen = await failure(unary(channel))
+        assert handled(channel) == {("unary", "Unary", "INTERNAL"): 1}
+    assert seen.code() is grpc.StatusCode.INTERNAL
+    error_id = re.fullmatch("internal error, id ([0-9a-f]{32})", seen.details())[1]
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert error_id in record.getMessage()
+    assert "a secret detail" in caplog.text
+
+
+async def test_the_status_of_a_handler_that_aborts_is_kept():
+    async with running(Behaviours()) as channel:
+        seen = await failure(unary(channel, "Abort"))
+        assert (seen.code(), seen.details()) == (
+            grpc.StatusCode.ALREADY_EXISTS,
+            "as the handler wants",
+        )
+        assert handled(channel) == {("unary", "Abort", "ALREADY_EXISTS"): 1}
+
+
+async def test_unknown_methods_share_one_label():
+    async with running(Behaviours()) as channel:
+        for index in range(5):
+            seen = await failure(unary(channel, f"Method{index}", f"service.{index}"))
+            assert seen.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert handled(channel) == {("unknown", "unknown", "UNIMPLEMENTED"): 5}
+
+
+@pytest.mark.parametrize("path", ["/", "//", "nonsense", "/a/b/c", "/test.Service/"])
+async def test_odd_paths_are_unknown_methods(path):
+    async with running(Behaviours()) as channel:
+        seen = await failure(channel.unary_unary(path)(b""))
+        assert seen.code() is grpc.StatusCode.UNIMPLEMENTED
+        await unary(channel)
+
+
+async def test_a_call_that_its_caller_cancels_counts_as_cancelled():
+    behaviours = Behaviours()
+    async with running(behaviours) as channel:
+        call = unary(channel, "Wait", timeout=20)
+        await behaviours.entered.acquire()
+        call.cancel()
+        await handled_soon(channel, ("unary", "Wait", "CANCELLED"))
+
+
+async def test_a_call_that_its_deadline_ends_counts_as_such():
+    behaviours = Behaviours()
+    async with running(behaviours) as channel:
+        seen = await failure(unary(channel, "Wait", timeout=0.1))
+        assert seen.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await handled_soon(channel, ("unary", "Wait", "DEADLINE_EXCEEDED"))
+
+
+async def test_a_stream_whose_reader_leaves_is_closed_at_once():
+    behaviours = Behaviours()
+    async with running(behaviours) as channel:
+        call = stream(channel, "Endless", timeout=20)
+        assert await call.read() == b"request"
+        call.cancel()
+        await handled_soon(channel, ("server_stream", "Endless", "CANCELLED"))
+        assert behaviours.left.is_set()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "code"), [(20, "CANCELLED"), (0.3, "DEADLINE_EXCEEDED")], ids=["cancel", "deadline"]
+)
+async def test_a_stream_whose_reader_leaves_without_reading_is_no_mistake_of_ours(seconds, code):
+    behaviours = Behaviours()
+    async with running(behaviours) as channel:
+        call = channel.unary_stream(f"/{SERVICE}/Flood")(b"request", timeout=seconds)
+        assert await call.read() == b"x" * 100_000
+        if code == "CANCELLED":
+            call.cancel()
+        await handled_soon(channel, ("server_stream", "Flood", code))
+        assert behaviours.left.is_set()
+
+
+async def test_a_stream_that_is_not_read_ends_at_the_servers_deadline():
+    async with running(Behaviours(), deadline_seconds=0.1) as channel:
+        call = channel.unary_stream(f"/{SERVICE}/Flood")(b"request")
+        assert await call.read() == b"x" * 100_000
+        await handled_soon(channel, ("server_stream", "Flood", "DEADLINE_EXCEEDED"))
+
+
+async def test_a_caller_without_a_deadline_gets_the_servers():
+    async with running(Behaviours(), deadline_seconds=0.05) as channel:
+        seen = await failure(unary(channel, "Wait"))
+        assert seen.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "longer than 0.05 s" in seen.details()
+        assert handled(channel) == {("unary", "Wait", "DEADLINE_EXCEEDED"): 1}
+
+
+async def test_a_stream_without_a_deadline_gets_the_servers():
+    async with running(Behaviours(), deadline_seconds=0.05) as channel:
+        call = stream(channel, "Endless")
+        assert await call.read() == b"request"
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call.read()
+        assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_a_timeout_within_a_handler_is_our_own_mistake():
+    behaviours = Behaviours()
+    behaviours.error = TimeoutError("somewhere inside")
+    async with running(behaviours) as channel:
+        assert (await failure(unary(channel))).code() is grpc.StatusCode.INTERNAL
+
+
+async def test_exempt_services_have_no_deadline_and_no_gate():
+    behaviours = Behaviours()
+    settings = {"deadline_seconds": 0.05, "exempt_services": ["test.Exempt"]}
+    async with running(behaviours, **settings) as channel:
+        call = asyncio.ensure_future(unary(channel, "Wait", "test.Exempt"))
+        await behaviours.entered.acquire()
+        assert (await failure(unary(channel, "Wait"))).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        channel.interceptor.refuse_new_calls()
+        await channel.interceptor.wait_until_idle()
+        assert await unary(channel, "Unary", "test.Exempt") == b"request"
+        behaviours.gate.set()
+        assert await call == b"request"
+
+
+async def test_new_calls_are_refused_while_those_under_way_are_answered():
+    behaviours = Behaviours()
+    async with running(behaviours) as channel:
+        call = asyncio.ensure_future(unary(channel, "Wait"))
+        await behaviours.entered.acquire()
+        channel.interceptor.refuse_new_calls()
+        idle = asyncio.ensure_future(channel.interceptor.wait_until_idle())
+        assert (await failure(unary(channel))).code() is grpc.StatusCode.UNAVAILABLE
+        assert not idle.done()
+        behaviours.gate.set()
+        assert await call == b"request"
+        await asyncio.wait_for(idle, 20)

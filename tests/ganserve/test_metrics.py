@@ -1,0 +1,127 @@
+import socket
+import urllib.error
+from urllib.request import urlopen
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from ganserve.errors import StartupError
+from ganserve.metrics import SECONDS_BUCKETS, Metrics, MetricsServer
+
+# The names that dashboards rely on, with their labels.
+CONTRACT = {
+    "grpc_server_started": {"grpc_type", "grpc_service", "grpc_method"},
+    "grpc_server_handled": {"grpc_type", "grpc_service", "grpc_method", "grpc_code"},
+    "grpc_server_handling_seconds": {"grpc_type", "grpc_service", "grpc_method"},
+    "ganserve_queue_seconds": set(),
+    "ganserve_compute_seconds": {"model"},
+    "ganserve_encode_seconds": {"format"},
+    "ganserve_batch_images": {"model"},
+    "ganserve_images": {"model", "version"},
+    "ganserve_padding_images": {"model"},
+    "ganserve_abandoned_images": {"reason"},
+    "ganserve_rejected_requests": {"reason"},
+    "ganserve_pending_images": set(),
+    "ganserve_model_info": {"model", "version", "digest", "provider", "seed_contract"},
+    "ganserve_model_ready": {"model"},
+    "ganserve_model_loads": {"model", "outcome"},
+    "ganserve_model_load_seconds": {"model"},
+}
+
+
+@pytest.fixture
+def http():
+    """Starts servers; what they say about themselves is in the dict."""
+    servers = []
+    says = {"alive": True, "reason": None}
+
+    def start(port=0, host="127.0.0.1"):
+        metrics = Metrics(CollectorRegistry())
+        metrics.pending_images.set(3)
+        server = MetricsServer.start(
+            host,
+            port,
+            metrics.registry,
+            is_alive=lambda: says["alive"],
+            why_not_ready=lambda: says["reason"],
+        )
+        servers.append(server)
+        return server.port
+
+    start.says = says
+    yield start
+    for server in servers:
+        server.close()
+
+
+def get(port, path):
+    try:
+        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_every_metric_has_its_name_and_labels():
+    metrics = Metrics(CollectorRegistry())
+    found = {
+        metric._name: set(metric._labelnames)
+        for metric in vars(metrics).values()
+        if hasattr(metric, "_labelnames")
+    }
+    assert found == CONTRACT
+
+
+def test_buckets_reach_from_100_microseconds_to_10_seconds():
+    assert (SECONDS_BUCKETS[0], SECONDS_BUCKETS[-1]) == (1e-4, 10.0)
+    assert list(SECONDS_BUCKETS) == sorted(set(SECONDS_BUCKETS))
+
+
+def test_refusals_and_losses_are_shown_before_the_first_one(http):
+    _, text = get(http(), "/metrics")
+    assert 'ganserve_rejected_requests_total{reason="queue_full"} 0.0' in text
+    assert 'ganserve_abandoned_images_total{reason="cancelled"} 0.0' in text
+
+
+def test_metrics_are_shown_as_prometheus_reads_them(http):
+    status, text = get(http(), "/metrics")
+    assert status == 200
+    assert "# TYPE ganserve_pending_images gauge\nganserve_pending_images 3.0\n" in text
+
+
+def test_liveness_is_that_of_the_event_loop(http):
+    port = http()
+    assert get(port, "/healthz") == (200, "ok\n")
+    http.says["alive"] = False
+    assert get(port, "/healthz")[0] == 503
+
+
+def test_readiness_says_what_is_missing(http):
+    port = http()
+    assert get(port, "/readyz") == (200, "ready\n")
+    http.says["reason"] = "loading models"
+    assert get(port, "/readyz") == (503, "loading models\n")
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics/x", "/%00", "/metricsx"])
+def test_other_pages_do_not_exist(http, path):
+    assert get(http(), path)[0] == 404
+
+
+def test_a_port_in_use_is_one_clear_line(http):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(StartupError, match=rf"127.0.0.1:{port}: Address already in use"):
+            http(port)
+
+
+def test_a_host_that_does_not_exist_is_one_clear_line(http):
+    with pytest.raises(StartupError, match=r"metrics_port: cannot listen on 256\.1\.1\.1"):
+        http(host="256.1.1.1")
+
+
+def test_a_client_that_says_nothing_holds_up_nobody(http):
+    port = http()
+    with socket.create_connection(("127.0.0.1", port)):
+        assert get(port, "/healthz")[0] == 200

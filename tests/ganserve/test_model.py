@@ -1,0 +1,208 @@
+import base64
+import hashlib
+import io
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from PIL import Image
+
+from ganserve.errors import ModelError, ProviderUnavailable, StartupError
+from ganserve.latents import draw_latents
+from ganserve.model import check_runtime, load_model
+from tests.ganserve.tiny import (
+    foreign_onnx,
+    golden_section,
+    publish,
+    reveal_pixels,
+    write_artifact,
+)
+
+
+def load(path, device="cpu", **settings):
+    return load_model(path, device, **{"threads": 1, "warm_batch_sizes": (1, 2)} | settings)
+
+
+def latents(count, latent_dim=4):
+    return draw_latents(np.arange(count, dtype=np.uint64), latent_dim)
+
+
+def test_a_sound_artifact_is_described(tmp_path):
+    path = write_artifact(tmp_path, latent_dim=7, height=3, width=5, channels=1)
+    spec = load(path).spec
+    assert (spec.latent_dim, spec.height, spec.width, spec.channels) == (7, 3, 5, 1)
+    assert spec.class_names == ()
+    assert spec.seed_contract == "philox4x32-10/box-muller/1"
+    assert spec.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert spec.provider == "CPUExecutionProvider"
+    assert spec.evaluation == {"frechet_distance_pixels": 1.5}
+
+
+def test_images_are_those_of_their_latents(tmp_path):
+    model = load(write_artifact(tmp_path))
+    assert (model.run_batch(latents(5)) == reveal_pixels(latents(5))).all()
+
+
+def test_images_are_those_of_their_labels(tmp_path):
+    model = load(write_artifact(tmp_path, class_names=["cat", "dog"]))
+    labels = np.array([0, 1, 1], np.int64)
+    assert model.spec.class_names == ("cat", "dog")
+    assert (model.run_batch(latents(3), labels) == reveal_pixels(latents(3), labels)).all()
+
+
+def test_a_model_runs_in_several_threads_at_once(tmp_path):
+    model = load(write_artifact(tmp_path, network="convolutional"))
+    expected = model.run_batch(latents(8))
+    with ThreadPoolExecutor(4) as pool:
+        for made in pool.map(model.run_batch, [latents(8)] * 16):
+            assert (made == expected).all()
+
+
+def test_the_device_auto_finds_one(tmp_path):
+    assert load(write_artifact(tmp_path), "auto").run_batch(latents(1)).shape == (1, 4, 4, 3)
+
+
+def available_gpu_providers():
+    gpu = {"CUDAExecutionProvider", "TensorrtExecutionProvider"}
+    return gpu & set(onnxruntime.get_available_providers())
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_device_that_is_not_there_is_no_reason_to_use_another(tmp_path, device):
+    if available_gpu_providers():
+        pytest.skip("this ONNX Runtime has GPU providers")
+    path = write_artifact(tmp_path)
+    with pytest.raises(ProviderUnavailable, match=rf"device {device}: expected \w+Execution"):
+        load(path, device)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        pytest.param({"schema": 2}, "gan.schema: Input should be 1, got 2", id="schema"),
+        pytest.param({"schema": None}, "gan.schema: Field required", id="no schema"),
+        pytest.param({"seed_contract": "mt19937"}, "gan.seed_contract: .*got mt19937", id="seeds"),
+        pytest.param({"golden": None}, "gan.golden: Field required", id="no golden section"),
+        pytest.param({"class_names": ["a"]}, r"inputs: expected \['labels'", id="no labels input"),
+        pytest.param({"evaluation": {"x": "good"}}, "gan.evaluation.x", id="evaluation"),
+    ],
+)
+def test_wrong_metadata_is_named(tmp_path, metadata, message):
+    path = write_artifact(tmp_path, metadata=metadata)
+    with pytest.raises(ModelError, match=message) as error:
+        load(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(b"", "cannot load it", id="empty"),
+        pytest.param(b"not a model", "cannot load it", id="text"),
+        pytest.param(foreign_onnx(), "metadata: expected the key gan", id="another ONNX model"),
+    ],
+)
+def test_a_file_that_is_no_artifact_is_refused(tmp_path, content, message):
+    with pytest.raises(ModelError, match=message):
+        load(publish(tmp_path, "tiny", 1, content))
+
+
+def test_a_truncated_artifact_is_refused(tmp_path):
+    path = write_artifact(tmp_path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ModelError, match=str(path)):
+        load(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ModelError, match=r"none.onnx: cannot be read: No such file"):
+        load(tmp_path / "none.onnx")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        pytest.param({"channels": 2}, "images: expected 1 or 3 channels, got 2", id="channels"),
+        pytest.param({"batch": 1}, "latents: expected .* a dynamic batch", id="fixed batch"),
+    ],
+)
+def test_wrong_shapes_are_named(tmp_path, settings, message):
+    with pytest.raises(ModelError, match=message):
+        load(write_artifact(tmp_path, **settings))
+
+
+class TestGoldenImages:
+    def test_within_the_tolerance_they_pass(self, tmp_path):
+        settings = {"max_difference": 2, "differing_share": 1.0}
+        assert load(write_artifact(tmp_path, golden_shift=2, **settings))
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            pytest.param({"max_difference": 1, "differing_share": 1.0}, "got 2 on", id="too far"),
+            pytest.param({"max_difference": 2, "differing_share": 0.5}, "on 100", id="too many"),
+        ],
+    )
+    def test_beyond_it_the_model_is_refused(self, tmp_path, settings, message):
+        path = write_artifact(tmp_path, golden_shift=2, **settings)
+        with pytest.raises(ModelError, match=f"golden image of seed 0: .*{message}"):
+            load(path)
+
+    def test_an_equal_hash_needs_no_look_at_the_png(self, tmp_path):
+        golden = self.golden_of(tmp_path)
+        golden["images"][0]["png"] = base64.b64encode(b"no PNG").decode()
+        load(write_artifact(tmp_path, version=2, metadata={"golden": golden}))
+
+    @pytest.mark.parametrize(
+        ("png", "message"),
+        [
+            pytest.param(b"no PNG", "not a PNG", id="not a PNG"),
+            pytest.param("2x2", "expected 4x4 with 3 channels, got 2x2", id="another size"),
+            pytest.param("grey", "expected 4x4 with 3 channels, got 4x4 L", id="another mode"),
+        ],
+    )
+    def test_a_png_that_does_not_fit_is_named(self, tmp_path, png, message):
+        if isinstance(png, str):
+            file = io.BytesIO()
+            mode, size = ("L", (4, 4)) if png == "grey" else ("RGB", (2, 2))
+            Image.new(mode, size).save(file, "PNG")
+            png = file.getvalue()
+        golden = self.golden_of(tmp_path)
+        golden["images"][1] |= {"sha256": "0" * 64, "png": base64.b64encode(png).decode()}
+        path = write_artifact(tmp_path, version=2, metadata={"golden": golden})
+        with pytest.raises(ModelError, match=f"seed 1: {message}"):
+            load(path)
+
+    def test_conditional_ones_need_a_label_in_range(self, tmp_path):
+        golden = self.golden_of(tmp_path, classes=2)
+        golden["images"][0]["label"] = 2
+        classes = ["a", "b"]
+        path = write_artifact(tmp_path, version=2, class_names=classes, metadata={"golden": golden})
+        with pytest.raises(ModelError, match="labels below 2"):
+            load(path)
+
+    @staticmethod
+    def golden_of(tmp_path, classes=0):
+        path = write_artifact(tmp_path, class_names=["a", "b"][:classes])
+        tolerance = {"max_difference": 0, "differing_share": 0.0}
+        return golden_section(onnx.load(path), 4, 0) | {"tolerance": tolerance}
+
+
+def test_two_runtimes_are_refused():
+    with pytest.raises(StartupError, match="both installed and break each other"):
+        check_runtime(["onnxruntime", "onnxruntime-gpu"])
+
+
+def test_a_missing_runtime_is_explained(monkeypatch):
+    monkeypatch.setattr(sys, "path", [])  # as where it is not installed
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    with pytest.raises(StartupError, match=r"pip install 'ganserve\[cpu\]'"):
+        check_runtime([])
+
+
+def test_one_runtime_is_fine():
+    check_runtime(["onnxruntime"])
+    check_runtime()

@@ -1,0 +1,339 @@
+import asyncio
+import contextlib
+import threading
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from ganserve.batcher import Batcher
+from ganserve.errors import (
+    InvalidRequest,
+    Loading,
+    ProviderUnavailable,
+    ShuttingDown,
+    StartupError,
+    UnknownModel,
+)
+from ganserve.metrics import Metrics
+from ganserve.model import load_model
+from ganserve.model_files import check_root, scan
+from ganserve.repository import ModelState, Repository
+from tests.ganserve.tiny import publish, write_artifact
+
+LOAD = partial(load_model, device="cpu", threads=1)
+
+
+class GatedLoad:
+    """Loads when the gate is open; counts."""
+
+    def __init__(self):
+        self.loads = 0
+        self._started, self._gate = threading.Event(), threading.Event()
+
+    def __call__(self, path):
+        self.loads += 1
+        self._started.set()
+        assert self._gate.wait(20)
+        return LOAD(path)
+
+    async def has_started(self):
+        assert await asyncio.to_thread(self._started.wait, 20)
+
+    def release(self):
+        self._gate.set()
+
+
+@contextlib.asynccontextmanager
+async def opened(root, load=LOAD, **settings):
+    metrics = Metrics(CollectorRegistry())
+
+    def start_batcher(name, model):
+        return Batcher(model.run_batch, (4, 4, 3), metrics, model_name=name)
+
+    repository = Repository(root, load, start_batcher, metrics, **settings)
+    repository.metrics = metrics
+    try:
+        yield repository
+    finally:
+        await repository.close()
+
+
+def states(repository):
+    return [(v.name, v.number, v.state.name) for v in repository.versions]
+
+
+def sample(repository, name, **labels):
+    return repository.metrics.registry.get_sample_value(name, labels)
+
+
+def serving(repository, name="tiny"):
+    with repository.use(name, None) as (version, _):
+        return version.number
+
+
+async def pixels_of(served, latents=(0, 0, 0, 0)):
+    rows = np.array([latents], np.float32)
+    return (await served.batcher.submit(rows, deadline=time.monotonic() + 20)).pixels
+
+
+async def settle():
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def remove(path):
+    path.unlink()
+    path.parent.rmdir()
+
+
+def test_a_scan_finds_versions_newest_first_and_passes_over_the_rest(tmp_path):
+    for version in (2, 10, 9):
+        publish(tmp_path, "a", version, b"x")
+    publish(tmp_path, "b", 1, b"x")
+    for name in ("0", "01", "-1", "1.5", "latest", ".staging-1", "9" * 30):
+        publish(tmp_path, "a", name, b"x")
+    (tmp_path / "a" / "11").mkdir()  # still without its file
+    (tmp_path / "a" / "12").write_text("no folder")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / ".hidden" / "1").mkdir(parents=True)
+    (tmp_path / ".hidden" / "1" / "model.onnx").write_text("")
+    (tmp_path / "README").write_text("no model")
+    found = scan(tmp_path)
+    assert {name: [c.version for c in versions] for name, versions in found.items()} == {
+        "a": [10, 9, 2],
+        "b": [1],
+    }
+
+
+@pytest.mark.parametrize("kind", ["missing", "a file"])
+def test_a_root_that_is_no_folder_is_refused(tmp_path, kind):
+    root = tmp_path / "models"
+    if kind == "a file":
+        root.write_text("")
+    with pytest.raises(StartupError, match=f"models: expected a folder .*{root}"):
+        check_root(root)
+
+
+async def test_the_newest_version_serves(tmp_path):
+    for version in (1, 2, 10):
+        write_artifact(tmp_path, version=version, offset=version)
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        with repository.use("tiny", None) as (version, served):
+            assert version.number == 10
+            assert (await pixels_of(served) == 138).all()
+        assert states(repository) == [("tiny", 10, "READY")]
+        assert sample(repository, "ganserve_model_ready", model="tiny") == 1
+        loads = {"model": "tiny", "outcome": "success"}
+        assert sample(repository, "ganserve_model_loads_total", **loads) == 1
+        assert sample(repository, "ganserve_model_load_seconds_count", model="tiny") == 1
+
+
+async def test_a_new_version_replaces_the_old_without_a_restart(tmp_path):
+    write_artifact(tmp_path)
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        write_artifact(tmp_path, version=2, offset=50)
+        await repository.refresh()
+        assert serving(repository) == 2
+        with pytest.raises(UnknownModel, match="version 1: expected 2"):
+            repository.use("tiny", 1).__enter__()
+
+
+async def test_a_version_that_cannot_be_loaded_leaves_the_one_before_serving(tmp_path, caplog):
+    write_artifact(tmp_path)
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        path = publish(tmp_path, "tiny", 2, b"rubbish")
+        await repository.refresh()
+        assert serving(repository) == 1
+        assert states(repository) == [("tiny", 2, "FAILED"), ("tiny", 1, "READY")]
+        assert "cannot load it" in repository.describe("tiny", 2).error
+        assert str(path) in caplog.text
+        loads = {"model": "tiny", "outcome": "failure"}
+        assert sample(repository, "ganserve_model_loads_total", **loads) == 1
+        assert sample(repository, "ganserve_model_ready", model="tiny") == 1
+
+
+async def test_at_start_the_newest_loadable_version_serves(tmp_path):
+    write_artifact(tmp_path)
+    publish(tmp_path, "tiny", 2, b"rubbish")
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        assert serving(repository) == 1
+
+
+async def test_a_failed_version_is_tried_again_only_when_its_file_changes(tmp_path):
+    path = publish(tmp_path, "tiny", 1, b"rubbish")
+    load = GatedLoad()
+    load.release()
+    async with opened(tmp_path, load) as repository:
+        await repository.refresh()
+        await repository.refresh()
+        assert load.loads == 1
+        content = write_artifact(tmp_path / "elsewhere").read_bytes()
+        remove(path)
+        publish(tmp_path, "tiny", 1, content)
+        await repository.refresh()
+        assert load.loads == 2
+        assert states(repository) == [("tiny", 1, "READY")]
+
+
+async def test_when_the_newest_is_removed_the_one_before_serves_again(tmp_path):
+    write_artifact(tmp_path)
+    newest = write_artifact(tmp_path, version=2)
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        remove(newest)
+        await repository.refresh()
+        assert serving(repository) == 1
+
+
+async def test_a_removed_model_is_unknown_and_leaves_the_metrics(tmp_path):
+    path = write_artifact(tmp_path)
+    write_artifact(tmp_path, "other")
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        remove(path)
+        await repository.refresh()
+        with pytest.raises(UnknownModel, match="'tiny': expected one of other"):
+            repository.use("tiny", None).__enter__()
+        assert sample(repository, "ganserve_model_ready", model="tiny") is None
+        info = [
+            s.labels["model"]
+            for family in repository.metrics.model_info.collect()
+            for s in family.samples
+        ]
+        assert info == ["other"]
+
+
+async def test_an_old_version_answers_its_last_calls_before_it_goes(tmp_path):
+    write_artifact(tmp_path)
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        with repository.use("tiny", None) as (version, served):
+            write_artifact(tmp_path, version=2, offset=50)
+            await repository.refresh()
+            assert states(repository) == [("tiny", 2, "READY"), ("tiny", 1, "RETIRING")]
+            assert (await pixels_of(served) == 128).all()
+        assert version.state is ModelState.RETIRING
+        await repository.close()
+        with pytest.raises(ShuttingDown):
+            await pixels_of(served)
+        assert states(repository) == []
+
+
+async def test_while_the_first_version_loads_callers_are_told_so(tmp_path):
+    write_artifact(tmp_path)
+    load = GatedLoad()
+    async with opened(tmp_path, load) as repository:
+        with pytest.raises(Loading, match="no model has been loaded yet"):
+            repository.use("", None).__enter__()
+        refreshing = asyncio.ensure_future(repository.refresh())
+        await load.has_started()
+        assert states(repository) == [("tiny", 1, "LOADING")]
+        assert sample(repository, "ganserve_model_ready", model="tiny") == 0
+        with pytest.raises(Loading, match="'tiny': is being loaded"):
+            repository.use("tiny", None).__enter__()
+        load.release()
+        await refreshing
+        assert serving(repository) == 1
+
+
+async def test_while_a_new_version_loads_the_old_one_answers(tmp_path):
+    write_artifact(tmp_path)
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        load = repository._load = GatedLoad()
+        write_artifact(tmp_path, version=2, offset=50)
+        refreshing = asyncio.ensure_future(repository.refresh())
+        await load.has_started()
+        with repository.use("tiny", None) as (version, served):
+            assert version.number == 1
+            assert (await pixels_of(served) == 128).all()
+        load.release()
+        await refreshing
+        assert serving(repository) == 2
+
+
+async def test_without_a_name_the_only_model_is_meant(tmp_path):
+    write_artifact(tmp_path)
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        assert serving(repository, "") == 1
+
+
+async def test_without_a_name_one_of_several_must_be_named(tmp_path):
+    write_artifact(tmp_path, "a")
+    write_artifact(tmp_path, "b")
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        with pytest.raises(InvalidRequest, match="model_name: expected one of a, b"):
+            repository.use("", None).__enter__()
+
+
+async def test_without_a_name_the_default_is_meant(tmp_path):
+    write_artifact(tmp_path, "a")
+    write_artifact(tmp_path, "b", version=7)
+    async with opened(tmp_path, default_model="b") as repository:
+        await repository.refresh()
+        assert serving(repository, "") == 7
+
+
+async def test_a_model_without_a_loadable_version_says_why(tmp_path):
+    publish(tmp_path, "tiny", 1, b"rubbish")
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        with pytest.raises(Loading, match=r"'tiny': .*cannot load it"):
+            repository.use("tiny", None).__enter__()
+        assert repository.describe("", None).state is ModelState.FAILED
+
+
+async def test_an_empty_repository_waits_for_its_first_model(tmp_path):
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        with pytest.raises(Loading):
+            repository.use("", None).__enter__()
+        write_artifact(tmp_path)
+        await repository.refresh()
+        assert serving(repository) == 1
+
+
+async def test_a_repository_that_vanishes_leaves_the_models_serving(tmp_path, caplog):
+    root = tmp_path / "models"
+    write_artifact(root)
+    async with opened(root) as repository:
+        await repository.refresh()
+        root.rename(tmp_path / "away")
+        await repository.refresh()
+        await repository.refresh()
+        assert serving(repository) == 1
+        assert caplog.text.count("cannot be read") == 1
+
+
+async def test_the_wrong_provider_at_start_is_an_error_of_the_start(tmp_path):
+    write_artifact(tmp_path)
+
+    def load(path):
+        raise ProviderUnavailable(f"{path}: expected CUDAExecutionProvider")
+
+    async with opened(tmp_path, load) as repository:
+        with pytest.raises(StartupError, match="expected CUDAExecutionProvider"):
+            await repository.refresh()
+
+
+async def test_every_change_is_announced(tmp_path):
+    write_artifact(tmp_path)
+    seen = []
+    async with opened(tmp_path, on_change=lambda: seen.append(states(repository))) as repository:
+        await repository.refresh()
+        assert seen[0] == [("tiny", 1, "LOADING")]
+        assert seen[-1] == [("tiny", 1, "READY")]
+        write_artifact(tmp_path, version=2)
+        await repository.refresh()
+        await settle()
+    assert [("tiny", 2, "READY"), ("tiny", 1, "RETIRING")] in seen
+    assert seen[-1] == []

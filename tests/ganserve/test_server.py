@@ -1,0 +1,329 @@
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from ganserve.errors import StartupError
+from ganserve.v1 import image_generation_pb2 as pb
+from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
+from tests.ganserve.conftest import connected, eventually, fetch, metric, scrape
+from tests.ganserve.tiny import publish, write_artifact
+
+SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
+OK = grpc.StatusCode.OK
+LINE = re.compile(r"serving on (\S+), metrics on \S+:(\d+)")
+
+
+def request(*seeds):
+    return pb.GenerateImagesRequest(seeds=pb.Seeds(values=seeds), format=pb.IMAGE_FORMAT_RAW)
+
+
+@contextlib.asynccontextmanager
+async def health_of(server):
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        yield health_pb2_grpc.HealthStub(channel)
+
+
+async def check(health, service=""):
+    return (await health.Check(HealthCheckRequest(service=service))).status
+
+
+async def status_of(call):
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return OK
+
+
+class TestInProcess:
+    async def test_a_ready_server_says_so_everywhere(self, repository, running_server):
+        async with running_server(repository) as server, health_of(server) as health:
+            assert await check(health) == await check(health, "tiny") == SERVING
+            assert await asyncio.to_thread(fetch, server, "/healthz") == "ok\n"
+            assert await asyncio.to_thread(fetch, server, "/readyz") == "ready\n"
+            assert await metric(server, "ganserve_model_ready", model="tiny") == 1
+            (info,) = [dict(key[1]) for key in await scrape(server) if "model_info" in key[0]]
+            assert (info["model"], info["version"]) == ("tiny", "1")
+            assert info["provider"] == "CPUExecutionProvider"
+
+    async def test_an_empty_repository_waits_and_begins_to_serve_by_itself(
+        self, tmp_path, running_server
+    ):
+        async with (
+            running_server(tmp_path, until_ready=False) as server,
+            health_of(server) as health,
+            connected(server) as stub,
+        ):
+            watch = health.Watch(HealthCheckRequest())
+            assert (await watch.read()).status == NOT_SERVING
+            unavailable = grpc.StatusCode.UNAVAILABLE
+            assert await status_of(stub.GenerateImages(request(1))) is unavailable
+            assert server.why_not_ready() is not None
+            write_artifact(tmp_path)
+            assert (await asyncio.wait_for(watch.read(), 20)).status == SERVING
+            assert await check(health, "tiny") == SERVING
+            assert await status_of(stub.GenerateImages(request(1))) is OK
+            watch.cancel()
+
+    async def test_a_model_that_cannot_be_loaded_is_not_serving(self, repository, running_server):
+        publish(repository, "broken", 1, b"rubbish")
+        async with running_server(repository) as server, health_of(server) as health:
+            assert await check(health, "broken") == NOT_SERVING
+            assert await check(health, "tiny") == await check(health) == SERVING
+
+    async def test_with_no_loadable_model_the_server_is_not_ready_and_says_why(
+        self, tmp_path, running_server
+    ):
+        write_artifact(tmp_path, golden_shift=50)
+        async with running_server(tmp_path, until_ready=False) as server:
+            await eventually(lambda: server.why_not_ready() == "no model could be loaded")
+            async with connected(server) as stub:
+                models = (await stub.ListModels(pb.ListModelsRequest())).models
+            assert models[0].state == pb.MODEL_STATE_FAILED
+            assert "golden image of seed 0" in models[0].error
+            async with health_of(server) as health:
+                assert await check(health) == NOT_SERVING
+
+    async def test_every_service_can_be_reflected(self, repository, running_server):
+        async with (
+            running_server(repository) as server,
+            grpc.aio.insecure_channel(server.address) as channel,
+        ):
+            stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+            call = stub.ServerReflectionInfo(
+                iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+            )
+            reply = await call.read()
+            call.cancel()
+        assert {service.name for service in reply.list_services_response.service} == {
+            "ganserve.v1.ImageGenerationService",
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1alpha.ServerReflection",
+        }
+
+    async def test_a_server_can_stop_while_it_loads(self, repository, running_server):
+        async with running_server(repository, until_ready=False):
+            pass
+
+    async def test_draining_is_seen_at_once_but_calls_are_still_answered(
+        self, repository, running_server
+    ):
+        async with (
+            running_server(repository) as server,
+            health_of(server) as health,
+            connected(server) as stub,
+        ):
+            watch = health.Watch(HealthCheckRequest())
+            assert (await watch.read()).status == SERVING
+            draining = asyncio.ensure_future(server.drain(60))
+            assert (await watch.read()).status == NOT_SERVING
+            assert await check(health, "tiny") == NOT_SERVING
+            assert server.why_not_ready() == "draining"
+            assert await status_of(stub.GenerateImages(request(1))) is OK
+            server.hurry.set()
+            await draining
+            unavailable = grpc.StatusCode.UNAVAILABLE
+            assert await status_of(stub.GenerateImages(request(1))) is unavailable
+            assert await check(health) == NOT_SERVING
+            watch.cancel()
+
+    async def test_streams_under_way_are_answered_to_the_end(self, tmp_path, running_server):
+        write_artifact(tmp_path, height=64, width=64)
+        replies = []
+        async with contextlib.AsyncExitStack() as stack:
+            server = await stack.enter_async_context(running_server(tmp_path, chunk_bytes=1))
+            async with connected(server) as stub:
+                call = stub.StreamImages(request(*range(200)))
+                replies.append(await call.read())
+                closing = asyncio.ensure_future(stack.aclose())
+                while (reply := await call.read()) is not grpc.aio.EOF:
+                    replies.append(reply)
+                await closing
+        assert [reply.first_index for reply in replies] == list(range(200))
+
+    async def test_a_watcher_does_not_hold_up_the_end(self, repository, running_server):
+        async with contextlib.AsyncExitStack() as stack:
+            server = await stack.enter_async_context(running_server(repository))
+            async with health_of(server) as health:
+                watch = health.Watch(HealthCheckRequest())
+                assert (await watch.read()).status == SERVING
+                started = time.monotonic()
+                await stack.aclose()
+                assert (await watch.read()).status == NOT_SERVING
+                assert await watch.read() is grpc.aio.EOF
+                assert time.monotonic() - started < 20
+
+    async def test_a_port_in_use_is_one_clear_line(self, repository, running_server):
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            with pytest.raises(StartupError, match=rf"port: .*127.0.0.1:{port}: Address already"):
+                async with running_server(repository, port=port):
+                    pass
+            with pytest.raises(StartupError, match=rf"metrics_port: .*127.0.0.1:{port}"):
+                async with running_server(repository, metrics_port=port):
+                    pass
+
+    async def test_two_servers_never_share_a_port(self, repository, running_server):
+        async with running_server(repository) as server:
+            port = int(server.address.rpartition(":")[2])
+            with pytest.raises(StartupError, match="Address already in use"):
+                async with running_server(repository, port=port):
+                    pass
+
+    async def test_versions_swap_under_load_without_a_failed_call(self, repository, running_server):
+        async with running_server(repository) as server, connected(server) as stub:
+            versions = []
+
+            async def ask():
+                while not versions or versions[-1] != "5":
+                    reply = await stub.GenerateImages(request(*range(20)))
+                    assert len(set(reply.pixels)) > 1
+                    versions.append(reply.model.version)
+
+            async def swap():
+                for version in range(1, 6):
+                    if version > 1:
+                        write_artifact(repository, version=version, offset=version)
+                    await eventually(lambda wanted=str(version): wanted in versions)
+
+            async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+                for _ in range(4):
+                    tasks.create_task(ask())
+                tasks.create_task(swap())
+            assert {"1", "2", "3", "4", "5"} == set(versions)
+            assert await metric(server, "grpc_server_handled_total", grpc_code="OK") == len(
+                versions
+            )
+
+
+class Process:
+    """`python -m ganserve serve` as people run it."""
+
+    def __init__(self, *flags, **variables):
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error::RuntimeWarning", "-m", "ganserve", "serve", *flags],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {f"GANSERVE_{name}": value for name, value in variables.items()},
+        )
+        self.log = []
+
+    def wait_until_serving(self):
+        for line in self.process.stderr:
+            self.log.append(line)
+            if found := LINE.search(line):
+                return found[1]
+        raise AssertionError("".join(self.log))
+
+    def end(self):
+        """Wait for the end; the exit status and everything written to stderr."""
+        _, rest = self.process.communicate(timeout=60)
+        return self.process.returncode, "".join(self.log) + rest
+
+
+@pytest.fixture
+def start_process():
+    processes = []
+
+    def start(*flags, **variables):
+        ports = {"HOST": "127.0.0.1", "PORT": "0", "METRICS_PORT": "0", "DEVICE": "cpu"}
+        processes.append(Process(*map(str, flags), **(ports | variables)))
+        return processes[-1]
+
+    yield start
+    for started in processes:
+        with started.process:
+            started.process.kill()
+
+
+class TestProcess:
+    def test_a_signal_with_nothing_to_do_ends_it_at_once(self, repository, start_process):
+        process = start_process("--models", repository, "--drain-seconds", 0)
+        process.wait_until_serving()
+        process.process.send_signal(signal.SIGINT)
+        status, log = process.end()
+        assert status == 0, log
+        assert "stopped" in log
+        assert "Traceback" not in log
+
+    def test_a_second_signal_cuts_the_draining_short(self, repository, start_process):
+        process = start_process("--models", repository, "--drain-seconds", 3600)
+        process.wait_until_serving()
+        process.process.terminate()
+        for line in process.process.stderr:
+            if "draining" in line:
+                break
+        process.process.terminate()
+        status, log = process.end()
+        assert status == 0, log
+
+    async def test_a_signal_under_load_loses_nothing_that_was_accepted(
+        self, tmp_path, start_process
+    ):
+        write_artifact(tmp_path, network="convolutional")
+        flags = ("--drain-seconds", 0.3, "--queue-size", 100_000, "--chunk-bytes", 5_000)
+        process = start_process("--models", tmp_path, *flags)
+        address = await asyncio.to_thread(process.wait_until_serving)
+        outcomes, streams = [], []
+
+        async def ask(stub):
+            while not outcomes or outcomes[-1] is OK:
+                outcomes.append(await status_of(stub.GenerateImages(request(*range(20)))))
+
+        async def stream(stub):
+            call = stub.StreamImages(request(*range(512)))
+            streams.append(sum([reply.count async for reply in call]))
+
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = ImageGenerationServiceStub(channel)
+            async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+                for _ in range(8):
+                    tasks.create_task(ask(stub))
+                    tasks.create_task(stream(stub))
+                await eventually(lambda: len(outcomes) >= 20)
+                process.process.terminate()
+        status, log = await asyncio.to_thread(process.end)
+        assert status == 0, log
+        assert streams == [512] * 8
+        # Refused calls were told so; no accepted one was cut off.
+        assert set(outcomes) <= {OK, grpc.StatusCode.UNAVAILABLE}
+        assert outcomes.count(OK) >= 20
+        assert "Traceback" not in log
+
+    def test_a_port_in_use_ends_it_with_one_line(self, repository, start_process):
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            status, log = start_process("--models", repository, "--port", port).end()
+        assert status == 1
+        assert f"127.0.0.1:{port}: Address already in use" in log.splitlines()[-1]
+        assert "Traceback" not in log
+
+    def test_a_missing_repository_ends_it_with_one_line(self, tmp_path, start_process):
+        status, log = start_process("--models", tmp_path / "none").end()
+        assert status == 1
+        assert "none: No such file or directory" in log
+        assert len(log.splitlines()) == 1
+
+    @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+    def test_a_device_that_is_not_there_ends_it_and_says_why(
+        self, repository, start_process, device
+    ):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            pytest.skip("this ONNX Runtime has GPU providers")
+        status, log = start_process("--models", repository, "--device", device).end()
+        assert status == 1
+        assert f"device {device}: expected" in log.splitlines()[-1]
+        assert "Traceback" not in log

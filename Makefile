@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check protos bench clean help
+.PHONY: demo test check protos docs bench clean help
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -25,6 +25,9 @@ check: $(INSTALLED)  ## lint, types, proto lint, generated code up to date
 
 protos: $(INSTALLED)  ## write ganserve/v1 anew from protos/
 	$(BIN)/python protos/generate.py
+
+docs: $(INSTALLED)  ## write docs/settings.md anew from the declarations
+	$(BIN)/python docs/generate_settings.py
 
 bench: $(INSTALLED)  ## run every benchmark that fits a small machine; see docs/benchmarks.md
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -30,6 +30,7 @@ LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(#[^)\s]*)?\)")
 RUN_ELSEWHERE = {
     "make demo": "the check of a fresh clone",
     "make test": "this test is part of it",
+    "pip install '.[train,cpu]'": "the Makefile's own line, less the extra dev",
 }
 
 

@@ -196,3 +196,28 @@ def test_ctrl_c_while_data_load_is_no_traceback(tmp_path: Path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (130, -signal.SIGINT)
     assert "training" not in errors
+
+
+def test_a_terminal_shows_a_progress_bar(tmp_path: Path):
+    import os
+    import pty
+
+    terminal, ours = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gantrain", "train", "--data=digits", f"--run-dir={tmp_path}"]
+        + ["--filters=2", "--threads=1", "--total-images=640"],
+        stderr=ours,
+        stdout=subprocess.DEVNULL,
+    )
+    os.close(ours)
+    shown = b""
+    try:
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    except OSError:  # the other end is closed
+        pass
+    assert process.wait(timeout=60) == 0
+    os.close(terminal)
+    assert b"640/640" in shown.replace(b"/640 ", b"/640")
+    assert b"img/s" in shown
+    assert b"D 0." in shown or b"D 1." in shown

@@ -28,14 +28,14 @@ STAGES = {
 
 def main() -> None:
     """Run every step that has not been done yet; the first failure ends the demo."""
-    run(f"gantrain train --preset dcgan --data digits --run-dir {RUN} {SETTINGS}")
+    run(f"gantrain train --preset dcgan --data digits --run-dir {quote(RUN)} {SETTINGS}")
     if not is_published():
         shutil.rmtree(MODELS, ignore_errors=True)
-        run(f"gantrain export {RUN} --repository {MODELS} --name digits")
+        run(f"gantrain export {quote(RUN)} --repository {quote(MODELS)} --name digits")
     port, metrics_port = free_port(), free_port()
     with serving(port, metrics_port):
         run(f"ganserve models --address localhost:{port}")
-        run(f"ganserve generate --address localhost:{port} --seeds 0-63 --out {GRID}")
+        run(f"ganserve generate --address localhost:{port} --seeds 0-63 --out {quote(GRID)}")
         report_latency(f"http://localhost:{metrics_port}/metrics")
     print(f"\n64 digits that nobody wrote: {show(str(GRID))}")
 
@@ -52,6 +52,11 @@ def arguments(command: str) -> list[str]:
     """The words of a command, its program taken from beside this interpreter."""
     program, *rest = shlex.split(command)
     return [str(Path(sys.executable).with_name(program)), *rest]
+
+
+def quote(path: Path) -> str:
+    """A path as one word of a command, whatever folder this clone lies in."""
+    return shlex.quote(str(path))
 
 
 def show(command: str) -> str:
@@ -79,7 +84,7 @@ def free_port() -> int:
 def serving(port: int, metrics_port: int) -> Iterator[None]:
     """A server on these ports, from ready to drained."""
     command = (
-        f"ganserve serve --models {MODELS} --port {port} --metrics-port {metrics_port} "
+        f"ganserve serve --models {quote(MODELS)} --port {port} --metrics-port {metrics_port} "
         "--drain-seconds 0"
     )
     print(f"\n$ {show(command)} &", flush=True)

@@ -100,7 +100,7 @@ def _generate(command: Generate) -> None:
             command.address, model=command.model or "", timeout_seconds=command.timeout_seconds
         ) as client:
             write(client, command, Path(command.out))
-    except (CallError, OSError) as error:
+    except (CallError, OSError, ValueError) as error:
         raise CommandError(str(error)) from error
 
 

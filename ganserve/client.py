@@ -143,7 +143,7 @@ class Client:
                 call.cancel()  # the caller may have stopped early
 
     def models(self, *, timeout_seconds: float | None = None) -> list[pb.Model]:
-        """List every model and version, newest first, those that could not be loaded included."""
+        """List what serves and what could not be loaded, by name, newest version first."""
         timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
         with self._readable_errors(timeout):
             return list(self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout).models)
@@ -199,12 +199,14 @@ def _build_message(
     message = pb.GenerateImagesRequest(
         model_name=request.get("model", default_model),
         model_version=request.get("version", ""),
-        class_labels=request.get("class_labels", ()),
         truncation=request.get("truncation"),
         format=pb.ImageFormat.Value(f"IMAGE_FORMAT_{image_format.upper()}"),
     )
+    with _named("class_labels", "from 0 to 2^32 - 1"):
+        message.class_labels.extend(request.get("class_labels", ()))
     if "seeds" in request:
-        _set_seeds(message, request["seeds"])
+        with _named("seeds", "from 0 to 2^64 - 1"):
+            _set_seeds(message, request["seeds"])
     elif "latents" in request:
         latents = np.asarray(request["latents"], np.float32)
         if latents.ndim != 2:
@@ -212,20 +214,28 @@ def _build_message(
         message.latents.values.extend(latents.ravel().tolist())
         message.latents.SetInParent()  # else no rows would look like no source
     else:
-        message.interpolation.seeds.extend(request["interpolation"])
-        message.interpolation.frames_per_segment = request.get("frames_per_segment", 0)
+        with _named("interpolation", "from 0 to 2^64 - 1"):
+            message.interpolation.seeds.extend(request["interpolation"])
+        with _named("frames_per_segment", "from 1 to 2^32 - 1"):
+            message.interpolation.frames_per_segment = request.get("frames_per_segment", 0)
     return message
+
+
+@contextlib.contextmanager
+def _named(field: str, expected: str) -> Iterator[None]:
+    """Name the field in protobuf's error about a value."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{field}: expected integers {expected}: {error}") from None
 
 
 def _set_seeds(message: pb.GenerateImagesRequest, seeds: Iterable[int]) -> None:
     if isinstance(seeds, range) and seeds.step == 1 and seeds:
         message.seed_range.start = seeds.start
-        message.seed_range.count = len(seeds)
+        message.seed_range.count = seeds.stop - seeds.start
         return
-    try:
-        message.seeds.values.extend(seeds)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"seeds: expected integers from 0 to 2^64 - 1: {error}") from None
+    message.seeds.values.extend(seeds)
     message.seeds.SetInParent()  # else no seeds would look like no source
 
 

@@ -69,7 +69,9 @@ class ServerConfig(BaseSettings):
         description="How long the oldest image may wait for its batch to fill up.",
     )
     queue_size: PositiveInt = Field(
-        default=2048, description="Images that may wait for a model; more are refused at once."
+        default=2048,
+        description="Images that may wait for a model, and as many to be encoded; more are "
+        "refused at once.",
     )
     max_images_per_request: PositiveInt = Field(
         default=512, description="Images one request may ask for."

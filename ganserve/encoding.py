@@ -65,9 +65,14 @@ def encode_image(
 
 
 class Encoder:
-    """Threads that encode images while the event loop goes on; Pillow works without the GIL."""
+    """Threads that encode images while the event loop goes on; Pillow works without the GIL.
+
+    Attributes:
+        pending_images: images of calls that wait for `encode`.
+    """
 
     def __init__(self, threads: int) -> None:
+        self.pending_images = 0
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
 
@@ -81,12 +86,16 @@ class Encoder:
 
         chunks = min(self._threads, -(-len(pixels) // _IMAGES_PER_CHUNK))
         loop = asyncio.get_running_loop()
-        parts = await asyncio.gather(
-            *(
-                loop.run_in_executor(self._pool, encode_chunk, chunk)
-                for chunk in np.array_split(pixels, max(chunks, 1))
+        self.pending_images += len(pixels)
+        try:
+            parts = await asyncio.gather(
+                *(
+                    loop.run_in_executor(self._pool, encode_chunk, chunk)
+                    for chunk in np.array_split(pixels, max(chunks, 1))
+                )
             )
-        )
+        finally:
+            self.pending_images -= len(pixels)
         return [image for part in parts for image in part]
 
     def close(self) -> None:

@@ -11,6 +11,10 @@ from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
+# A status travels in trailers, of which gRPC clients take 8 KB: once as a message, which may grow
+# threefold there, and twice in its details.
+_LONGEST_TEXT_BYTES = 1000
+
 
 class StartupError(RuntimeError):
     """The server cannot start; the message says why and what to do."""
@@ -48,7 +52,7 @@ class InvalidRequest(RequestError):
 
     def details(self) -> Sequence[Message]:
         """Name the field."""
-        violation = BadRequest.FieldViolation(field=self.field, description=self.problem)
+        violation = BadRequest.FieldViolation(field=self.field, description=_cut(self.problem))
         return (BadRequest(field_violations=[violation]),)
 
 
@@ -118,9 +122,17 @@ REQUEST_ERRORS = (
 def to_status(error: RequestError) -> grpc.Status:
     """Build the status with its details, as `context.abort_with_status` takes it."""
     number, _ = error.code.value
-    status = Status(code=number, message=str(error))
+    status = Status(code=number, message=_cut(str(error)))
     for detail in error.details():
         packed = AnyMessage()
         packed.Pack(detail)
         status.details.append(packed)
     return rpc_status.to_status(status)
+
+
+def _cut(text: str) -> str:
+    """Keep a text short enough for every client, such as a list of a thousand models."""
+    encoded = text.encode()
+    if len(encoded) <= _LONGEST_TEXT_BYTES:
+        return text
+    return encoded[:_LONGEST_TEXT_BYTES].decode(errors="ignore") + "..."

@@ -1,6 +1,8 @@
 """Hides how metrics are kept and shown: every metric in one class, and the HTTP port for them."""
 
+import logging
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 
 from ganserve.errors import REQUEST_ERRORS, StartupError
+
+logger = logging.getLogger(__name__)
 
 # 100 microseconds to 10 seconds.
 SECONDS_BUCKETS = (
@@ -102,6 +106,12 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     # A port that another process listens on must be an error.
     allow_reuse_port = False
+
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
+        """Say nothing of a client that leaves or never asks; by default all print a traceback."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            logger.error("a request of %s failed", client_address, exc_info=error)
 
 
 class _IPv6Server(_ThreadingServer):

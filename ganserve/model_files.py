@@ -32,19 +32,42 @@ def check_root(root: Path) -> None:
         ) from error
 
 
-def scan(root: Path) -> dict[str, list[Candidate]]:
+def scan(root: Path) -> tuple[dict[str, list[Candidate]], dict[str, OSError]]:
     """Find all versions, newest first, by model; a model without any is left out.
 
     What is not a version is passed over: names that are no positive integer, such as a folder that
-    is still being written, and folders without the file.
+    is still being written, and folders without the file. So is a model whose name no message or
+    metric could carry.
+
+    Returns:
+        The versions, and the models of which nothing is known because they could not be read.
+
+    Raises:
+        OSError: the root itself cannot be read.
     """
-    found = {}
+    found, unreadable = {}, {}
     for folder in root.iterdir():
-        if folder.is_dir() and not folder.name.startswith("."):
-            candidates = [c for entry in folder.iterdir() if (c := _candidate(folder.name, entry))]
+        if folder.name.startswith(".") or not folder.name.isprintable():
+            continue
+        try:
+            candidates = _candidates(folder)
+        except OSError as error:
+            unreadable[folder.name] = error
+        else:
             if candidates:
-                found[folder.name] = sorted(candidates, key=lambda c: -c.version)
-    return found
+                found[folder.name] = candidates
+    return found, unreadable
+
+
+def _candidates(folder: Path) -> list[Candidate]:
+    if not folder.is_dir():
+        return []
+    try:
+        entries = list(folder.iterdir())
+    except FileNotFoundError:  # removed since it was listed
+        return []
+    candidates = [candidate for entry in entries if (candidate := _candidate(folder.name, entry))]
+    return sorted(candidates, key=lambda candidate: -candidate.version)
 
 
 def _candidate(name: str, folder: Path) -> Candidate | None:

@@ -5,7 +5,7 @@ import contextlib
 import enum
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,7 +91,7 @@ class Repository:
         self._versions: list[Version] = []
         self._serving: dict[str, Version] = {}
         self._retirements: set[asyncio.Task[None]] = set()
-        self._scan_error = ""
+        self._scan_errors: set[str] = set()
         self.settled = False  # all models were looked at once
 
     @property
@@ -133,7 +133,7 @@ class Repository:
         Raises:
             InvalidRequest, UnknownModel, Loading: as `use`.
         """
-        name = self._resolve_name(name)
+        name = self._resolve_name("name", name)
         if number is None and name in self._serving:
             return self._serving[name]
         for version in self.versions:
@@ -148,24 +148,25 @@ class Repository:
             StartupError: the first models cannot run on the device that was asked for.
         """
         try:
-            found = await asyncio.to_thread(scan, self._root)
+            found, unreadable = await asyncio.to_thread(scan, self._root)
         except OSError as error:
-            self._report_scan_error(f"{error.filename}: {error.strerror}")
+            self._report_scan_errors([error])
             return
-        self._scan_error = ""
-        self._names = sorted(found)
-        for name in sorted({*found, *self._serving, *(v.name for v in self._versions)}):
+        self._report_scan_errors(unreadable.values())
+        self._names = sorted({*found, *(name for name in self._names if name in unreadable)})
+        known = {*found, *self._serving, *(version.name for version in self._versions)}
+        for name in sorted(known - unreadable.keys()):
             await self._refresh_model(name, found.get(name, []))
         self.settled = True
         self._on_change()
 
     async def close(self) -> None:
         """Retire everything; return when the last call was answered."""
-        for name in list(self._serving):
-            self._retire(name)
+        while self._serving:
+            self._retire(self._serving.popitem()[1])
         await asyncio.gather(*self._retirements)
 
-    def _resolve_name(self, name: str) -> str:
+    def _resolve_name(self, field: str, name: str) -> str:
         name = name or self._default_model or ""
         if name in self._names:
             return name
@@ -175,11 +176,11 @@ class Repository:
         if name:
             raise UnknownModel(f"model {name[:80]!r}: expected one of {there_are}")
         if len(self._names) > 1:
-            raise InvalidRequest("model_name", f"expected one of {there_are}, got none")
+            raise InvalidRequest(field, f"expected one of {there_are}, got none")
         return self._names[0]
 
     def _find_serving(self, name: str, number: int | None) -> Version:
-        name = self._resolve_name(name)
+        name = self._resolve_name("model_name", name)
         version = self._serving.get(name)
         if version is None:
             errors = [v.error for v in self.versions if v.name == name and v.error]
@@ -198,11 +199,14 @@ class Repository:
         """Bring the newest loadable of these candidates, newest first, into service."""
         self._forget_failures(name, candidates)
         for candidate in candidates:
-            version = self._version_of(candidate) or await self._load_version(candidate)
-            if version.state is ModelState.READY:
+            if self._version_of(candidate) is None:
+                await self._load_version(candidate)
+            # Also where it is not this candidate that serves, but the file which this one replaced.
+            if name in self._serving and self._serving[name].number == candidate.version:
                 return
         if name in self._serving:
-            self._retire(name)
+            self._retire(self._serving.pop(name))
+            self._metrics.model_ready.labels(name).set(0)
         if not candidates:
             with contextlib.suppress(KeyError):
                 self._metrics.model_ready.remove(name)
@@ -222,7 +226,7 @@ class Repository:
                 return version
         return None
 
-    async def _load_version(self, candidate: Candidate) -> Version:
+    async def _load_version(self, candidate: Candidate) -> None:
         """Load a version and put it into service, or keep why it could not be."""
         version = Version(candidate)
         self._versions.append(version)
@@ -236,14 +240,14 @@ class Repository:
         else:
             self._put_into_service(version, model, time.monotonic() - started)
         self._on_change()
-        return version
 
     def _put_into_service(self, version: Version, model: Model, seconds: float) -> None:
         version.served = Served(model.spec, self._start_batcher(version.name, model))
-        if version.name in self._serving:
-            self._retire(version.name)
         version.state = ModelState.READY
-        self._serving[version.name] = version
+        before = self._serving.get(version.name)
+        self._serving[version.name] = version  # at any moment one of the two: threads ask as well
+        if before is not None:
+            self._retire(before)
         self._metrics.model_info.labels(*_info_labels(version)).set(1)
         self._metrics.model_ready.labels(version.name).set(1)
         self._metrics.model_loads.labels(version.name, "success").inc()
@@ -264,12 +268,10 @@ class Repository:
             *(version.name, version.number, version.error),
         )
 
-    def _retire(self, name: str) -> None:
-        """Take the serving version out of service; it goes when its last call is answered."""
-        version = self._serving.pop(name)
+    def _retire(self, version: Version) -> None:
+        """Let a version go that serves no more, as soon as its last call is answered."""
         version.state = ModelState.RETIRING
         self._metrics.model_info.remove(*_info_labels(version))
-        self._metrics.model_ready.labels(name).set(0)
         if version.calls == 0:
             version.idle.set()
         task = asyncio.get_running_loop().create_task(self._finish(version))
@@ -284,10 +286,11 @@ class Repository:
         logger.info("model %s version %d is retired", version.name, version.number)
         self._on_change()
 
-    def _report_scan_error(self, problem: str) -> None:
-        if problem != self._scan_error:  # one line an outage, not one a poll
-            logger.error("the repository cannot be read, what serves goes on: %s", problem)
-        self._scan_error = problem
+    def _report_scan_errors(self, errors: Iterable[OSError]) -> None:
+        problems = {f"{error.filename}: {error.strerror}" for error in errors}
+        for problem in sorted(problems - self._scan_errors):  # one line an outage, not one a poll
+            logger.error("cannot be read, what serves goes on: %s", problem)
+        self._scan_errors = problems
 
 
 def _info_labels(version: Version) -> tuple[str, ...]:

@@ -129,7 +129,8 @@ class RunningServer:
         while True:
             await self.repository.refresh()
             reason = self.why_not_ready()
-            if reason not in (None, said):  # one line a change, not one a poll
+            # One line a change, not one a poll; draining has a line of its own.
+            if reason not in (None, said) and not self._draining:
                 logger.warning(
                     "not serving: %s in %s; looking again every %g s",
                     *(reason, self._models, self._poll_seconds),
@@ -269,7 +270,12 @@ def make_grpc_server(
             ("grpc.max_send_message_length", -1),
         ],
     )
-    limits = Limits(config.max_images_per_request, config.chunk_bytes, config.deadline_seconds)
+    limits = Limits(
+        max_images=config.max_images_per_request,
+        queue_size=config.queue_size,
+        chunk_bytes=config.chunk_bytes,
+        deadline_seconds=config.deadline_seconds,
+    )
     image_generation_pb2_grpc.add_ImageGenerationServiceServicer_to_server(
         ImageGenerationService(server.repository, encoder, server.metrics, limits), grpc_server
     )

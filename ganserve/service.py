@@ -5,12 +5,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from grpc.aio import ServicerContext
-from numpy.typing import NDArray
 
 from ganserve.batcher import Generated
 from ganserve.encoding import Encoder, ImageFormat
+from ganserve.errors import Overloaded
 from ganserve.metrics import Metrics
 from ganserve.repository import ModelState, Repository, Served, Version
 from ganserve.request import GenerationRequest, latents_of, parse_request, parse_version
@@ -18,6 +17,8 @@ from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
 
 Context = ServicerContext[Any, Any]
+
+_ENCODER_RETRY_SECONDS = 1.0  # about what a full line of images takes
 
 _STATES = {
     ModelState.LOADING: pb.MODEL_STATE_LOADING,
@@ -32,6 +33,7 @@ class Limits:
     """What one call may take."""
 
     max_images: int
+    queue_size: int  # images that may wait to be encoded
     chunk_bytes: int  # of pixels, in one message of a stream
     deadline_seconds: float  # where the caller sets none
 
@@ -55,6 +57,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         number = parse_version("model_version", request.model_version)
         with self._repository.use(request.model_name, number) as (version, served):
             generation = parse_request(request, served.spec, max_images=self._limits.max_images)
+            self._check_encoder(generation)
             latents = latents_of(generation, served.spec.latent_dim)
             generated = await served.batcher.submit(latents, generation.labels, deadline=deadline)
             return await self._respond(version, served, generation, generated, first=0)
@@ -67,6 +70,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         number = parse_version("model_version", request.model_version)
         with self._repository.use(request.model_name, number) as (version, served):
             generation = parse_request(request, served.spec, max_images=self._limits.max_images)
+            self._check_encoder(generation)
             latents, labels = latents_of(generation, served.spec.latent_dim), generation.labels
             chunk_images = max(1, self._limits.chunk_bytes // served.spec.image_bytes)
             for first in range(0, generation.count, chunk_images):
@@ -96,6 +100,20 @@ class ImageGenerationService(ImageGenerationServiceServicer):
             self._limits.deadline_seconds if remaining is None else remaining
         )
 
+    def _check_encoder(self, generation: GenerationRequest) -> None:
+        """Refuse, before the model works on it, what the encoder could not keep up with.
+
+        Raises:
+            Overloaded: as many images as may wait in a queue wait to be encoded.
+        """
+        waiting = self._encoder.pending_images
+        if generation.format is not ImageFormat.RAW and waiting >= self._limits.queue_size:
+            raise Overloaded(
+                f"the queue is full: {waiting} images wait to be encoded, the limit is "
+                f"{self._limits.queue_size}",
+                retry_seconds=_ENCODER_RETRY_SECONDS,
+            )
+
     async def _respond(
         self,
         version: Version,
@@ -123,7 +141,9 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         if generation.format is ImageFormat.RAW:
             response.pixels = generated.pixels.tobytes()
         else:
-            response.images.extend(await self._encode(generated.pixels, generation))
+            response.images.extend(
+                await self._encoder.encode(generated.pixels, generation.format, generation.quality)
+            )
         encode_seconds = time.perf_counter() - started
         response.timing.queue_seconds = generated.queue_seconds
         response.timing.compute_seconds = generated.compute_seconds
@@ -131,13 +151,6 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         self._metrics.encode_seconds.labels(generation.format.value).observe(encode_seconds)
         self._metrics.images.labels(version.name, str(version.number)).inc(count)
         return response
-
-    async def _encode(
-        self,
-        pixels: NDArray[np.uint8],  # [count, height, width, channels]
-        generation: GenerationRequest,
-    ) -> list[bytes]:
-        return await self._encoder.encode(pixels, generation.format, generation.quality)
 
 
 def describe_version(version: Version) -> pb.Model:

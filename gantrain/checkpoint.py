@@ -2,10 +2,9 @@
 
 import logging
 import os
-import pickle
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +16,7 @@ from gantrain.errors import RunError
 
 _FORMAT = 1
 _SUFFIX = ".pt"
+PARTIAL_SUFFIX = ".partial"  # of files that are not complete yet
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class TrainState:
     generator_optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer
     images_seen: int = 0
-    seconds: float = 0.0  # spent training, over all sessions of the run
+    seconds: float = 0.0  # spent training, however often the run was resumed
 
     _PARTS = (
         "generator",
@@ -84,7 +84,9 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int) -> Path:
             f"checkpoint {path} could not be written ({reason}); {kept}. "
             "Make room or fix the folder and give the same command again to resume"
         ) from error
-    for old in checkpoint_paths(folder)[keep:]:
+    paths = checkpoint_paths(folder)
+    # Counted from this one on: those numbered higher were passed over and do not stand in for it.
+    for old in paths[paths.index(path) + keep :]:
         old.unlink()
     return path
 
@@ -101,10 +103,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if damaged:
             raise ValueError(f"{damaged} is damaged")
         values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-        raise ValueError(str(error)) from error
-    if values.get("format") != _FORMAT:
-        raise ValueError(f"expected format {_FORMAT}, got {values.get('format')}")
+    except Exception as error:  # a damaged file makes zipfile and torch raise many kinds
+        raise ValueError(str(error).partition("\n")[0] or type(error).__name__) from error
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != _FORMAT:
+        raise ValueError(f"expected format {_FORMAT}, got {found}")
     return values
 
 
@@ -120,17 +123,35 @@ def newest_good_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` only once it is complete and on the disk."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Open a file that takes the place of `path` only once it is complete and on the disk.
+
+    Raises:
+        RunError: it could not be written; what was at `path` is untouched.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with writing(path):
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            fsync_folder(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+        with suppress(OSError):  # a disk that takes no writes has no partial file either
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Let what goes wrong on the disk name the file and what to do; raises RunError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} could not be written: {error.strerror or error}; make room or mend the folder "
+            "and give the same command again"
+        ) from error
 
 
 def fsync_folder(folder: Path) -> None:

@@ -40,7 +40,9 @@ class Check(BaseModel):
     source: CliPositionalArg[str] = Field(
         description="`digits`, or the path of an idx folder, an image folder or an image zip."
     )
-    image_size: int | None = Field(default=None, description="Check for this size, in pixels.")
+    image_size: int | None = Field(
+        default=None, ge=8, le=128, multiple_of=4, description="Check for this size, in pixels."
+    )
     channels: Literal[1, 3] | None = Field(default=None, description="Check for grey or RGB.")
 
 

@@ -19,9 +19,9 @@ def _setting(default: Any, help_text: str, *, may_change: bool = False, **checks
 
 
 class TrainConfig(BaseModel):
-    """Train a generator; the same command again resumes."""
+    """What a run is started with, checked; fields left to the data are settled once they load."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     preset: str = _setting("dcgan", "a named configuration, see `gantrain presets`")
     data: str = _setting(
@@ -47,7 +47,9 @@ class TrainConfig(BaseModel):
         "auto", "mirror images left to right at random; auto: on for colour images, off for grey"
     )
     skip_bad_files: bool = _setting(
-        False, "leave out files that cannot be used instead of refusing to train"
+        False,
+        "leave out files that cannot be used instead of refusing to train",
+        may_change=True,  # which images are left is seen by the fingerprint
     )
 
     latent_dim: int = _setting(64, "length of a latent vector", ge=1, le=4096)

@@ -23,10 +23,11 @@ from PIL import Image
 
 from gantrain.checkpoint import fsync_folder
 from gantrain.config import TrainConfig
-from gantrain.errors import RunError
+from gantrain.errors import RunError, UsageError
 from gantrain.latents import SEED_CONTRACT, draw_latents
 from gantrain.run_directory import DataFacts
 from gantrain.sampling import (
+    SCHEMA,
     PixelGenerator,
     Pixels,
     generate_pixels,
@@ -35,7 +36,6 @@ from gantrain.sampling import (
     run_session,
 )
 
-SCHEMA = 1
 MODEL_FILE = "model.onnx"
 PROOF_BATCHES = (1, 2, 7, 64)
 _OPSET = 20
@@ -53,11 +53,12 @@ def export_run(run_path: Path, repository: Path, name: str) -> Path:
     """Publish the run's averaged generator as the next version of a model; return the file.
 
     Raises:
+        UsageError: the name cannot be a model's.
         RunError: the run cannot be used, the artifact does not agree with the generator, or the
             repository cannot be written. Nothing is published then.
     """
     if not _NAME.fullmatch(name):
-        raise RunError(
+        raise UsageError(
             f"--name {name!r}: expected 1 to 63 letters, digits, '.', '_' or '-', a letter or "
             "digit first"
         )

@@ -1,7 +1,9 @@
 """What a run tells while it trains: metrics.jsonl, the status line, sample grids."""
 
+import io
 import json
 import logging
+import math
 import sys
 import time
 from pathlib import Path
@@ -14,12 +16,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from gantrain.checkpoint import atomic_write
+from gantrain.checkpoint import atomic_write, writing
 
 logger = logging.getLogger(__name__)
 
 _FRAME_MILLISECONDS = 60
-_GRID_PIXELS = 512  # grids smaller than this are enlarged by a whole factor
+_GRID_PIXELS = 512  # smaller pictures are enlarged
 
 
 def truncate_metrics(path: Path, images_seen: int) -> None:
@@ -27,7 +29,7 @@ def truncate_metrics(path: Path, images_seen: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
@@ -39,8 +41,12 @@ def truncate_metrics(path: Path, images_seen: int) -> None:
 
 
 def append_metrics(path: Path, row: dict[str, float]) -> None:
-    """Add one JSON object as a line."""
-    with path.open("a") as file:
+    """Add one JSON object as a line.
+
+    Raises:
+        RunError: it could not be written.
+    """
+    with writing(path), path.open("a") as file:
         file.write(json.dumps(row) + "\n")
 
 
@@ -65,7 +71,7 @@ class RunningMeans:
 
 
 class Stopwatch:
-    """Seconds spent training over all sessions of a run, and the rate since the last row."""
+    """Seconds spent training however often a run was resumed, and the rate since the last row."""
 
     def __init__(self, images_seen: int, seconds_before: float) -> None:
         self._start = time.monotonic() - seconds_before
@@ -125,7 +131,7 @@ class StatusLine:
             self._bar.set_postfix_str(losses)
             return
         rate = row["images_per_second"]
-        left = max(self._total - row["images_seen"], 0) / rate
+        left = max(self._total - row["images_seen"], 0) / max(rate, 0.01)  # 0 after a long halt
         logger.info(
             "%d/%d images, %.0f images/s, %s left, %s, R1 %.3f R2 %.3f",
             row["images_seen"],
@@ -139,26 +145,24 @@ class StatusLine:
 
 
 def image_grid(images: NDArray[np.uint8]) -> Image.Image:
-    """Tile [n, height, width, channels] row by row in an almost square grid on white.
+    """Tile [n, height, width, channels] in reading order on a near-square white picture.
 
-    Grids of small images are enlarged by a whole factor, so that every pixel stays square.
+    Every pixel is repeated a whole number of times, so that small images stay sharp; a margin of a
+    sixteenth of an image parts the tiles. `ganserve generate` lays its pictures out alike.
     """
     count, height, width, channels = images.shape
-    columns = int(np.ceil(np.sqrt(count)))
-    rows = -(-count // columns)
-    scale = max(1, _GRID_PIXELS // (columns * max(height, width)))
-    margin = 1
-    canvas = np.full(
-        (rows * (height + margin) + margin, columns * (width + margin) + margin, channels),
-        255,
-        np.uint8,
-    )
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    margin = max(1, min(height, width) // 16)
+    shape = (rows * (height + margin) + margin, columns * (width + margin) + margin, channels)
+    canvas = np.full(shape, 255, np.uint8)
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
         top, left = margin + row * (height + margin), margin + column * (width + margin)
         canvas[top : top + height, left : left + width] = image
-    picture = Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    scale = math.ceil(_GRID_PIXELS / max(shape[:2]))
+    canvas = canvas.repeat(scale, axis=0).repeat(scale, axis=1)
+    return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
 
 
 def save_grid(path: Path, images: NDArray[np.uint8]) -> None:
@@ -170,12 +174,14 @@ def save_grid(path: Path, images: NDArray[np.uint8]) -> None:
 def save_animation(path: Path, images: NDArray[np.uint8]) -> None:
     """Write [n, height, width, channels] as an endless GIF, whole or not at all."""
     frames = [image_grid(image[None]) for image in images]
+    content = io.BytesIO()  # writing to a file, Pillow would not tell why a disk refuses
+    frames[0].save(
+        content,
+        format="GIF",
+        save_all=True,
+        append_images=frames[1:],
+        duration=_FRAME_MILLISECONDS,
+        loop=0,
+    )
     with atomic_write(path) as file:
-        frames[0].save(
-            file,
-            format="GIF",
-            save_all=True,
-            append_images=frames[1:],
-            duration=_FRAME_MILLISECONDS,
-            loop=0,
-        )
+        file.write(content.getbuffer())

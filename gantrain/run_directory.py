@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from gantrain.checkpoint import atomic_write
+from gantrain.checkpoint import PARTIAL_SUFFIX, atomic_write
 from gantrain.config import TrainConfig, may_change
 from gantrain.errors import RunError
 
@@ -96,7 +96,15 @@ def open_run(path: Path) -> Iterator[RunDirectory]:
             raise RunError(
                 f"another process is training in {path}: wait for it or choose another --run-dir"
             ) from None
+        remove_partial_files(run)
         yield run
+
+
+def remove_partial_files(run: RunDirectory) -> None:
+    """Remove what a process that was killed had not finished writing."""
+    for folder in (run.path, run.checkpoints, run.samples):
+        for path in folder.glob(f".*{PARTIAL_SUFFIX}"):
+            path.unlink()
 
 
 def check_same_run(run: RunDirectory, config: TrainConfig, data: DataFacts) -> None:

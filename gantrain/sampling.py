@@ -1,6 +1,7 @@
 """Images from a trained generator, be it in a run or in an artifact."""
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 from gantrain.checkpoint import newest_good_checkpoint
 from gantrain.config import TrainConfig
 from gantrain.errors import RunError
-from gantrain.latents import draw_latents
+from gantrain.latents import SEED_CONTRACT, draw_latents
 from gantrain.networks import create_networks
 from gantrain.run_directory import DataFacts, RunDirectory
 
 Latents = NDArray[np.float32]  # [n, latent_dim]
 Pixels = NDArray[np.uint8]  # [n, height, width, channels]
+
+SCHEMA = 1  # the version of docs/artifact.md
 
 _STATISTICS_SEEDS = np.arange(2**63, 2**63 + 2048, dtype=np.uint64)  # far from anybody's own
 _BATCH = 64
@@ -114,10 +117,22 @@ def open_sampler(path: Path) -> tuple[Callable[[Latents], Pixels], int]:
     if not path.is_file():
         raise RunError(f"{path}: no such run folder or artifact")
     session = open_session(path.read_bytes(), name=str(path))
-    inputs = {value.name: value.shape for value in session.get_inputs()}
-    if list(inputs) != ["latents"] or [value.name for value in session.get_outputs()] != ["images"]:
-        raise RunError(f"{path}: not an artifact of gantrain (see docs/artifact.md)")
-    return lambda latents: sample_session(session, latents), int(inputs["latents"][1])
+    check_artifact(session, path)
+    return lambda latents: sample_session(session, latents), session.get_inputs()[0].shape[1]
+
+
+def check_artifact(session: Any, path: Path) -> None:  # noqa: ANN401 - untyped library
+    """Refuse a model that docs/artifact.md does not define; raises RunError."""
+    try:
+        facts = json.loads(session.get_modelmeta().custom_metadata_map["gan"])
+        schema, seed_contract = facts["schema"], facts["seed_contract"]
+    except (KeyError, TypeError, ValueError):
+        raise RunError(f"{path}: not an artifact of gantrain (see docs/artifact.md)") from None
+    if (schema, seed_contract) != (SCHEMA, SEED_CONTRACT):
+        raise RunError(
+            f"{path}: expected schema {SCHEMA} with seeds {SEED_CONTRACT}, got {schema} with "
+            f"{seed_contract}; use the version of gantrain that exported it"
+        )
 
 
 def open_session(artifact: bytes, name: str = "artifact") -> Any:  # noqa: ANN401 - untyped library

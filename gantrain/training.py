@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from gantrain.checkpoint import TrainState, newest_good_checkpoint, save_checkpo
 from gantrain.config import TrainConfig
 from gantrain.datasets import Dataset, load_dataset
 from gantrain.errors import Interrupted, RunError
+from gantrain.image_decoding import available_cpus
 from gantrain.latents import draw_latents
 from gantrain.losses import (
     gradient_penalties,
@@ -52,7 +52,7 @@ def train(config: TrainConfig) -> TrainState:
         Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
     """
     device = choose_device(config.device)
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(config.threads or available_cpus())
     dataset = load_dataset(
         config.data,
         image_size=config.image_size,
@@ -250,27 +250,30 @@ def due(state: TrainState, every: int, config: TrainConfig) -> bool:
 
 
 def check_finite(means: dict[str, float], state: TrainState) -> None:
-    """Stop a run whose numbers have left the reals.
+    """Stop a run whose numbers have left the reals, before they get into a checkpoint.
+
+    Weights can be the first: a finite loss may have a gradient that is not.
 
     Raises:
-        RunError: a loss or penalty is not finite; names it and the first such weight.
+        RunError: a loss, a penalty or a weight is not finite; names it and the first such weight.
     """
-    broken = next((name for name, mean in means.items() if not np.isfinite(mean)), None)
-    if broken is None:
-        return
+    loss = next((name for name, mean in means.items() if not np.isfinite(mean)), None)
     weights = next(
         (
             f"{network}.{name}"
-            for network in ("discriminator", "generator")
+            for network in ("discriminator", "generator", "generator_ema")
             for name, values in getattr(state, network).named_parameters()
             if not values.isfinite().all()
         ),
-        "none of the weights yet",
+        None,
     )
+    if loss is None and weights is None:
+        return
+    what = f"{loss} became {means[loss]}" if loss else "weights became nan or infinite"
     raise RunError(
-        f"{broken} became {means[broken]} by {state.images_seen} images (first weights not finite: "
-        f"{weights}); the last checkpoint before it is kept. A lower --lr or larger --r1-weight "
-        "and --r2-weight steady a run; they need a new --run-dir"
+        f"{what} by {state.images_seen} images (first weights not finite: "
+        f"{weights or 'none of the weights yet'}); the last checkpoint before it is kept. A lower "
+        "--lr or larger --r1-weight and --r2-weight steady a run; they need a new --run-dir"
     )
 
 

@@ -20,7 +20,7 @@ LAYERS = {
         {"service"},
         {"repository", "request", "interceptors"},
         {"batcher", "model"},
-        {"artifact", "model_files", "metrics", "client", "load_test", "cli_options"},
+        {"artifact", "model_files", "metrics", "client", "load_test", "cli_options", "memory"},
         {"config", "latents", "encoding", "errors", "health", "cpus", "grid", "seed_ranges", "v1"},
     ],
     "gantrain": [

@@ -12,9 +12,11 @@ torch = pytest.importorskip("torch", reason="needs the extra `train`")
 import ganserve.latents  # noqa: E402
 import gantrain.latents  # noqa: E402
 from ganserve.client import Client  # noqa: E402
+from ganserve.grid import make_grid  # noqa: E402
 from ganserve.server import running  # noqa: E402
 from gantrain.export import export_run  # noqa: E402
 from gantrain.presets import resolve  # noqa: E402
+from gantrain.reporting import image_grid  # noqa: E402
 from gantrain.sampling import generate_pixels, load_run_generator  # noqa: E402
 from gantrain.training import train  # noqa: E402
 from tests.ganserve.conftest import server_config  # noqa: E402
@@ -35,6 +37,11 @@ def test_both_programs_walk_the_same_way_between_seeds():
     one = gantrain.latents.interpolate_latents(stations, 7)
     other = ganserve.latents.interpolate_latents(SEEDS, 7, 16)
     assert one.tobytes() == other.tobytes()
+
+
+def test_both_programs_lay_out_the_same_grid():
+    images = np.random.default_rng(0).integers(0, 256, (10, 28, 28, 3), np.uint8)
+    assert np.array_equal(np.asarray(image_grid(images)), make_grid(images))
 
 
 @pytest.fixture(scope="module", params=[(28, 1), (32, 3)], ids=["28x28 grey", "32x32 RGB"])

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    folder = tmp_path_factory.mktemp("clone") / "demo"
+    folder = tmp_path_factory.mktemp("a clone") / "demo"
     folder.mkdir()
     shutil.copy(ROOT / "demo" / "demo.py", folder)
     return folder, run(folder)

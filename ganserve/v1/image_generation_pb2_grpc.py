@@ -82,7 +82,8 @@ class ImageGenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Lists every model and version in the repository, those that could not be loaded included.
+        """Lists what serves and what could not be loaded. Versions that a newer one supersedes before
+        they were asked for have no state and are left out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

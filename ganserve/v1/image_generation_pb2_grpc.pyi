@@ -42,7 +42,9 @@ class ImageGenerationServiceStub:
     StreamImages: _grpc.UnaryStreamMultiCallable[_image_generation_pb2.GenerateImagesRequest, _image_generation_pb2.GenerateImagesResponse]
     """Generates the images of one request and answers in order, in chunks, as they are made."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_image_generation_pb2.ListModelsRequest, _image_generation_pb2.ListModelsResponse]
-    """Lists every model and version in the repository, those that could not be loaded included."""
+    """Lists what serves and what could not be loaded. Versions that a newer one supersedes before
+    they were asked for have no state and are left out.
+    """
     GetModel: _grpc.UnaryUnaryMultiCallable[_image_generation_pb2.GetModelRequest, _image_generation_pb2.GetModelResponse]
     """Describes one version of one model."""
 
@@ -60,7 +62,9 @@ class ImageGenerationServiceAsyncStub(ImageGenerationServiceStub):
     StreamImages: _aio.UnaryStreamMultiCallable[_image_generation_pb2.GenerateImagesRequest, _image_generation_pb2.GenerateImagesResponse]  # type: ignore[assignment]
     """Generates the images of one request and answers in order, in chunks, as they are made."""
     ListModels: _aio.UnaryUnaryMultiCallable[_image_generation_pb2.ListModelsRequest, _image_generation_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Lists every model and version in the repository, those that could not be loaded included."""
+    """Lists what serves and what could not be loaded. Versions that a newer one supersedes before
+    they were asked for have no state and are left out.
+    """
     GetModel: _aio.UnaryUnaryMultiCallable[_image_generation_pb2.GetModelRequest, _image_generation_pb2.GetModelResponse]  # type: ignore[assignment]
     """Describes one version of one model."""
 
@@ -93,7 +97,9 @@ class ImageGenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_generation_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_image_generation_pb2.ListModelsResponse, _abc.Awaitable[_image_generation_pb2.ListModelsResponse]]:
-        """Lists every model and version in the repository, those that could not be loaded included."""
+        """Lists what serves and what could not be loaded. Versions that a newer one supersedes before
+        they were asked for have no state and are left out.
+        """
 
     @_abc_1.abstractmethod
     def GetModel(

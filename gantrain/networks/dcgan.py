@@ -89,7 +89,7 @@ class Discriminator(nn.Module):
 
 
 def _initialize(module: nn.Module) -> None:
-    """Variance-preserving weights (He et al. 2015) and zero biases: nothing normalizes later."""
+    """Variance-preserving weights (He et al. 2015) and zero biases."""
     if isinstance(module, nn.ConvTranspose2d):
         # Each output pixel of a stride-2 transposed convolution sees a quarter of the kernel.
         fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1] / 4

@@ -249,6 +249,13 @@ def test_a_server_that_is_not_there_is_one_line(command, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_label_that_no_request_can_carry_is_one_line(tmp_path, capsys):
+    flags = ["--seeds", "0", "--class-labels", str(2**32), "--out", f"{tmp_path}/grid.png"]
+    assert run(["generate", "--address", "localhost:1", *flags]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ganserve generate: class_labels: expected integers from 0")
+
+
 async def test_a_refused_request_is_one_line(repository, running_server, tmp_path, capsys):
     async with running_server(repository) as server:
         flags = ["--model", "other", "--seeds", "0", "--out", f"{tmp_path}/grid.png"]

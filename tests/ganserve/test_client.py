@@ -196,6 +196,19 @@ async def test_one_client_serves_many_threads(repository, running_server):
         pytest.param({"seeds": [-1]}, "seeds: expected integers from 0", id="negative"),
         pytest.param({"seeds": [2**64]}, "seeds: expected integers from 0", id="too-large"),
         pytest.param({"seeds": ["one"]}, "seeds: expected integers from 0", id="word"),
+        pytest.param({"seeds": range(-1, 2)}, "seeds: expected integers from 0", id="range"),
+        pytest.param({"seeds": range(2**70)}, "seeds: expected integers from 0", id="endless"),
+        pytest.param({"interpolation": [-1, 2]}, "interpolation: expected integers", id="walk"),
+        pytest.param(
+            {"interpolation": [1, 2], "frames_per_segment": -1},
+            "frames_per_segment: expected integers",
+            id="frames",
+        ),
+        pytest.param(
+            {"seeds": [1], "class_labels": [2**32]},
+            r"class_labels: expected integers from 0 to 2\^32 - 1",
+            id="label",
+        ),
     ],
 )
 def test_what_no_request_can_say_is_refused_before_a_call(request_, problem):

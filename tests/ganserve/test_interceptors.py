@@ -214,6 +214,17 @@ async def test_an_invalid_request_carries_its_field():
     assert (violation.field, violation.description) == ("quality", "expected 1 to 100, got 0")
 
 
+@pytest.mark.parametrize("letter", ["m", "\N{SNOWMAN}"], ids=["ascii", "unicode"])
+async def test_a_long_list_of_models_still_arrives_as_what_it_is(letter):
+    behaviours = Behaviours()
+    behaviours.error = InvalidRequest("name", f"expected one of {letter * 30_000}")
+    async with running(behaviours) as channel:
+        seen = await failure(unary(channel))
+    assert seen.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert seen.details().startswith(f"name: expected one of {letter * 100}")
+    assert seen.details().endswith(f"{letter}...")
+
+
 async def test_an_overload_says_when_to_come_back():
     behaviours = Behaviours()
     behaviours.error = Overloaded("full", 0.25)

@@ -1,4 +1,6 @@
 import socket
+import struct
+import threading
 import urllib.error
 from urllib.request import urlopen
 
@@ -125,3 +127,19 @@ def test_a_client_that_says_nothing_holds_up_nobody(http):
     port = http()
     with socket.create_connection(("127.0.0.1", port)):
         assert get(port, "/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "stays"])
+def test_a_client_that_never_asks_is_no_event(http, monkeypatch, capfd, caplog, leaves):
+    monkeypatch.setattr("ganserve.metrics._QuietHandler.timeout", 0.05)
+    port = http()
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        if leaves:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        else:
+            assert client.recv(1) == b""  # given up
+    assert get(port, "/healthz")[0] == 200  # so the one before was accepted
+    for thread in threading.enumerate():
+        if "process_request_thread" in thread.name:
+            thread.join(20)
+    assert (capfd.readouterr().err, caplog.records) == ("", [])

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import os
 import threading
 import time
 from functools import partial
@@ -101,11 +102,13 @@ def test_a_scan_finds_versions_newest_first_and_passes_over_the_rest(tmp_path):
     (tmp_path / ".hidden" / "1").mkdir(parents=True)
     (tmp_path / ".hidden" / "1" / "model.onnx").write_text("")
     (tmp_path / "README").write_text("no model")
-    found = scan(tmp_path)
+    publish(tmp_path, os.fsdecode(b"not \xff UTF-8"), 1, b"x")
+    found, unreadable = scan(tmp_path)
     assert {name: [c.version for c in versions] for name, versions in found.items()} == {
         "a": [10, 9, 2],
         "b": [1],
     }
+    assert unreadable == {}
 
 
 @pytest.mark.parametrize("kind", ["missing", "a file"])
@@ -180,6 +183,24 @@ async def test_a_failed_version_is_tried_again_only_when_its_file_changes(tmp_pa
         await repository.refresh()
         assert load.loads == 2
         assert states(repository) == [("tiny", 1, "READY")]
+
+
+async def test_a_file_replaced_by_one_that_cannot_be_loaded_serves_on(tmp_path):
+    write_artifact(tmp_path, version=1, offset=9)
+    path = write_artifact(tmp_path, version=2)
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        good = path.read_bytes()
+        path.write_bytes(b"half of a copy")
+        await repository.refresh()
+        assert states(repository) == [("tiny", 2, "READY"), ("tiny", 2, "FAILED")]
+        with repository.use("tiny", None) as (_, served):
+            assert (await pixels_of(served) == 128).all()
+        path.write_bytes(good)
+        await repository.refresh()
+        await settle()
+        assert serving(repository) == 2
+        assert ("tiny", 2, "FAILED") not in states(repository)
 
 
 async def test_when_the_newest_is_removed_the_one_before_serves_again(tmp_path):
@@ -312,6 +333,45 @@ async def test_a_repository_that_vanishes_leaves_the_models_serving(tmp_path, ca
         await repository.refresh()
         assert serving(repository) == 1
         assert caplog.text.count("cannot be read") == 1
+
+
+async def test_a_model_that_cannot_be_read_holds_up_no_other(tmp_path, caplog):
+    path = write_artifact(tmp_path, "a")
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "lost+found" / "1").symlink_to("1")  # an error for whoever looks, even for root
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        assert repository.settled
+        assert repository.names == ["a"]
+        remove(path)
+        (tmp_path / "a" / "1").symlink_to("1")
+        for _ in range(2):
+            await repository.refresh()
+        assert serving(repository, "a") == 1  # nothing is known of its versions
+        assert [record.getMessage().split(": ")[0] for record in caplog.records] == [
+            "cannot be read, what serves goes on"
+        ] * 2
+        assert "lost+found/1/model.onnx: " in caplog.text
+        assert "a/1/model.onnx: " in caplog.text
+
+
+async def test_a_swap_has_no_gap_that_a_probe_in_another_thread_could_see(tmp_path):
+    write_artifact(tmp_path)
+    seen = []
+
+    def look(loop, coroutine, **options):  # in the midst of the swap, when the old one's end begins
+        ready = sample(repository, "ganserve_model_ready", model="tiny")
+        seen.append((repository.is_serving("tiny"), ready))
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        write_artifact(tmp_path, version=2)
+        asyncio.get_running_loop().set_task_factory(look)
+        await repository.refresh()
+        asyncio.get_running_loop().set_task_factory(None)
+    assert seen
+    assert set(seen) == {(True, 1)}
 
 
 async def test_the_wrong_provider_at_start_is_an_error_of_the_start(tmp_path):

@@ -118,7 +118,7 @@ class TestInProcess:
             pass
 
     async def test_draining_is_seen_at_once_but_calls_are_still_answered(
-        self, repository, running_server
+        self, repository, running_server, caplog
     ):
         async with (
             running_server(repository) as server,
@@ -132,6 +132,10 @@ class TestInProcess:
             assert await check(health, "tiny") == NOT_SERVING
             assert server.why_not_ready() == "draining"
             assert await status_of(stub.GenerateImages(request(1))) is OK
+            for version in (2, 3):  # the repository is looked at, again and again
+                write_artifact(repository, version=version)
+                await eventually(lambda new=version: server.repository.versions[0].number == new)
+            assert "not serving: draining" not in caplog.text
             server.hurry.set()
             await draining
             unavailable = grpc.StatusCode.UNAVAILABLE

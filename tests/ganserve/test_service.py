@@ -205,6 +205,41 @@ async def test_models_are_listed_with_those_that_could_not_be_loaded(repository,
     assert list(one.evaluation) == [pb.EvaluationResult(name="frechet_distance_pixels", value=1.5)]
 
 
+async def test_without_a_name_each_call_names_its_own_field(repository, running_server):
+    write_artifact(repository, "cats")
+    expected_details = ": expected one of cats, tiny, got none"
+    async with running_server(repository) as server, connected(server) as stub:
+        assert await failure(stub.GetModel(pb.GetModelRequest())) == (
+            "INVALID_ARGUMENT",
+            "name" + expected_details,
+        )
+        assert await failure(stub.GenerateImages(request(1))) == (
+            "INVALID_ARGUMENT",
+            "model_name" + expected_details,
+        )
+
+
+async def test_more_than_the_encoder_keeps_up_with_is_refused(tmp_path, running_server):
+    write_artifact(tmp_path, height=256, width=256)
+    settings = {"queue_size": 8, "max_images_per_request": 4, "encoder_threads": 1}
+    async with running_server(tmp_path, **settings) as server, connected(server) as stub:
+        refusals, answers = [], []
+
+        async def ask():
+            while not refusals:
+                try:
+                    answers.append(await stub.GenerateImages(request(*range(4), format=PNG)))
+                except grpc.aio.AioRpcError as error:
+                    if "wait to be encoded, the limit is 8" in error.details():
+                        refusals.append(error)
+
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(ask() for _ in range(8)))
+        assert {error.code() for error in refusals} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert (await stub.GenerateImages(request(1))).count == 1  # RAW needs no encoder
+        assert len({tuple(answer.images) for answer in answers}) == 1
+
+
 async def test_images_are_counted_as_they_are_received(repository, running_server):
     async with running_server(repository) as server, connected(server) as stub:
         await asyncio.gather(*(stub.GenerateImages(request(*range(n))) for n in range(1, 9)))

@@ -37,6 +37,14 @@ def test_the_oldest_go_and_the_newest_stay(tmp_path: Path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_damaged_one_further_on_never_costs_the_one_just_saved(tmp_path: Path):
+    damaged = save_checkpoint(state_at(192), tmp_path, keep=1)
+    empty(damaged)  # passed over, so the run goes on from before it
+    for images_seen in (64, 128):
+        path = save_checkpoint(state_at(images_seen), tmp_path, keep=1)
+        assert checkpoint_paths(tmp_path) == [damaged, path]
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -59,8 +67,22 @@ def write_another_format(path: Path) -> None:
     torch.save({"format": 99}, path)
 
 
+def write_no_dict(path: Path) -> None:
+    torch.save(torch.zeros(3), path)
+
+
+def garble_a_packing_method(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 10] ^= 8  # of the last file: deflated, not stored
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
-    "damage", [truncate, flip_a_weight_bit, empty, replace_by_text, write_another_format]
+    "damage",
+    [
+        *(truncate, flip_a_weight_bit, empty, replace_by_text, write_another_format),
+        *(write_no_dict, garble_a_packing_method),
+    ],
 )
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     damage, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -85,12 +107,33 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_trace(tmp_path: Path):
     def write_half() -> None:
         with atomic_write(path) as file:
             file.write(b"ne")
-            raise InterruptedError
+            raise KeyboardInterrupt
 
-    with pytest.raises(InterruptedError):
+    with pytest.raises(KeyboardInterrupt):
         write_half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        pytest.param("ro", "Read-only file system", id="read-only"),
+        pytest.param("size=4k", "No space left on device", id="full"),
+    ],
+)
+def test_a_disk_that_takes_no_file_is_told_by_the_name_that_was_asked_for(
+    options: str, reason: str, mount
+):
+    path = mount(options) / "grid.png"
+
+    def write() -> None:
+        with atomic_write(path) as file:
+            file.write(bytes(100_000))
+
+    with pytest.raises(RunError, match=f"^{path} could not be written: {reason}; make room"):
+        write()
+    assert not list(path.parent.iterdir())
 
 
 def test_a_full_disk_names_the_last_good_checkpoint(mount):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gantrain.errors import RunError
+from gantrain.errors import RunError, UsageError
 from gantrain.export import PROOF_BATCHES, export_run, prove, publish
 from gantrain.latents import draw_latents
 from gantrain.sampling import (
@@ -147,7 +147,7 @@ def test_a_full_disk_publishes_nothing(mount):
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "x" * 64, "spaced name"])
 def test_names_that_are_no_folder_names_are_refused(name: str, small_run: Path, tmp_path: Path):
-    with pytest.raises(RunError, match="--name"):
+    with pytest.raises(UsageError, match="--name"):
         export_run(small_run, tmp_path, name)
 
 

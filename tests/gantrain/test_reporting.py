@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from gantrain.errors import RunError
 from gantrain.reporting import (
     RunningMeans,
     StatusLine,
     Stopwatch,
     append_metrics,
     image_grid,
+    save_animation,
+    save_grid,
     truncate_metrics,
 )
 
@@ -38,8 +41,8 @@ def test_rows_after_a_position_and_torn_ones_are_dropped(tmp_path: Path):
     truncate_metrics(path, 0)  # nothing there yet
     for images_seen in (64, 128, 192):
         append_metrics(path, {"images_seen": images_seen})
-    with path.open("a") as file:
-        file.write('{"images_se')
+    with path.open("ab") as file:
+        file.write(b'{"images_se\xff\x00')
     truncate_metrics(path, 128)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["images_seen"] for row in rows] == [64, 128]
@@ -52,7 +55,16 @@ def test_the_status_line_tells_rate_time_left_and_losses(caplog: pytest.LogCaptu
     assert "500/1000 images, 10 images/s, 00:50 left, D 0.690 G 0.700" in caplog.text
 
 
-def test_time_goes_on_from_earlier_sessions():
+def test_a_run_that_was_halted_for_a_night_still_tells_its_status(
+    caplog: pytest.LogCaptureFixture,
+):
+    row = {"images_seen": 64.0, "images_per_second": 0.0, "r1_penalty": 0.5, "r2_penalty": 0.25}
+    with caplog.at_level(logging.INFO), StatusLine(0, 1000) as status:
+        status.report({**row, "discriminator_loss": 0.69, "generator_loss": 0.7})
+    assert "64/1000 images, 0 images/s" in caplog.text
+
+
+def test_time_goes_on_from_where_the_run_was_cut():
     watch = Stopwatch(images_seen=100, seconds_before=50.0)
     row = watch.row(200, {"loss": 1.0})
     assert 50 <= row["seconds"] < 60
@@ -74,5 +86,16 @@ def test_a_grid_shows_every_image_in_reading_order(channels: int):
     assert centres == [0, 40, 80, 120, 160, 255]  # the sixth place is the ground
 
 
+@pytest.mark.parametrize(
+    ("save", "name"), [(save_grid, "grid.png"), (save_animation, "walk.gif")], ids=["png", "gif"]
+)
+def test_pictures_for_a_full_disk_are_refused_with_the_reason(save, name: str, mount):
+    path = mount("size=4k") / name
+    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3)).astype(np.uint8)
+    with pytest.raises(RunError, match=f"{name} could not be written: No space left on device"):
+        save(path, images)
+    assert not list(path.parent.iterdir())
+
+
 def test_large_images_are_not_enlarged():
-    assert image_grid(np.zeros((25, 128, 128, 3), np.uint8)).width == 5 * 129 + 1
+    assert image_grid(np.zeros((25, 128, 128, 3), np.uint8)).width == 5 * 136 + 8

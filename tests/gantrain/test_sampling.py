@@ -55,7 +55,23 @@ def test_what_is_neither_run_nor_artifact_is_refused(content, message: str, tmp_
         open_sampler(path)
 
 
-def test_a_foreign_onnx_file_is_refused(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        pytest.param({}, "not an artifact of gantrain", id="none"),
+        pytest.param({"gan": "{}"}, "not an artifact of gantrain", id="empty"),
+        pytest.param({"gan": "[1]"}, "not an artifact of gantrain", id="list"),
+        pytest.param(
+            {"gan": '{"schema": 2, "seed_contract": "philox4x32-10/box-muller/1"}'},
+            "expected schema 1 with seeds philox4x32-10/box-muller/1, got 2 with",
+            id="schema",
+        ),
+        pytest.param(
+            {"gan": '{"schema": 1, "seed_contract": "other/1"}'}, "got 1 with other/1", id="seeds"
+        ),
+    ],
+)
+def test_a_foreign_onnx_file_is_refused(metadata, message: str, tmp_path: Path):
     import onnx
 
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
@@ -64,8 +80,8 @@ def test_a_foreign_onnx_file_is_refused(tmp_path: Path):
         [onnx.helper.make_node("Neg", ["x"], ["y"])], "foreign", [value], [out]
     )
     opsets = [onnx.helper.make_opsetid("", 20)]
-    onnx.save(
-        onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "m.onnx"
-    )
-    with pytest.raises(RunError, match="not an artifact of gantrain"):
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(RunError, match=message):
         open_sampler(tmp_path / "m.onnx")

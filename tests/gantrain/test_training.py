@@ -18,6 +18,7 @@ from PIL import Image
 from gantrain.checkpoint import TrainState, checkpoint_paths, load_checkpoint
 from gantrain.errors import RunError
 from gantrain.presets import resolve
+from gantrain.run_directory import RunDirectory, open_run
 from gantrain.sampling import load_run_generator
 from gantrain.training import check_finite, choose_device, create_state, train
 from tests.gantrain.conftest import SMALL
@@ -151,9 +152,9 @@ def test_metrics_and_samples_tell_of_the_run(small_run: Path):
 def test_training_moves_both_networks_and_the_average_lags_behind():
     config = settled()
     state = create_state(config, torch.device("cpu"))
-    run = load_run_generator_free_steps(state, config, steps=3)
+    first = take_steps(state, config, steps=3)
     for network in ("generator", "discriminator"):
-        for name, before in run[network].items():
+        for name, before in first[network].items():
             after = getattr(state, network).state_dict()[name]
             if after.is_floating_point() and "running" not in name:
                 assert not torch.equal(before, after), f"{network}.{name} did not move"
@@ -162,7 +163,7 @@ def test_training_moves_both_networks_and_the_average_lags_behind():
         for values in (
             state.generator_ema.state_dict(),
             state.generator.state_dict(),
-            run["generator"],
+            first["generator"],
         )
     )
     assert (averaged - start_).norm() > 0
@@ -175,7 +176,8 @@ def settled(**more: object):
     return resolve({**values, **more})
 
 
-def load_run_generator_free_steps(state: TrainState, config, steps: int):
+def take_steps(state: TrainState, config, steps: int):
+    """Train on noise; returns the weights from before."""
     from gantrain.training import discriminator_step, generator_step, update_ema
 
     before = {
@@ -234,9 +236,13 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path: Path):
     settings = {**SMALL, "data": str(tmp_path / "data"), "run_dir": tmp_path / "run"}
     save_images(0)
     train(resolve({**settings, "total_images": 16}))
+    (tmp_path / "data" / "broken.png").write_bytes(b"")
+    resumed = train(resolve({**settings, "total_images": 32, "skip_bad_files": True}))
+    assert resumed.images_seen == 32, "a file that came later and is left out changes nothing"
+    (tmp_path / "data" / "broken.png").unlink()
     save_images(100)
     with pytest.raises(RunError, match="other data"):
-        train(resolve({**settings, "total_images": 32}))
+        train(resolve({**settings, "total_images": 48}))
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path):
@@ -274,14 +280,28 @@ def test_a_broken_weight_is_named():
         state.generator.project.weight[0, 0] = torch.nan
     with pytest.raises(RunError, match=r"generator_loss became nan.*generator\.project\.weight"):
         check_finite({"discriminator_loss": 0.1, "generator_loss": float("nan")}, state)
-    check_finite({"discriminator_loss": 0.1}, state)
+    with pytest.raises(RunError, match=r"^weights became nan.*\(.*generator\.project\.weight\)"):
+        check_finite({"discriminator_loss": 0.1}, state)
+
+
+def test_weights_that_leave_the_reals_before_a_loss_does_reach_no_checkpoint(tmp_path: Path):
+    settings = {**SMALL, "run_dir": tmp_path / "run"}
+    train(resolve({**settings, "total_images": 64}))
+    newest = checkpoint_paths(tmp_path / "run" / "checkpoints")[0]
+    values = load_checkpoint(newest)
+    values["generator_optimizer"]["state"][0]["exp_avg_sq"] *= torch.nan
+    torch.save(values, newest)
+    # One step, whose losses are still finite, ends the run and would be saved.
+    with pytest.raises(RunError, match=r"became nan.* by 80 images.*generator\.project\.weight"):
+        train(resolve({**settings, "total_images": 80}))
+    assert checkpoint_paths(tmp_path / "run" / "checkpoints")[0] == newest
 
 
 def test_a_disk_that_takes_no_more_ends_the_run_with_one_line_and_loses_nothing(tmp_path: Path):
     process = start(command(tmp_path / "run", "--total-images=1000000"))
     wait_for_checkpoint(process, tmp_path / "run")
     # Files can grow no further than this: metrics still fit, checkpoints do not.
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (32768, resource.RLIM_INFINITY))
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 1, output + errors
     last_line = errors.splitlines()[-1]
@@ -291,6 +311,27 @@ def test_a_disk_that_takes_no_more_ends_the_run_with_one_line_and_loses_nothing(
     kept = checkpoint_paths(tmp_path / "run" / "checkpoints")[0]
     assert str(kept) in last_line
     assert load_checkpoint(kept)["images_seen"] == int(kept.stem)
+
+
+def test_a_full_disk_is_named_with_the_file_that_did_not_fit(mount):
+    disk = mount("size=4k")  # one page: room for config.json
+    config = resolve({**SMALL, "run_dir": disk, "total_images": 64})
+    with pytest.raises(RunError, match=r"metrics\.jsonl could not be written: No space left on"):
+        train(config)
+    (disk / "config.json").unlink()
+    (disk / "other").write_bytes(bytes(4096))
+    with pytest.raises(RunError, match=r"config\.json could not be written: No space left on"):
+        train(config)
+
+
+def test_what_a_killed_process_had_half_written_is_cleared_away(tmp_path: Path):
+    run = RunDirectory(tmp_path / "run")
+    with open_run(run.path):
+        pass
+    for folder in (run.path, run.checkpoints, run.samples):
+        (folder / ".file.123.partial").write_text("ha")
+    with open_run(run.path):
+        assert not list(run.path.rglob("*.partial"))
 
 
 def test_a_run_directory_that_cannot_be_written_is_refused_before_training(mount, tmp_path: Path):

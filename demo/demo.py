@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 FOLDER = Path(__file__).resolve().parent
 RUN, MODELS, GRID = FOLDER / "run", FOLDER / "models", FOLDER / "grid.png"
 # About a minute of training on two cores.
-SETTINGS = "--image-size 16 --filters 32 --batch-size 32 --total-images 60000"
+SETTINGS = "--image-size 16 --filters 32 --batch-size 32 --total-images 50000"
 STAGES = {
     "waiting for a batch": "ganserve_queue_seconds",
     "in the model": "ganserve_compute_seconds",

@@ -19,6 +19,7 @@ check: $(INSTALLED)  ## lint, types, proto lint, generated code up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks/*.py demo/*.py docs/*.py protos/*.py
 	$(BIN)/buf lint protos
 	$(BIN)/buf format --diff --exit-code protos
 	$(BIN)/python protos/generate.py --check

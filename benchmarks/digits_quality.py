@@ -69,7 +69,7 @@ def judge(source: Path) -> Judgement:
 
 def as_features(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Images in any order of axes, one channel, as rows in [0, 1]."""
-    return images.reshape(len(images), -1).astype(np.float32) / 255
+    return images.reshape(len(images), -1).astype(np.float32) / np.float32(255)
 
 
 def smallest_distance(images: NDArray[np.uint8]) -> float:

@@ -31,7 +31,6 @@ from pathlib import Path
 import numpy as np
 
 from ganserve.client import Client
-from ganserve.config import Device
 from ganserve.cpus import usable_cpus
 from ganserve.latents import draw_latents
 from ganserve.load_test import offer_load
@@ -57,7 +56,7 @@ class Measurement:
 def main() -> None:
     """Measure in turns and print a table; --record keeps it."""
     arguments = parse_arguments()
-    model = load_model(arguments.artifact, Device.CPU, threads=1)
+    model = load_model(arguments.artifact, "cpu", threads=1)
     batch_size = max(
         BATCH_SIZES,
         key=lambda size: measure_bare(model, size, arguments.seconds / 4).images_per_second,

@@ -34,8 +34,8 @@ _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _IMAGE_GENERATION = image_generation_pb2.DESCRIPTOR.services_by_name[
     "ImageGenerationService"
 ].full_name
-# For the last bytes on the wire: every call has been answered by then, but a reply of some megabytes
-# may still be on its way over a slow link. Whoever has read all does not wait.
+# For the last bytes on the wire: every call has been answered by then, but a reply of some
+# megabytes may still be on its way over a slow link. Whoever has read all does not wait.
 _STOP_GRACE_SECONDS = 10.0
 _LIVENESS_SECONDS = 5.0
 

@@ -258,7 +258,7 @@ async def test_images_are_counted_as_they_are_received(repository, running_serve
 
 async def test_a_full_queue_refuses_and_the_accepted_are_answered(tmp_path, running_server):
     write_artifact(tmp_path, network="convolutional")
-    # The first two fill the queue and wait there for a batch that the queue has no room to complete.
+    # The first two fill the queue and wait for a batch that it has no room to complete.
     settings = {"queue_size": 32, "max_images_per_request": 16, "instances": 1}
     settings |= {"max_batch_size": 64, "max_wait_seconds": 1}
     async with running_server(tmp_path, **settings) as server, connected(server) as stub:

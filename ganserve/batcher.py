@@ -23,7 +23,7 @@ RunBatch = Callable[[NDArray[np.float32], NDArray[np.int64] | None], NDArray[np.
 
 # gRPC and we read the clock at different moments: a caller cancelled this close to its deadline
 # was cancelled by it.
-_DEADLINE_SLACK_SECONDS = 0.005
+DEADLINE_SLACK_SECONDS = 0.005
 
 
 class Generated(NamedTuple):
@@ -129,7 +129,7 @@ class Batcher:
         try:
             return await entry.answer
         except asyncio.CancelledError:
-            on_time = time.monotonic() < deadline - _DEADLINE_SLACK_SECONDS
+            on_time = time.monotonic() < deadline - DEADLINE_SLACK_SECONDS
             with self._changed:
                 self._abandon(entry, "cancelled" if on_time else "deadline")
             raise

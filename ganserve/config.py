@@ -19,9 +19,7 @@ class ServerConfig(BaseSettings):
     Each setting is a flag of `ganserve serve` and a variable GANSERVE_...; the flag wins.
     """
 
-    model_config = SettingsConfigDict(
-        env_prefix="GANSERVE_", extra="forbid", frozen=True, use_attribute_docstrings=False
-    )
+    model_config = SettingsConfigDict(env_prefix="GANSERVE_", extra="forbid", frozen=True)
 
     models: Path = Field(description="The repository: a folder that holds NAME/VERSION/model.onnx.")
     default_model: str | None = Field(

@@ -14,6 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc.aio import ServicerContext
 
+from ganserve.batcher import DEADLINE_SLACK_SECONDS
 from ganserve.errors import (
     DeadlineExceeded,
     InternalError,
@@ -29,9 +30,6 @@ logger = logging.getLogger(__name__)
 Context = ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for the type checker only
 
-# gRPC and we read the clock at different moments: a call cancelled this close to its deadline was
-# cancelled by it.
-_DEADLINE_SLACK_SECONDS = 0.005
 _ABORT_SECONDS = 1.0
 # Whether requests and responses are streams: the label, and the attribute of a handler.
 _KINDS = {
@@ -242,7 +240,7 @@ async def _write(context: Context, response: object) -> None:
 
 def _cancellation_code(context: Context) -> grpc.StatusCode:
     remaining = context.time_remaining()
-    if remaining is not None and remaining <= _DEADLINE_SLACK_SECONDS:
+    if remaining is not None and remaining <= DEADLINE_SLACK_SECONDS:
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return grpc.StatusCode.CANCELLED
 

@@ -3,6 +3,7 @@ import hashlib
 import io
 import json
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from gantrain.errors import RunError, UsageError
-from gantrain.export import PROOF_BATCHES, export_run, prove, publish
+from gantrain.export import PROOF_BATCHES, compare, export_run, prove, publish
 from gantrain.latents import draw_latents
 from gantrain.sampling import (
     generate_pixels,
@@ -101,6 +102,29 @@ def test_the_artifact_agrees_with_the_trained_generator(
     sample, latent_dim = open_sampler(artifact)
     assert latent_dim == 8
     assert np.abs(sample(latents) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "by", "agrees"),
+    [
+        pytest.param(1, 1, True, id="one value rounds to the other side"),
+        pytest.param(2, 1, False, id="two of 64"),
+        pytest.param(1, 2, False, id="by two grey levels"),
+    ],
+)
+def test_even_the_smallest_image_may_round_one_value_differently(
+    changed: int, by: int, agrees: bool
+):
+    expected = np.full((1, 8, 8, 1), 100, np.uint8)
+    pixels = expected.copy()
+    pixels.flat[:changed] += by
+    with nullcontext() if agrees else pytest.raises(RunError, match="in a batch of 1"):
+        compare(pixels, expected, 1)
+
+
+def test_the_golden_tolerance_leaves_small_images_four_values(model: onnx.ModelProto):
+    tolerance = metadata_of(model)["golden"]["tolerance"]
+    assert tolerance == {"max_difference": 2, "differing_share": 4 / 64}
 
 
 def test_exporting_twice_gives_the_same_bytes(artifact: Path, small_run: Path, tmp_path: Path):

@@ -1,20 +1,120 @@
-"""Generators and discriminators, as mirror images."""
+"""Generators and discriminators by name, for images and for points, none with a final sigmoid."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
-from gantrain.networks.dcgan import Discriminator, Generator
+from gantrain.networks import dcgan, dcgan_2015, faces, keras_conv, mlp
+from gantrain.networks.shape import Shape, no_images, no_points
+
+__all__ = [
+    "DISCRIMINATORS",
+    "GENERATORS",
+    "DiscriminatorKind",
+    "GeneratorKind",
+    "Shape",
+    "count_parameters",
+    "create_networks",
+]
+
+
+@dataclass(frozen=True)
+class GeneratorKind:
+    """How to build a generator, latents [batch, latent_dim] -> images or points."""
+
+    build: Callable[[Shape], nn.Module]
+    check: Callable[[Shape], str | None] = no_images  # why a shape does not fit
+    lowest: float = -1.0  # of the values it makes, -1 for a tanh, 0 for a sigmoid; highest is 1
+    points: bool = False  # it makes [batch, 2], in no bounds
+    leaves_open: frozenset[str] = frozenset()  # which of `filters`, `kernel_size` change it
+
+
+@dataclass(frozen=True)
+class DiscriminatorKind:
+    """How to build a discriminator, images or points -> logits [batch]."""
+
+    build: Callable[[Shape], nn.Module]
+    check: Callable[[Shape], str | None] = no_images  # why a shape does not fit
+    batch_norm: bool = False  # a logit depends on the whole batch
+    points: bool = False  # it judges [batch, 2]
+    leaves_open: frozenset[str] = frozenset()  # which of `filters`, `kernel_size` change it
+
+
+_Kind = TypeVar("_Kind")
+
+_WIDTH = frozenset({"filters"})
+_WIDTH_AND_KERNEL = frozenset({"filters", "kernel_size"})
+
+GENERATORS: dict[str, GeneratorKind] = {
+    "dcgan": GeneratorKind(dcgan.build_generator, leaves_open=_WIDTH),
+    "dcgan-2015": GeneratorKind(dcgan_2015.Generator, dcgan_2015.misfit, leaves_open=_WIDTH),
+    "keras-mlp": GeneratorKind(mlp.keras_mlp_generator),
+    "keras-conv": GeneratorKind(
+        keras_conv.build_generator, keras_conv.misfit, leaves_open=_WIDTH_AND_KERNEL
+    ),
+    "selu-dense": GeneratorKind(mlp.selu_dense_generator, lowest=0.0),
+    "torch-mlp": GeneratorKind(mlp.torch_mlp_generator),
+    "faces": GeneratorKind(faces.build_generator, faces.misfit, leaves_open=_WIDTH),
+    "sine": GeneratorKind(mlp.sine_generator, no_points, points=True),
+    "points": GeneratorKind(mlp.points_generator, no_points, points=True, leaves_open=_WIDTH),
+}
+
+DISCRIMINATORS: dict[str, DiscriminatorKind] = {
+    "dcgan": DiscriminatorKind(dcgan.build_discriminator, leaves_open=_WIDTH),
+    "dcgan-2015": DiscriminatorKind(
+        dcgan_2015.Discriminator, dcgan_2015.misfit, batch_norm=True, leaves_open=_WIDTH
+    ),
+    "keras-mlp": DiscriminatorKind(mlp.keras_mlp_discriminator),
+    "keras-mlp-conv": DiscriminatorKind(mlp.keras_mlp_conv_discriminator),
+    "keras-conv": DiscriminatorKind(
+        keras_conv.build_discriminator,
+        keras_conv.misfit,
+        batch_norm=True,
+        leaves_open=_WIDTH_AND_KERNEL,
+    ),
+    "selu-dense": DiscriminatorKind(mlp.selu_dense_discriminator),
+    "torch-mlp": DiscriminatorKind(mlp.torch_mlp_discriminator),
+    "faces": DiscriminatorKind(faces.build_discriminator, faces.misfit, leaves_open=_WIDTH),
+    "sine": DiscriminatorKind(mlp.sine_discriminator, no_points, points=True),
+    "points": DiscriminatorKind(
+        mlp.points_discriminator, no_points, points=True, leaves_open=_WIDTH
+    ),
+}
 
 
 def create_networks(
-    *, image_size: int, channels: int, latent_dim: int, filters: int, seed: int
+    generator: str,
+    discriminator: str,
+    shape: Shape,
+    *,
+    seed: int,
+    spectral_norm: bool = False,
 ) -> tuple[nn.Module, nn.Module]:
-    """Generator and discriminator on the CPU; their first weights are a function of the seed."""
+    """Generator and discriminator on the CPU; their first weights are a function of the seed.
+
+    The generator's do not depend on which discriminator is chosen. With `spectral_norm` each
+    weight of the discriminator is divided by its largest singular value, which power iteration
+    follows in training mode (Miyato et al., "Spectral normalization for generative adversarial
+    networks", 2018).
+
+    Raises:
+        ValueError: there is no such network, or it does not fit the shape.
+    """
+    generator_kind = _find(GENERATORS, "generator", generator)
+    discriminator_kind = _find(DISCRIMINATORS, "discriminator", discriminator)
+    problem = generator_kind.check(shape) or discriminator_kind.check(shape)
+    if problem:
+        raise ValueError(f"networks {generator} and {discriminator}: {problem}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        generator = Generator(image_size, channels, latent_dim, filters)
-        discriminator = Discriminator(image_size, channels, filters)
-    return generator, discriminator
+        networks = generator_kind.build(shape), discriminator_kind.build(shape)
+        if spectral_norm:
+            _normalize_weights(networks[1])
+    return networks
 
 
 def count_parameters(network: nn.Module) -> dict[str, int]:
@@ -26,3 +126,15 @@ def count_parameters(network: nn.Module) -> dict[str, int]:
         if not name.endswith("num_batches_tracked")
     )
     return {"total": trainable + statistics, "trainable": trainable}
+
+
+def _normalize_weights(discriminator: nn.Module) -> None:
+    for module in list(discriminator.modules()):  # a list, for the change adds modules
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            parametrizations.spectral_norm(module)
+
+
+def _find(kinds: Mapping[str, _Kind], setting: str, name: str) -> _Kind:
+    if name not in kinds:
+        raise ValueError(f"{setting}: expected one of {', '.join(kinds)}, got {name!r}")
+    return kinds[name]

@@ -4,6 +4,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from gantrain.networks.shape import Shape
+
 _LEAK = 0.2
 _MAX_WIDENING = 8  # the widest layer has this many times the channels of the one next to the image
 
@@ -24,6 +26,18 @@ def pyramid(image_size: int) -> list[int]:
 def widths(image_size: int, filters: int) -> list[int]:
     """Channels of each feature map below the image, from the largest map to the smallest."""
     return [filters * min(2**depth, _MAX_WIDENING) for depth in range(len(pyramid(image_size)) - 1)]
+
+
+def build_generator(shape: Shape) -> nn.Module:
+    """The generator of images of that shape."""
+    channels, size, _ = shape.image
+    return Generator(size, channels, shape.latent_dim, shape.filters)
+
+
+def build_discriminator(shape: Shape) -> nn.Module:
+    """The discriminator of images of that shape."""
+    channels, size, _ = shape.image
+    return Discriminator(size, channels, shape.filters)
 
 
 class Generator(nn.Module):

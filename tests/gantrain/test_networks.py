@@ -1,8 +1,40 @@
+import copy
+
 import pytest
 import torch
+from torch import nn
 
-from gantrain.networks import count_parameters, create_networks
+from gantrain.networks import (
+    DISCRIMINATORS,
+    GENERATORS,
+    Shape,
+    count_parameters,
+    create_networks,
+)
 from gantrain.networks.dcgan import Discriminator, Generator, pyramid, widths
+
+SMALL_IMAGE = Shape(image_size=16, channels=3, latent_dim=5, filters=4, kernel_size=5)
+POINTS = Shape(image_size=None, channels=None, latent_dim=2, filters=4, kernel_size=5)
+
+
+def small_shape(points: bool) -> Shape:
+    return POINTS if points else SMALL_IMAGE
+
+
+def mirror_of(discriminator: str) -> str:
+    return "keras-mlp" if discriminator == "keras-mlp-conv" else discriminator
+
+
+def small_networks(discriminator: str, seed: int = 0, **settings):
+    shape = small_shape(DISCRIMINATORS[discriminator].points)
+    return create_networks(mirror_of(discriminator), discriminator, shape, seed=seed, **settings)
+
+
+def same_values(one: nn.Module, other: nn.Module) -> bool:
+    values, others = one.state_dict(), other.state_dict()
+    return values.keys() == others.keys() and all(
+        torch.equal(values[name], others[name]) for name in values
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -24,33 +56,45 @@ def test_the_discriminator_mirrors_the_generators_maps(size: int):
 
     generator, discriminator = Generator(size, 1, 5, 4), Discriminator(size, 1, 4)
     for module in generator.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d):
             module.register_forward_hook(record("generator"))
     for module in discriminator.modules():
-        if isinstance(module, torch.nn.LeakyReLU):
+        if isinstance(module, nn.LeakyReLU):
             module.register_forward_hook(record("discriminator"))
     discriminator(generator(torch.randn(2, 5)))
     assert maps["generator"] == maps["discriminator"][::-1]
     assert [side for _, _, side in maps["discriminator"]] == pyramid(size)[1:]
 
 
-def test_a_logit_depends_on_its_own_image_alone():
-    discriminator = Discriminator(16, 3, filters=4)
-    images = torch.randn(6, 3, 16, 16)
-    together = discriminator(images)
-    alone = torch.cat([discriminator(image[None]) for image in images])
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
-    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in discriminator.modules())
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_a_logit_depends_on_its_own_image_alone_unless_the_kind_says_otherwise(name: str):
+    _, discriminator = small_networks(name)
+    for module in discriminator.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    examples = torch.randn(6, *((2,) if DISCRIMINATORS[name].points else (3, 16, 16)))
+    together = discriminator(examples)
+    # A lone image has no statistics: two copies stand for it.
+    alone = torch.cat([discriminator(torch.stack([one, one]))[:1] for one in examples])
+    independent = torch.allclose(together, alone, rtol=1e-4, atol=1e-5)
+    assert independent == (not DISCRIMINATORS[name].batch_norm)
 
 
 @pytest.mark.parametrize("network", ["generator", "discriminator"])
 def test_first_signals_neither_vanish_nor_explode_at_the_largest_size(network: str):
-    generator, discriminator = create_networks(
-        image_size=128, channels=3, latent_dim=64, filters=8, seed=0
-    )
+    shape = Shape(image_size=128, channels=3, latent_dim=64, filters=8, kernel_size=5)
+    generator, discriminator = create_networks("dcgan", "dcgan", shape, seed=0)
     images = generator(torch.randn(16, 64))
     values = images if network == "generator" else discriminator(torch.randn(16, 3, 128, 128))
     assert 0.05 < values.std() < 5
+
+
+def test_first_signals_of_the_networks_for_points_keep_their_size():
+    shape = Shape(image_size=None, channels=None, latent_dim=2, filters=64, kernel_size=5)
+    generator, discriminator = create_networks("points", "points", shape, seed=0)
+    points = generator(torch.randn(512, 2))
+    assert 0.5 < points.std() < 3
+    assert 0.3 < discriminator(torch.randn(512, 2)).std() < 3
 
 
 def test_widths_double_down_to_eight_times():
@@ -58,15 +102,108 @@ def test_widths_double_down_to_eight_times():
     assert widths(28, 64) == [64, 128, 256]
 
 
-def test_first_weights_are_a_function_of_the_seed_and_leave_the_global_generator_alone():
-    shape = {"image_size": 8, "channels": 1, "latent_dim": 4, "filters": 2}
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_first_weights_are_a_function_of_the_seed_and_leave_the_global_generator_alone(name: str):
     before = torch.random.get_rng_state()
-    one, again, other = (create_networks(**shape, seed=seed)[0] for seed in (1, 1, 2))
+    one, again, other = (small_networks(name, seed) for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert torch.equal(one.project.weight, again.project.weight)
-    assert not torch.equal(one.project.weight, other.project.weight)
+    for index in (0, 1):
+        assert same_values(one[index], again[index])
+        assert not same_values(one[index], other[index])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"discriminator": "keras-mlp-conv"}, {"spectral_norm": True}], ids=str
+)
+def test_the_first_generator_does_not_depend_on_its_opponent(settings: dict):
+    plain, _ = create_networks("keras-mlp", "keras-mlp", SMALL_IMAGE, seed=3)
+    arguments = {"discriminator": "keras-mlp", **settings}
+    other, _ = create_networks("keras-mlp", shape=SMALL_IMAGE, seed=3, **arguments)
+    assert same_values(plain, other)
+
+
+def test_the_flagship_draws_its_weights_as_it_always_did():
+    torch.manual_seed(7)
+    expected = Generator(16, 3, 5, 4), Discriminator(16, 3, 4)
+    for network, same in zip(
+        create_networks("dcgan", "dcgan", SMALL_IMAGE, seed=7), expected, strict=True
+    ):
+        assert same_values(network, same)
+
+
+@pytest.mark.parametrize(
+    ("generator", "discriminator", "shape", "complaint"),
+    [
+        pytest.param("gan", "dcgan", SMALL_IMAGE, "generator: expected one of", id="generator"),
+        pytest.param("dcgan", "gan", SMALL_IMAGE, "discriminator: expected", id="discriminator"),
+        pytest.param("points", "dcgan", SMALL_IMAGE, "expected points", id="points-of-images"),
+        pytest.param("dcgan", "points", SMALL_IMAGE, "expected points", id="points-judged"),
+        pytest.param("keras-mlp", "sine", POINTS, "expected the size of images", id="no-images"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(generator, discriminator, shape, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        create_networks(generator, discriminator, shape, seed=0)
 
 
 def test_parameters_are_counted_as_keras_counts_them():
-    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     assert count_parameters(network) == {"total": 16 + 8 + 8, "trainable": 16 + 8}
+
+
+def largest_singular_values(network: nn.Module) -> list[float]:
+    return [
+        float(torch.linalg.matrix_norm(module.weight.detach().flatten(1), ord=2))
+        for module in network.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_spectral_norm_makes_every_largest_singular_value_one(name: str):
+    _, plain = small_networks(name)
+    _, discriminator = small_networks(name, spectral_norm=True)
+    examples = torch.randn(2, *((2,) if DISCRIMINATORS[name].points else (3, 16, 16)))
+    with torch.no_grad():
+        for _ in range(100):  # each pass is one power iteration
+            discriminator(examples)
+    values = largest_singular_values(discriminator.eval())
+    assert len(values) == len(largest_singular_values(plain))
+    assert values == pytest.approx([1.0] * len(values), abs=0.02)
+    assert largest_singular_values(plain) != pytest.approx([1.0] * len(values), abs=0.02)
+
+
+def test_spectral_norm_leaves_the_generator_alone():
+    plain, _ = small_networks("dcgan")
+    generator, _ = small_networks("dcgan", spectral_norm=True)
+    assert same_values(plain, generator)
+
+
+def test_a_discriminator_with_spectral_norm_is_saved_restored_and_copied_whole():
+    _, trained = small_networks("dcgan", seed=1, spectral_norm=True)
+    _, restored = small_networks("dcgan", seed=2, spectral_norm=True)
+    images = torch.randn(4, 3, 16, 16)
+    trained(images).sum().backward()
+    restored.load_state_dict(trained.state_dict())
+    assert same_values(trained, restored)
+    # In training mode the next power iteration goes on from the restored vectors.
+    copied = copy.deepcopy(restored)
+    assert torch.equal(trained(images), restored(images))
+    assert torch.equal(restored(images), (copied(images), copied(images))[1])
+
+
+@pytest.mark.parametrize("name", ["dcgan", "points"])
+def test_a_gradient_penalty_reaches_weights_under_spectral_norm(name: str):
+    _, discriminator = small_networks(name, spectral_norm=True)
+    shape = (2,) if DISCRIMINATORS[name].points else (3, 16, 16)
+    examples = torch.randn(4, *shape, requires_grad=True)
+    logits = discriminator(examples)
+    (gradients,) = torch.autograd.grad(logits.sum(), examples, create_graph=True)
+    gradients.square().sum().backward()
+    weights = [parameter for parameter in discriminator.parameters() if parameter.ndim > 1]
+    assert all(weight.grad.abs().sum() > 0 for weight in weights)
+
+
+def test_every_generator_has_its_mirror():
+    assert set(DISCRIMINATORS) - {"keras-mlp-conv"} == set(GENERATORS)
+    assert all(GENERATORS[name].points == DISCRIMINATORS[name].points for name in GENERATORS)

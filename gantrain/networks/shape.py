@@ -1,0 +1,35 @@
+"""What all networks are built from, be it for images or for points."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes that a pair of networks has in common."""
+
+    image_size: int | None  # side in pixels; None: the data are points of two coordinates
+    channels: int | None  # 1 is grey, 3 is RGB; None: as above
+    latent_dim: int
+    filters: int  # capacity, in the unit that each network's docstring states
+    kernel_size: int  # side of the kernels where a network leaves it open, pixels
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image; there must be one."""
+        assert self.image_size is not None
+        assert self.channels is not None
+        return self.channels, self.image_size, self.image_size
+
+
+def no_images(shape: Shape) -> str | None:
+    """Why networks for images do not fit, or None: for them the data must be images."""
+    if shape.image_size is None or shape.channels is None:
+        return "image_size: expected the size of images, got points of two coordinates"
+    return None
+
+
+def no_points(shape: Shape) -> str | None:
+    """Why networks for points do not fit, or None: for them the data must not be images."""
+    if shape.image_size is not None:
+        return f"image_size: expected points of two coordinates, got images of {shape.image_size}"
+    return None

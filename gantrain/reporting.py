@@ -1,17 +1,16 @@
-"""What a run tells while it trains: metrics.jsonl, the status line, sample grids."""
+"""What a run tells while it trains: metrics.jsonl, TensorBoard, the status line."""
 
 import io
 import json
 import logging
-import math
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -20,34 +19,43 @@ from gantrain.checkpoint import atomic_write, writing
 
 logger = logging.getLogger(__name__)
 
-_FRAME_MILLISECONDS = 60
-_GRID_PIXELS = 512  # smaller pictures are enlarged
+_ACCURACIES = ("discriminator_accuracy_real", "discriminator_accuracy_fake")
+_PENALTY_NAMES = {"r1_penalty": "R1", "r2_penalty": "R2", "gradient_penalty": "gradient penalty"}
+_SESSION_START = 1  # tensorboard's SessionLog.START
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All rows written so far, oldest first; a torn line is left out, a missing file has none."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(errors="replace").splitlines():
+        with suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def truncate_metrics(path: Path, images_seen: int) -> None:
-    """Drop rows after a position, and a torn last one, so that a resumed run repeats none."""
+    """Drop rows after a position, and a torn last one, so that a resumed run repeats none.
+
+    Raises:
+        RunError: it could not be written.
+    """
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if row["images_seen"] <= images_seen:
-            kept.append(line + "\n")
+    kept = [row for row in read_metrics(path) if row["images_seen"] <= images_seen]
     with atomic_write(path) as file:
-        file.write("".join(kept).encode())
+        file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
 
 
-def append_metrics(path: Path, row: dict[str, float]) -> None:
+def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
     """Add one JSON object as a line.
 
     Raises:
         RunError: it could not be written.
     """
     with writing(path), path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps(dict(row)) + "\n")
 
 
 class RunningMeans:
@@ -124,64 +132,93 @@ class StatusLine:
         """Count images of a step."""
         self._bar.update(images)
 
-    def report(self, row: dict[str, float]) -> None:
+    def report(self, row: Mapping[str, Any]) -> None:
         """Show the newest row of metrics."""
-        losses = f"D {row['discriminator_loss']:.3f} G {row['generator_loss']:.3f}"
+        summary = summarize_row(row)
         if self._terminal:
-            self._bar.set_postfix_str(losses)
+            self._bar.set_postfix_str(summary)
             return
         rate = row["images_per_second"]
         left = max(self._total - row["images_seen"], 0) / max(rate, 0.01)  # 0 after a long halt
+        penalties = "".join(
+            f", {name} {row[key]:.3f}" for key, name in _PENALTY_NAMES.items() if key in row
+        )
         logger.info(
-            "%d/%d images, %.0f images/s, %s left, %s, R1 %.3f R2 %.3f",
+            "%d/%d images, %.0f images/s, %s left, %s%s",
             row["images_seen"],
             self._total,
             rate,
             tqdm.format_interval(left),
-            losses,
-            row["r1_penalty"],
-            row["r2_penalty"],
+            summary,
+            penalties,
         )
 
 
-def image_grid(images: NDArray[np.uint8]) -> Image.Image:
-    """Tile [n, height, width, channels] in reading order on a near-square white picture.
+def summarize_row(row: Mapping[str, Any]) -> str:
+    """Losses and the discriminator's accuracy, as far as a row of metrics has them."""
+    parts = []
+    if "discriminator_loss" in row:
+        parts.append(f"D {row['discriminator_loss']:.3f}")
+    accuracies = [row[key] for key in _ACCURACIES if key in row]
+    if accuracies:
+        parts.append(f"acc {sum(accuracies) / len(accuracies):.0%}".replace("%", " %"))
+    if "generator_loss" in row:
+        parts.append(f"G {row['generator_loss']:.3f}")
+    return " ".join(parts)
 
-    Every pixel is repeated a whole number of times, so that small images stay sharp; a margin of a
-    sixteenth of an image parts the tiles. `ganserve generate` lays its pictures out alike.
+
+class EventFile:
+    """Rows and pictures of a run for TensorBoard, beside metrics.jsonl.
+
+    Every event is appended whole and at once. TensorBoard's own writers hand events to a thread,
+    which on a full disk dies with a traceback of its own while the training goes on.
     """
-    count, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    margin = max(1, min(height, width) // 16)
-    shape = (rows * (height + margin) + margin, columns * (width + margin) + margin, channels)
-    canvas = np.full(shape, 255, np.uint8)
-    for index, image in enumerate(images):
-        row, column = divmod(index, columns)
-        top, left = margin + row * (height + margin), margin + column * (width + margin)
-        canvas[top : top + height, left : left + width] = image
-    scale = math.ceil(_GRID_PIXELS / max(shape[:2]))
-    canvas = canvas.repeat(scale, axis=0).repeat(scale, axis=1)
-    return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
 
+    def __init__(self, folder: Path, images_seen: int) -> None:
+        """Start a new file at a position; what TensorBoard has seen beyond it is not shown twice.
 
-def save_grid(path: Path, images: NDArray[np.uint8]) -> None:
-    """Write a grid of [n, height, width, channels] as PNG, whole or not at all."""
-    with atomic_write(path) as file:
-        image_grid(images).save(file, format="PNG", optimize=True)
+        Raises:
+            RunError: it could not be written.
+        """
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"events.out.tfevents.{time.time_ns():020d}"  # read in this order
+        self._append(file_version="brain.Event:2")
+        self._append(images_seen + 1, session_log={"status": _SESSION_START})
 
+    def add_row(self, row: Mapping[str, Any]) -> None:
+        """Write every scalar of a row of metrics at its `images_seen`.
 
-def save_animation(path: Path, images: NDArray[np.uint8]) -> None:
-    """Write [n, height, width, channels] as an endless GIF, whole or not at all."""
-    frames = [image_grid(image[None]) for image in images]
-    content = io.BytesIO()  # writing to a file, Pillow would not tell why a disk refuses
-    frames[0].save(
-        content,
-        format="GIF",
-        save_all=True,
-        append_images=frames[1:],
-        duration=_FRAME_MILLISECONDS,
-        loop=0,
-    )
-    with atomic_write(path) as file:
-        file.write(content.getbuffer())
+        Raises:
+            RunError: it could not be written.
+        """
+        values = [
+            {"tag": name, "simple_value": value}
+            for name, value in row.items()
+            if isinstance(value, (int, float)) and name != "images_seen"
+        ]
+        self._append(row["images_seen"], summary={"value": values})
+
+    def add_picture(self, images_seen: int, picture: Image.Image, name: str = "samples") -> None:
+        """Write a picture at a position.
+
+        Raises:
+            RunError: it could not be written.
+        """
+        content = io.BytesIO()
+        picture.save(content, format="PNG")
+        image = {
+            "width": picture.width,
+            "height": picture.height,
+            "colorspace": len(picture.getbands()),
+            "encoded_image_string": content.getvalue(),
+        }
+        self._append(images_seen, summary={"value": [{"tag": name, "image": image}]})
+
+    def _append(self, images_seen: int = 0, **content: Any) -> None:  # noqa: ANN401
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        event = Event(wall_time=time.time(), step=images_seen, **content)
+        with writing(self._path), self._path.open("ab") as file:
+            RecordWriter(file).write(event.SerializeToString())

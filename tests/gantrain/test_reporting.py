@@ -1,22 +1,33 @@
+import io
 import json
 import logging
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gantrain.errors import RunError
 from gantrain.reporting import (
+    EventFile,
     RunningMeans,
     StatusLine,
     Stopwatch,
     append_metrics,
-    image_grid,
-    save_animation,
-    save_grid,
+    read_metrics,
     truncate_metrics,
 )
+
+ROW = {"images_seen": 500, "images_per_second": 10.0}
+LOSSES = {"discriminator_loss": 0.69, "generator_loss": 0.7}
+ACCURACIES = {"discriminator_accuracy_real": 0.66, "discriminator_accuracy_fake": 0.6}
+
+
+def load_events(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
 
 
 def test_means_are_over_the_steps_since_last_taken():
@@ -43,24 +54,47 @@ def test_rows_after_a_position_and_torn_ones_are_dropped(tmp_path: Path):
         append_metrics(path, {"images_seen": images_seen})
     with path.open("ab") as file:
         file.write(b'{"images_se\xff\x00')
+    assert [row["images_seen"] for row in read_metrics(path)] == [64, 128, 192]
     truncate_metrics(path, 128)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["images_seen"] for row in rows] == [64, 128]
 
 
-def test_the_status_line_tells_rate_time_left_and_losses(caplog: pytest.LogCaptureFixture):
-    row = {"images_seen": 500.0, "images_per_second": 10.0, "r1_penalty": 0.5, "r2_penalty": 0.25}
+def test_a_run_without_metrics_has_no_rows(tmp_path: Path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        pytest.param(LOSSES, "D 0.690 G 0.700", id="losses"),
+        pytest.param(LOSSES | ACCURACIES, "D 0.690 acc 63 % G 0.700", id="accuracy"),
+        pytest.param(
+            LOSSES | {"r1_penalty": 0.5, "r2_penalty": 0.25},
+            "D 0.690 G 0.700, R1 0.500, R2 0.250",
+            id="penalties",
+        ),
+        pytest.param(
+            LOSSES | {"gradient_penalty": 0.5},
+            "D 0.690 G 0.700, gradient penalty 0.500",
+            id="gradient-penalty",
+        ),
+        pytest.param({"diagnosis": "healthy"}, "", id="no-losses"),
+    ],
+)
+def test_the_status_line_tells_what_the_row_has(
+    values: dict, expected: str, caplog: pytest.LogCaptureFixture
+):
     with caplog.at_level(logging.INFO), StatusLine(0, 1000) as status:
-        status.report({**row, "discriminator_loss": 0.69, "generator_loss": 0.7})
-    assert "500/1000 images, 10 images/s, 00:50 left, D 0.690 G 0.700" in caplog.text
+        status.report(ROW | values)
+    assert caplog.messages == [f"500/1000 images, 10 images/s, 00:50 left, {expected}"]
 
 
 def test_a_run_that_was_halted_for_a_night_still_tells_its_status(
     caplog: pytest.LogCaptureFixture,
 ):
-    row = {"images_seen": 64.0, "images_per_second": 0.0, "r1_penalty": 0.5, "r2_penalty": 0.25}
     with caplog.at_level(logging.INFO), StatusLine(0, 1000) as status:
-        status.report({**row, "discriminator_loss": 0.69, "generator_loss": 0.7})
+        status.report({"images_seen": 64, "images_per_second": 0.0, **LOSSES})
     assert "64/1000 images, 0 images/s" in caplog.text
 
 
@@ -72,30 +106,46 @@ def test_time_goes_on_from_where_the_run_was_cut():
     assert row["loss"] == 1.0
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_grid_shows_every_image_in_reading_order(channels: int):
-    images = np.zeros((5, 4, 4, channels), np.uint8)
-    images[:] = np.arange(5, dtype=np.uint8)[:, None, None, None] * 40
-    grid = np.asarray(image_grid(images))
-    tile = grid.shape[1] // 3
-    centres = [
-        grid[row * tile + tile // 2, column * tile + tile // 2].flat[0]
-        for row in range(2)
-        for column in range(3)
+def test_tensorboard_reads_every_scalar_and_picture_of_a_row(tmp_path: Path):
+    events = EventFile(tmp_path / "tensorboard", 0)
+    events.add_row({**ROW, **LOSSES, "class_shares": [0.5, 0.5], "diagnosis": "healthy"})
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    events.add_picture(500, Image.fromarray(pixels))
+    read = load_events(tmp_path / "tensorboard")
+    tags = read.Tags()
+    assert tags["scalars"] == ["images_per_second", *LOSSES]
+    assert [(e.step, e.value) for e in read.Scalars("generator_loss")] == [
+        (500, pytest.approx(0.7))
     ]
-    assert centres == [0, 40, 80, 120, 160, 255]  # the sixth place is the ground
+    (picture,) = read.Images("samples")
+    assert picture.step == 500
+    shown = np.asarray(Image.open(io.BytesIO(picture.encoded_image_string)))
+    assert (shown == pixels).all()
 
 
-@pytest.mark.parametrize(
-    ("save", "name"), [(save_grid, "grid.png"), (save_animation, "walk.gif")], ids=["png", "gif"]
-)
-def test_pictures_for_a_full_disk_are_refused_with_the_reason(save, name: str, mount):
-    path = mount("size=4k") / name
-    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3)).astype(np.uint8)
-    with pytest.raises(RunError, match=f"{name} could not be written: No space left on device"):
-        save(path, images)
-    assert not list(path.parent.iterdir())
+def test_tensorboard_shows_no_row_twice_after_a_resume(tmp_path: Path):
+    events = EventFile(tmp_path, 0)
+    for images_seen in (100, 200, 300):
+        events.add_row({"images_seen": images_seen, "generator_loss": 1.0})
+    resumed = EventFile(tmp_path, 100)
+    for images_seen in (200, 400):
+        resumed.add_row({"images_seen": images_seen, "generator_loss": 2.0})
+    shown = load_events(tmp_path).Scalars("generator_loss")
+    assert [(e.step, e.value) for e in shown] == [(100, 1.0), (200, 2.0), (400, 2.0)]
 
 
-def test_large_images_are_not_enlarged():
-    assert image_grid(np.zeros((25, 128, 128, 3), np.uint8)).width == 5 * 136 + 8
+def test_events_for_a_full_disk_are_refused_and_what_was_written_stays_readable(mount):
+    folder = mount("size=64k") / "tensorboard"
+    events = EventFile(folder, 0)
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512)).astype(np.uint8)
+    threads = threading.active_count()
+    events.add_row({"images_seen": 100, "generator_loss": 1.0})
+    with pytest.raises(RunError, match="could not be written: No space left on device"):
+        events.add_picture(100, Image.fromarray(noise))
+    assert threading.active_count() == threads
+    assert [e.step for e in load_events(folder).Scalars("generator_loss")] == [100]
+
+
+def test_a_folder_that_takes_no_events_is_refused_with_the_reason(mount):
+    with pytest.raises(RunError, match="tensorboard could not be written: Read-only file system"):
+        EventFile(mount("ro") / "tensorboard", 0)

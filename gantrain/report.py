@@ -1,0 +1,281 @@
+"""Hides how a run's folder becomes one HTML page that needs nothing else: no network, no files."""
+
+import base64
+import fcntl
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
+from PIL import Image
+
+from gantrain.checkpoint import atomic_write, checkpoint_paths
+from gantrain.combinations import network_shape
+from gantrain.config import TrainConfig
+from gantrain.curves import plot_curves
+from gantrain.diagnostics import diagnose
+from gantrain.errors import RunError
+from gantrain.latents import draw_latents, interpolate_latents
+from gantrain.networks import count_parameters, create_networks
+from gantrain.pictures import animate, image_strip
+from gantrain.reporting import read_metrics
+from gantrain.run_directory import DataFacts, RunDirectory
+from gantrain.sampling import generate, load_run_generator
+
+_MAX_HISTORY = 40  # pictures behind the slider
+_HISTORY_BYTES = 9_000_000  # of all of them; base64 adds a third, and a page stays below 20 MB
+_SHEET_BYTES = 1_000_000
+_WALKERS, _STATIONS, _FRAMES_PER_SEGMENT = 4, 4, 10  # of the interpolation
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image inside the page."""
+
+    source: str  # a data URI
+    images_seen: int
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """A walk between latents of the newest checkpoint, and its first frame for who wants rest."""
+
+    moving: str  # data URIs
+    still: str
+    images_seen: int
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of the table of settings."""
+
+    flag: str
+    value: str
+    default: str
+    help: str
+
+
+def write_report(run_path: Path) -> Path:
+    """Write `report.html` into a run's folder, be the run finished, under way or interrupted.
+
+    Raises:
+        RunError: the folder holds no run, a file of it cannot be used, or the page not be written.
+    """
+    run = RunDirectory(run_path)
+    config, data = run.read()
+    rows = read_metrics(run.metrics_file)
+    samples = list_pictures(run.samples)
+    sheets = list_pictures(run.sheets)
+    interpolation, problem = draw_interpolation(run, config)
+    changed, unchanged = list_settings(config)
+    page = render(
+        title=run_path.resolve().name,
+        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        state=describe_state(run, config, rows),
+        rows=rows,
+        points=config.image_size is None,
+        samples=[embed(path, _HISTORY_BYTES // len(samples)) for path in samples],
+        sheet=embed(sheets[-1], _SHEET_BYTES) if sheets else None,
+        interpolation=interpolation,
+        interpolation_problem=problem,
+        diagnosis=diagnose(rows, config) if rows else None,
+        diagnoses=list_diagnoses(rows),
+        curves={
+            title: Markup(svg)  # noqa: S704 - drawn by matplotlib, which escapes texts
+            for title, svg in plot_curves(rows, data.class_names).items()
+        },
+        quality=read_quality(run_path / "evaluation.json"),
+        networks=count_weights(config),
+        data=describe_data(config, data),
+        changed=changed,
+        unchanged=unchanged,
+    )
+    with atomic_write(run.report_file) as file:
+        file.write(page.encode())
+    return run.report_file
+
+
+def render(**values: Any) -> str:  # noqa: ANN401
+    """Fill the page's template; every text is escaped."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["code"] = mark_code
+    source = files("gantrain").joinpath("report.html.j2").read_text()
+    return environment.from_string(source).render(**values)
+
+
+def mark_code(text: str) -> Markup:
+    """Escape a text and show what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped
+
+
+def describe_state(run: RunDirectory, config: TrainConfig, rows: Sequence[dict[str, Any]]) -> str:
+    """Where the run is, in words."""
+    images_seen = rows[-1]["images_seen"] if rows else 0
+    seconds = round(rows[-1].get("seconds", 0)) if rows else 0
+    progress = f"{images_seen:,} of {config.total_images:,} images"
+    share = f"{images_seen / config.total_images:.0%}".replace("%", " %")
+    if images_seen >= config.total_images:
+        return f"Finished: {images_seen:,} images seen in {timedelta(seconds=seconds)}"
+    if is_training(run):
+        return f"Training now: {progress} seen ({share}) in {timedelta(seconds=seconds)}"
+    return f"Stopped at {progress} ({share}); the same `gantrain train` command resumes it"
+
+
+def is_training(run: RunDirectory) -> bool:
+    """Whether a process holds the run's folder at this moment."""
+    try:
+        with (run.path / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a run copied without its lock
+        return False
+    return False
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """Pictures named by images seen, oldest first: all, or as many as fit, evenly chosen."""
+    paths = sorted(
+        (path for path in folder.glob("*.png") if path.stem.isdigit()), key=lambda p: int(p.stem)
+    )
+    chosen = np.linspace(0, len(paths) - 1, min(len(paths), _MAX_HISTORY)).round().astype(int)
+    return [paths[index] for index in chosen]
+
+
+def embed(path: Path, max_bytes: int) -> Picture:
+    """A picture as a data URI, compressed and made smaller only if it would be too large.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    try:
+        content, kind = path.read_bytes(), "png"
+        with Image.open(io.BytesIO(content)) as opened:
+            picture = opened.convert("RGB")
+    except OSError as error:
+        raise RunError(f"{path} cannot be used: {error.strerror or 'it is no picture'}") from error
+    size = picture.size
+    while len(content) > max_bytes:
+        compressed = io.BytesIO()
+        picture.resize(size, Image.Resampling.LANCZOS).save(compressed, "WEBP", quality=80)
+        content, kind = compressed.getvalue(), "webp"
+        size = (max(size[0] * 3 // 4, 1), max(size[1] * 3 // 4, 1))
+    return Picture(data_uri(content, kind), int(path.stem))
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """The bytes of an image as a URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def draw_interpolation(
+    run: RunDirectory, config: TrainConfig
+) -> tuple[Interpolation | None, str | None]:
+    """A closed walk through the newest checkpoint's latents, or why there is none."""
+    if config.image_size is None or not checkpoint_paths(run.checkpoints):
+        return None, None
+    try:
+        newest = load_run_generator(run.path)
+    except RunError as error:
+        return None, str(error)
+    walks = []
+    for walker in range(_WALKERS):
+        seeds = np.arange(_STATIONS, dtype=np.uint64) + np.uint64(walker * _STATIONS)
+        stations = draw_latents(seeds, config.latent_dim)
+        closed = np.concatenate([stations, stations[:1]])
+        latents = interpolate_latents(closed, _FRAMES_PER_SEGMENT)[:-1]  # the last is the first
+        walks.append(generate(newest.generator, latents))
+    frames = [image_strip(np.stack(images)) for images in zip(*walks, strict=True)]
+    still = io.BytesIO()
+    frames[0].save(still, "PNG")
+    moving, resting = data_uri(animate(frames), "gif"), data_uri(still.getvalue(), "png")
+    return Interpolation(moving, resting, newest.images_seen), None
+
+
+def list_diagnoses(rows: Sequence[dict[str, Any]]) -> list[tuple[int, str]]:
+    """At how many images seen the diagnosis became what."""
+    changes: list[tuple[int, str]] = []
+    for row in rows:
+        state = row.get("diagnosis")
+        if state is not None and (not changes or changes[-1][1] != state):
+            changes.append((row["images_seen"], state))
+    return changes
+
+
+def list_settings(config: TrainConfig) -> tuple[list[Setting], list[Setting]]:
+    """All settings: those that differ from their defaults, and the others."""
+    changed: list[Setting] = []
+    unchanged: list[Setting] = []
+    for name, field in TrainConfig.model_fields.items():
+        value = getattr(config, name)
+        default = "required" if field.is_required() else show_value(field.default)
+        flag = f"--{name.replace('_', '-')}"
+        setting = Setting(flag, show_value(value), default, field.description or "")
+        (unchanged if value == field.default else changed).append(setting)
+    return changed, unchanged
+
+
+def describe_data(config: TrainConfig, data: DataFacts) -> dict[str, str]:
+    """What is known of the data the run was trained on."""
+    facts = {"source": config.data, "kind": data.kind}
+    if config.image_size is not None:
+        colours = "grey" if config.channels == 1 else "RGB"
+        facts["images"] = f"{data.count:,} of {config.image_size}x{config.image_size}, {colours}"
+    else:
+        facts["points"] = f"{data.count:,}"
+    if data.class_names:
+        facts["classes"] = f"{len(data.class_names)}: {', '.join(data.class_names)}"
+    return {**facts, "fingerprint": data.fingerprint}
+
+
+def count_weights(config: TrainConfig) -> dict[str, dict[str, int]]:
+    """Parameters of each network, in total and trainable."""
+    assert config.generator is not None
+    assert config.discriminator is not None
+    generator, discriminator = create_networks(
+        config.generator,
+        config.discriminator,
+        network_shape(config),
+        seed=config.seed,
+        spectral_norm=config.spectral_norm,
+    )
+    return {
+        f"generator ({config.generator})": count_parameters(generator),
+        f"discriminator ({config.discriminator})": count_parameters(discriminator),
+    }
+
+
+def read_quality(path: Path) -> dict[str, str]:
+    """The numbers of an evaluation, none where there was no evaluation.
+
+    Raises:
+        RunError: the file is there and cannot be used.
+    """
+    if not path.exists():
+        return {}
+    try:
+        values = json.loads(path.read_text())
+        return {name.replace("_", " "): show_value(value) for name, value in values.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise RunError(f"{path} cannot be used: expected a JSON object ({error})") from error
+
+
+def show_value(value: object) -> str:
+    """A setting or a number as people write it."""
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return json.dumps(value) if isinstance(value, list | dict) else str(value)

@@ -8,13 +8,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def load_batch(images: Tensor, indices: Tensor, flip: bool, noise: torch.Generator) -> Tensor:
-    """uint8 [count, channels, size, size] at indices [batch] -> float32 in [-1, 1]."""
-    batch = images[indices]
+def load_batch(
+    examples: Tensor, indices: Tensor, flip: bool, noise: torch.Generator, lowest: float = -1.0
+) -> Tensor:
+    """Examples at indices [batch] as float32.
+
+    Images, uint8 [count, channels, size, size], come in [lowest, 1]; points, float32 [count, 2],
+    come as they are.
+    """
+    batch = examples[indices]
+    if batch.is_floating_point():
+        return batch
     if flip:
         mirrored = torch.rand(len(batch), generator=noise, device=batch.device) < 0.5
         batch = torch.where(mirrored[:, None, None, None], batch.flip(3), batch)
-    return batch.float() / 127.5 - 1
+    return batch.float() / (255 / (1 - lowest)) + lowest
 
 
 def random_latents(count: int, latent_dim: int, noise: torch.Generator) -> Tensor:
@@ -32,7 +40,8 @@ class DataOrder:
     """Which images a step sees: a new permutation each epoch, a function of seed and position."""
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        self._count, self._batch_size, self._seed = count, batch_size, seed
+        self.seed = seed
+        self._count, self._batch_size = count, batch_size
         self._epoch, self._permutation = -1, np.empty(0, np.int64)
 
     def indices(self, images_seen: int) -> NDArray[np.int64]:
@@ -47,6 +56,6 @@ class DataOrder:
 
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
         if epoch != self._epoch:
-            random = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
+            random = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
             self._epoch, self._permutation = epoch, random.permutation(self._count)
         return self._permutation

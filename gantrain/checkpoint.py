@@ -32,6 +32,8 @@ class TrainState:
     discriminator_optimizer: torch.optim.Optimizer
     images_seen: int = 0
     seconds: float = 0.0  # spent training, however often the run was resumed
+    rollbacks: int = 0  # how often the run went back after its numbers had left all bounds
+    rolled_back_to: int | None = None  # where to, until the next checkpoint; not saved
 
     _PARTS = (
         "generator",
@@ -48,6 +50,7 @@ class TrainState:
             "format": _FORMAT,
             "images_seen": self.images_seen,
             "seconds": self.seconds,
+            "rollbacks": self.rollbacks,
             **parts,
         }
 
@@ -57,6 +60,7 @@ class TrainState:
             getattr(self, name).load_state_dict(values[name])
         self.images_seen = values["images_seen"]
         self.seconds = values["seconds"]
+        self.rollbacks = values.get("rollbacks", 0)  # 0.1.0 knew none
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:
@@ -89,6 +93,11 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int) -> Path:
     for old in paths[paths.index(path) + keep :]:
         old.unlink()
     return path
+
+
+def discard_checkpoint(folder: Path, images_seen: int) -> None:
+    """Remove the checkpoint of a position, where there is one."""
+    (folder / f"{images_seen:012d}{_SUFFIX}").unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

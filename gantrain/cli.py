@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import CliApp, get_subcommand
 
 from gantrain.bad_data import DatasetError
-from gantrain.cli_options import Check, Data, Export, Gantrain, Presets, Sample, Train
+from gantrain.cli_options import Check, Data, Export, Gantrain, Presets, Report, Sample, Train
 from gantrain.errors import Interrupted, RunError, UsageError
 
 _INTERRUPTED = 130
@@ -133,15 +133,16 @@ def _presets(command: Presets) -> int:
         print(json.dumps(preset, indent=2))
         return 0
     for key in ("name", "summary", "source"):
-        print(f"{key:24} {preset[key]}")
+        print(f"{key:28} {preset[key]}")
+    if preset["epoch_images"]:
+        print(f"{'epoch of the source':28} {preset['epoch_images']:,} images")
     for key, value in preset["settings"].items():
-        print(
-            f"{'--' + key.replace('_', '-'):24} {value if value is not None else 'from the data'}"
-        )
-    at = preset["parameters_at"]
+        print(f"{'--' + key.replace('_', '-'):28} {value if value is not None else 'unset'}")
+    size, channels = preset["parameters_at"].values()
+    at = f" at {size}x{size}x{channels}" if size else ""
     for network, counts in preset["parameters"].items():
-        size = f"{at['image_size']}x{at['image_size']}x{at['channels']}"
-        print(f"{network:24} {counts['total']:,} parameters at {size}")
+        total, trainable = counts["total"], counts["trainable"]
+        print(f"{network:28} {total:,} parameters{at}, {trainable:,} of them trainable")
     return 0
 
 
@@ -159,7 +160,7 @@ def _sample(command: Sample) -> int:
     import numpy as np
 
     from gantrain.latents import draw_latents, interpolate_latents
-    from gantrain.reporting import save_animation, save_grid
+    from gantrain.pictures import save_animation, save_grid
     from gantrain.sampling import open_sampler
 
     wanted = ".gif" if command.interpolate else ".png"
@@ -171,13 +172,33 @@ def _sample(command: Sample) -> int:
     latents = draw_latents(np.array(command.seeds, np.uint64), latent_dim)
     if command.interpolate:
         latents = interpolate_latents(latents, command.frames_per_segment)
-    pixels = generate(latents * np.float32(command.truncation))
+    samples = generate(latents * np.float32(command.truncation))
     command.out.parent.mkdir(parents=True, exist_ok=True)
-    if command.interpolate:
-        save_animation(command.out, pixels)
+    if samples.ndim == 2:
+        _draw_points(command, samples)
+    elif command.interpolate:
+        save_animation(command.out, samples)
     else:
-        save_grid(command.out, pixels)
+        save_grid(command.out, samples)
     print(command.out)
+    return 0
+
+
+def _draw_points(command: Sample, points: Any) -> None:  # noqa: ANN401 - numpy is imported late
+    from gantrain.pictures import save_scatter
+    from gantrain.point_sets import POINT_SETS
+    from gantrain.run_directory import RunDirectory
+
+    if command.interpolate:
+        raise UsageError("--interpolate: this run makes points, which have no animation")
+    config, _ = RunDirectory(command.source).read()
+    save_scatter(command.out, points, POINT_SETS[config.data]().points)
+
+
+def _report(command: Report) -> int:
+    from gantrain.report import write_report
+
+    print(write_report(command.run))
     return 0
 
 
@@ -194,4 +215,5 @@ _COMMANDS: dict[type, tuple[str, Callable[[Any], int]]] = {
     Check: ("data check", _check),
     Sample: ("sample", _sample),
     Export: ("export", _export),
+    Report: ("report", _report),
 }

@@ -38,7 +38,7 @@ class Check(BaseModel):
     """Say what a source is, and name each bad file in it."""
 
     source: CliPositionalArg[str] = Field(
-        description="`digits`, or the path of an idx folder, an image folder or an image zip."
+        description="A name (`digits`, `sine`, `ring8`, `grid25`), or a path, see the README."
     )
     image_size: int | None = Field(
         default=None, ge=8, le=128, multiple_of=4, description="Check for this size, in pixels."
@@ -77,6 +77,12 @@ class Export(BaseModel):
     name: str = Field(description="The model's name.")
 
 
+class Report(BaseModel):
+    """Write one self-contained HTML page about a run; print its path."""
+
+    run: CliPositionalArg[Path] = Field(description="The run's folder.")
+
+
 class Gantrain(BaseSettings):
     """Train image generators on your own pictures and export them for ganserve."""
 
@@ -95,6 +101,7 @@ class Gantrain(BaseSettings):
     data: CliSubCommand[Data]
     sample: CliSubCommand[Sample]
     export: CliSubCommand[Export]
+    report: CliSubCommand[Report]
 
     @classmethod
     def settings_customise_sources(

@@ -18,19 +18,52 @@ def _setting(default: Any, help_text: str, *, may_change: bool = False, **checks
     )
 
 
+LossName = Literal["relativistic", "bce", "saturating", "least-squares", "hinge", "wasserstein"]
+GeneratorName = Literal[
+    "dcgan",
+    "dcgan-2015",
+    "keras-mlp",
+    "keras-conv",
+    "selu-dense",
+    "torch-mlp",
+    "faces",
+    "sine",
+    "points",
+]
+DiscriminatorName = Literal[
+    "dcgan",
+    "dcgan-2015",
+    "keras-mlp",
+    "keras-mlp-conv",
+    "keras-conv",
+    "selu-dense",
+    "torch-mlp",
+    "faces",
+    "sine",
+    "points",
+]
+
+
 class TrainConfig(BaseModel):
     """What a run is started with, checked; fields left to the data are settled once they load."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    preset: str = _setting("dcgan", "a named configuration, see `gantrain presets`")
+    preset: str = _setting(
+        "dcgan",
+        "a named configuration, see `gantrain presets`, or the path of a JSON file with settings",
+        may_change=True,  # the settings themselves are compared
+    )
     data: str = _setting(
         ...,
-        "what to train on: `digits`, or the path of an idx folder, an image folder or an image zip",
+        "what to train on: a name (`digits`, `sine`, `ring8`, `grid25`) or a path, see the README",
         may_change=True,  # it may have moved; the data themselves are compared by fingerprint
     )
     run_dir: Path = _setting(
-        ..., "folder for checkpoints, metrics and sample grids; made if missing", may_change=True
+        ...,
+        "folder for checkpoints, metrics and sample grids; made if missing; settings in braces are "
+        "filled in, as in `runs/{preset}_batch{batch_size}`",
+        may_change=True,
     )
     total_images: int = _setting(
         1_000_000, "length of the run, in real images seen", may_change=True, ge=1
@@ -46,24 +79,44 @@ class TrainConfig(BaseModel):
     flip: Literal["auto", "on", "off"] = _setting(
         "auto", "mirror images left to right at random; auto: on for colour images, off for grey"
     )
+    max_data_images: int | None = _setting(
+        None,
+        "use only the first so many images of the data; unset: all",
+        may_change=True,  # which images are used is seen by the fingerprint
+        ge=2,
+    )
     skip_bad_files: bool = _setting(
         False,
         "leave out files that cannot be used instead of refusing to train",
         may_change=True,  # which images are left is seen by the fingerprint
     )
 
+    generator: GeneratorName | None = _setting(
+        None, "the generator network; unset: `dcgan` for images, `points` for points"
+    )
+    discriminator: DiscriminatorName | None = _setting(
+        None, "the discriminator network; unset: the mirror image of the generator"
+    )
     latent_dim: int = _setting(64, "length of a latent vector", ge=1, le=4096)
     filters: int = _setting(
         64, "capacity: channels of the feature maps next to the image", ge=1, le=1024
     )
+    kernel_size: int = _setting(
+        5, "side of the convolutions' kernels, where the network leaves it open", ge=3, le=9
+    )
+    spectral_norm: bool = _setting(
+        False, "divide each weight of the discriminator by its largest singular value"
+    )
+
     batch_size: int = _setting(64, "real images in a step", ge=2, le=65536)
-    lr: float = _setting(2e-3, "learning rate of Adam, both networks", gt=0, le=1)
-    beta1: float = _setting(0.0, "Adam's decay of the mean gradient", ge=0, lt=1)
-    beta2: float = _setting(0.99, "Adam's decay of the mean squared gradient", ge=0, lt=1)
+    loss: LossName = _setting("relativistic", "the adversarial loss")
+    label_smoothing: float = _setting(
+        0.0, "lower the discriminator's target for real images by this much", ge=0, lt=0.5
+    )
     r1_weight: float | None = _setting(
         None,
-        "weight of half the squared gradient norm on real images; "
-        "unset: 0.5 at 32x32, in proportion to the area of the image",
+        "weight of half the squared gradient norm on real images; unset: with the relativistic "
+        "loss 0.5 at 32x32, in proportion to the area of the image, and 0 with others",
         ge=0,
     )
     r2_weight: float | None = _setting(
@@ -71,8 +124,52 @@ class TrainConfig(BaseModel):
         "weight of half the squared gradient norm on fake images; unset: as --r1-weight's default",
         ge=0,
     )
+    gradient_penalty_weight: float = _setting(
+        0.0,
+        "weight of (gradient norm - 1) squared between reals and fakes (WGAN-GP); 10 is usual",
+        ge=0,
+    )
+    weight_clip: float | None = _setting(
+        None, "clip the discriminator's weights to plus or minus this (WGAN); 0.01 is usual", gt=0
+    )
+    discriminator_updates: int = _setting(
+        1, "updates of the discriminator in a step, each on its own batch", ge=1, le=100
+    )
+    generator_updates: int = _setting(1, "updates of the generator in a step", ge=1, le=100)
+    discriminator_step: Literal["joint", "separate", "two-steps"] = _setting(
+        "joint",
+        "reals and fakes pass the discriminator together, or apart in one update, or in an update "
+        "each",
+    )
+    discriminator_loss_weight: float = _setting(
+        1.0, "factor of the discriminator's loss; 0.5 makes a sum over reals and fakes a mean", gt=0
+    )
+    fakes_in_inference_mode: bool = _setting(
+        False, "the discriminator learns from a generator whose BatchNorm is in inference mode"
+    )
+    reuse_fakes: bool = _setting(
+        False, "the generator learns from the fakes that the discriminator has just seen"
+    )
+
+    optimizer: Literal["adam", "rmsprop"] = _setting("adam", "the optimizer of both networks")
+    lr: float = _setting(2e-3, "learning rate", gt=0, le=1)
+    discriminator_lr: float | None = _setting(
+        None, "learning rate of the discriminator; unset: as --lr", gt=0, le=1
+    )
+    lr_decay: float = _setting(
+        0.0, "the learning rate is divided by 1 + this times the optimizer's updates", ge=0
+    )
+    beta1: float = _setting(0.0, "Adam's decay of the mean gradient", ge=0, lt=1)
+    beta2: float = _setting(0.99, "Adam's decay of the mean squared gradient", ge=0, lt=1)
+    rho: float = _setting(0.9, "RMSprop's decay of the mean squared gradient", ge=0, lt=1)
+    optimizer_eps: float = _setting(
+        1e-8, "added to the root of the mean squared gradient", gt=0, le=1
+    )
+    gradient_clip: float | None = _setting(
+        None, "clip each element of the gradients to plus or minus this", gt=0
+    )
     ema_half_life_images: int = _setting(
-        32_000, "half-life of the averaged generator, in images seen", ge=1
+        32_000, "half-life of the averaged generator, in images seen; 0: no averaging", ge=0
     )
     ema_ramp_up: float = _setting(
         0.05, "the half-life is at most this share of the images seen so far", gt=0, le=1
@@ -90,10 +187,30 @@ class TrainConfig(BaseModel):
     sample_every: int | None = _setting(
         None, "images between sample grids; unset: a 20th of the run", may_change=True, ge=1
     )
+    diagnose_every: int | None = _setting(
+        None,
+        "images between looks at the health of the run; unset: a 20th of the run",
+        may_change=True,
+        ge=1,
+    )
     checkpoint_every: int | None = _setting(
         None, "images between checkpoints; unset: a 20th of the run", may_change=True, ge=1
     )
     keep_checkpoints: int = _setting(2, "how many checkpoints to keep", may_change=True, ge=1)
+    tensorboard: bool = _setting(
+        True, "write event files for TensorBoard beside metrics.jsonl", may_change=True
+    )
+    on_divergence: Literal["stop", "rollback"] = _setting(
+        "stop",
+        "when numbers leave all bounds: stop, or go back to the last good checkpoint with half the "
+        "learning rate and another order of the data, three times at most",
+        may_change=True,
+    )
+
+    @property
+    def images_per_step(self) -> int:
+        """Real images that a step of the loop sees."""
+        return self.batch_size * self.discriminator_updates
 
     @field_validator("image_size")
     @classmethod

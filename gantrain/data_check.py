@@ -1,54 +1,62 @@
 """Hides how a source is looked through: one report that says what it is and names each bad file."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gantrain import cifar_files, idx_files
 from gantrain.bad_data import BadFile, list_some
+from gantrain.celeba_folders import count_splits, find_celeba
 from gantrain.datasets import (
     NAMED_SOURCES,
     Dataset,
     check_settings,
     find_path,
-    find_problem,
-    label,
+    find_stacked_folder,
     load_dataset,
+    open_images,
+    refuse_image_settings,
 )
-from gantrain.idx_files import find_bad_files, is_idx_folder, read_idx_folder
 from gantrain.image_decoding import choose_image_size, decode_files, is_grey, quiet_decoders
-from gantrain.image_folders import Listing, open_listing
+from gantrain.image_folders import Listing, find_problem, label
+from gantrain.point_sets import POINT_SET_SUMMARIES, POINT_SETS, PointSet
+from gantrain.stacked_mnist import PREFIX
 
 
 @dataclass(frozen=True)
 class SourceReport:
-    """What a source holds, and what `load_dataset` would make of it."""
+    """What a source holds, and what `load_source` would make of it."""
 
     source: str
     kind: str
-    count: int  # usable images
-    image_size: int | None  # pixels, once loaded; None where nothing can be loaded
+    count: int  # usable images of the training split, or points
+    image_size: int | None  # pixels, once loaded; None where nothing can be loaded, or of points
     channels: int | None  # once loaded
     problem: str | None  # why training would refuse the source, on one line
     sizes: Mapping[str, int] = field(default_factory=dict)  # "640x480" -> images, most first
     modes: Mapping[str, int] = field(default_factory=dict)  # Pillow's names -> images
     class_counts: Mapping[str, int] = field(default_factory=dict)  # empty without classes
+    splits: Mapping[str, int] = field(default_factory=dict)  # empty where there is no other split
     ignored: Mapping[str, int] = field(default_factory=dict)  # extension -> files left out
     bad_files: tuple[BadFile, ...] = ()
+    points: bool = False  # instead of images
 
     def describe(self) -> str:
         """Return the report as lines for a person, with every bad file."""
         colour = "grey" if self.channels == 1 else "RGB"
+        loaded = f"{self.image_size}x{self.image_size} {colour}" if self.image_size else ""
         rows = {
             "source": f"{self.source} ({self.kind})",
-            "images": f"{self.count}",
+            "points" if self.points else "images": f"{self.count}",
+            "splits": list_counts(self.splits),
             "sizes": list_counts(self.sizes),
             "modes": list_counts(self.modes),
-            "classes": list_counts(self.class_counts) or "none",
-            "loaded as": f"{self.image_size}x{self.image_size} {colour}" if self.count else "",
+            "classes": list_counts(self.class_counts) or ("" if self.points else "none"),
+            "loaded as": loaded if self.count else "",
             "left out": list_counts(self.ignored),
             "bad files": f"{len(self.bad_files)}" if self.bad_files else "",
         }
@@ -74,18 +82,36 @@ def check_source(
     Raises:
         DatasetError: there is nothing to look through.
     """
+    if source in POINT_SETS:
+        refuse_image_settings(source, image_size=image_size, channels=channels)
+        return report_points(source, POINT_SETS[source]())
     check_settings(image_size, channels)
     if source in NAMED_SOURCES:
         dataset = load_dataset(source, image_size=image_size, channels=channels)
-        return report_dataset(source, dataset, NAMED_SOURCES[source](None).images.shape[2:])
+        stored = NAMED_SOURCES[source](None, None).images.shape[2:]
+        return report_dataset(source, dataset, stored)
+    if source.startswith(PREFIX):
+        return check_idx(source, find_stacked_folder(source), image_size, channels)
     path = find_path(source)
-    if path.is_dir() and is_idx_folder(path):
+    if path.is_dir() and idx_files.is_idx_folder(path):
         return check_idx(source, path, image_size, channels)
-    with open_listing(path) as listing, quiet_decoders():
-        return check_listing(source, listing, image_size, channels, progress, workers)
+    if cifar_files.is_cifar(path):
+        return check_cifar(source, path, image_size, channels)
+    with open_images(source, path, "train") as listing, quiet_decoders():
+        report = check_listing(source, listing, image_size, channels, progress, workers)
+    celeba = find_celeba(path) if path.is_dir() else None
+    return replace(report, splits=count_splits(celeba)) if celeba else report
 
 
-def report_dataset(source: str, dataset: Dataset, stored: tuple[int, ...]) -> SourceReport:
+def report_points(source: str, made: PointSet) -> SourceReport:
+    """Say what points there are; there are no files that could be bad."""
+    kind = POINT_SET_SUMMARIES[made.kind]
+    return SourceReport(source, kind, len(made.points), None, None, None, points=True)
+
+
+def report_dataset(
+    source: str, dataset: Dataset, stored: tuple[int, ...], mode: str = "L"
+) -> SourceReport:
     """Report on a data set that was loaded whole; `stored` is its images' height and width."""
     count, channels, image_size, _ = dataset.images.shape
     return SourceReport(
@@ -96,21 +122,43 @@ def report_dataset(source: str, dataset: Dataset, stored: tuple[int, ...]) -> So
         channels=channels,
         problem=None,
         sizes={f"{stored[1]}x{stored[0]}": count},
-        modes={"L": count},
+        modes={mode: count},
         class_counts=count_classes(dataset.labels, dataset.class_names),
     )
+
+
+def report_bad_files(
+    source: str, kind: str, place: str, bad_files: Sequence[BadFile]
+) -> SourceReport:
+    """Report on files of which none can do without the others; `place` leads to them."""
+    problem = f"{place}{bad_files[0]}; fetch it again"
+    return SourceReport(source, kind, 0, None, None, problem, bad_files=tuple(bad_files))
 
 
 def check_idx(
     source: str, folder: Path, image_size: int | None, channels: int | None
 ) -> SourceReport:
     """Read all MNIST-format files of the folder, the test split's too."""
-    if bad_files := find_bad_files(folder):
-        problem = f"{folder / bad_files[0].name}: {bad_files[0].reason}; fetch it again"
-        return SourceReport(source, "idx", 0, None, None, problem, bad_files=tuple(bad_files))
+    stacked = source.startswith(PREFIX)
+    if bad_files := idx_files.find_bad_files(folder):
+        kind = "stacked MNIST" if stacked else "idx"
+        return report_bad_files(source, kind, f"{folder}/", bad_files)
     dataset = load_dataset(source, image_size=image_size, channels=channels)
-    images, _ = read_idx_folder(folder, "train")
-    return report_dataset(source, dataset, images.shape[1:])
+    images, _ = idx_files.read_idx_folder(folder, "train")
+    return report_dataset(source, dataset, images.shape[1:], "RGB" if stacked else "L")
+
+
+def check_cifar(
+    source: str, path: Path, image_size: int | None, channels: int | None
+) -> SourceReport:
+    """Read all of CIFAR-10's binary files, the test split's too."""
+    if bad_files := cifar_files.find_bad_files(path):
+        return report_bad_files(source, "CIFAR-10", f"{path}: ", bad_files)
+    dataset = load_dataset(source, image_size=image_size, channels=channels)
+    report = report_dataset(source, dataset, cifar_files.SHAPE[1:], "RGB")
+    images = cifar_files.BATCH_IMAGES
+    splits = {name: images * len(files) for name, files in cifar_files.BATCHES.items()}
+    return replace(report, splits=splits)
 
 
 def check_listing(

@@ -30,7 +30,7 @@ from gantrain.sampling import (
     SCHEMA,
     PixelGenerator,
     Pixels,
-    generate_pixels,
+    generate,
     load_run_generator,
     open_session,
     run_session,
@@ -65,6 +65,11 @@ def export_run(run_path: Path, repository: Path, name: str) -> Path:
             "digit first"
         )
     run = load_run_generator(run_path)
+    if not isinstance(run.generator, PixelGenerator):
+        raise RunError(
+            f"{run_path} makes two-dimensional points: an artifact holds images, so there is "
+            "nothing to export; `gantrain sample` draws its points"
+        )
     metadata = describe(name, run.config, run.data, run.images_seen)
     artifact = write_artifact(run.generator, run.config.latent_dim, metadata)
     prove(artifact, run.generator, run.config.latent_dim)
@@ -166,7 +171,7 @@ def prove(artifact: bytes, generator: PixelGenerator, latent_dim: int) -> None:
     session = open_session(artifact)
     seeds = np.arange(max(PROOF_BATCHES), dtype=np.uint64)
     latents = draw_latents(seeds, latent_dim)
-    expected = generate_pixels(generator, latents)
+    expected = generate(generator, latents)
     largest_batch = run_session(session, latents)
     for batch in PROOF_BATCHES:
         pixels = run_session(session, latents[:batch])

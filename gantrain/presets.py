@@ -1,10 +1,15 @@
 """A table of named configurations, each with the source it follows."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from gantrain.combinations import find_contradiction
 from gantrain.config import TrainConfig
 from gantrain.errors import UsageError
+from gantrain.networks import GENERATORS, Shape, count_parameters, create_networks
+from gantrain.point_sets import POINT_SETS
 
 
 @dataclass(frozen=True)
@@ -14,7 +19,28 @@ class Preset:
     summary: str
     source: str
     settings: dict[str, Any]
+    epoch_images: int | None = None  # what the source calls an epoch, in real images seen
 
+
+# What all recipes from before averaged generators and gradient penalties have in common.
+_PLAIN = {"r1_weight": 0.0, "r2_weight": 0.0, "ema_half_life_images": 0, "flip": "off"}
+_KERAS = {**_PLAIN, "optimizer_eps": 1e-7}
+_MNIST = {"image_size": 28, "channels": 1}
+_KERAS_MLP = {
+    **_KERAS,
+    **_MNIST,
+    "generator": "keras-mlp",
+    "latent_dim": 100,
+    "batch_size": 128,
+    "loss": "bce",
+    "discriminator_step": "two-steps",
+    "fakes_in_inference_mode": True,
+    "lr": 2e-4,
+    "beta1": 0.5,
+    "beta2": 0.999,
+    "total_images": 20_000 * 128,
+    "sample_every": 1000 * 128,
+}
 
 PRESETS = {
     "dcgan": Preset(
@@ -25,32 +51,232 @@ PRESETS = {
         ),
         settings={},
     ),
+    "dcgan-2015": Preset(
+        summary="the recipe everybody knows: BatchNorm in both networks, cross-entropy, Adam 2e-4",
+        source="Radford et al. 2015, as in PyTorch's own example `dcgan` (batches of 64)",
+        settings={
+            **_PLAIN,
+            "generator": "dcgan-2015",
+            "latent_dim": 100,
+            "filters": 64,
+            "batch_size": 64,
+            "loss": "bce",
+            "discriminator_step": "separate",
+            "reuse_fakes": True,
+            "lr": 2e-4,
+            "beta1": 0.5,
+            "beta2": 0.999,
+        },
+    ),
+    "keras-mlp": Preset(
+        summary="dense networks on 28x28 grey images, two discriminator updates an iteration",
+        source=(
+            "a Keras tutorial on MNIST; its epoch is one batch of 128. The number of epochs is not "
+            "stated: 20,000 here"
+        ),
+        settings={**_KERAS_MLP, "discriminator": "keras-mlp"},
+        epoch_images=128,
+    ),
+    "keras-mlp-conv-critic": Preset(
+        summary="`keras-mlp` with the convolutional discriminator that its author swaps in",
+        source="the same tutorial",
+        settings={**_KERAS_MLP, "discriminator": "keras-mlp-conv"},
+        epoch_images=128,
+    ),
+    "keras-conv64": Preset(
+        summary="convolutional networks with BatchNorm on 64x64 colour images",
+        source=(
+            "a Keras tutorial on CelebA: NET_CAPACITY is --filters, FILTER_SIZE --kernel-size, "
+            "DISC_UPDATES --discriminator-updates, GEN_UPDATES --generator-updates, NUM_LOAD "
+            "--max-data-images; 1000 epochs of 200 batches of 32, pictures every 80 batches"
+        ),
+        settings={
+            **_KERAS,
+            "image_size": 64,
+            "channels": 3,
+            "max_data_images": 10_000,
+            "generator": "keras-conv",
+            "latent_dim": 100,
+            "filters": 16,
+            "kernel_size": 5,
+            "batch_size": 32,
+            "loss": "bce",
+            "discriminator_step": "two-steps",
+            "fakes_in_inference_mode": True,
+            "lr": 2e-4,
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "total_images": 1000 * 200 * 32,
+            "log_every": 200 * 32,
+            "sample_every": 80 * 32,
+        },
+        epoch_images=200 * 32,
+    ),
+    "selu-dense": Preset(
+        summary="small dense SELU networks on 28x28 grey images in [0, 1], RMSprop",
+        source="a Keras tutorial on Fashion-MNIST (seed 42): 50 epochs, pictures after each",
+        settings={
+            **_KERAS,
+            **_MNIST,
+            "seed": 42,
+            "generator": "selu-dense",
+            "latent_dim": 30,
+            "batch_size": 32,
+            "loss": "bce",
+            "discriminator_loss_weight": 0.5,  # one mean over the fakes and the reals
+            "optimizer": "rmsprop",
+            "lr": 1e-3,
+            "total_images": 50 * 60_000,
+            "sample_every": 60_000,
+        },
+        epoch_images=60_000,
+    ),
+    "sine": Preset(
+        summary="dense networks for two-dimensional points, such as the data set `sine`",
+        source=(
+            "a PyTorch tutorial; it states the networks, the rest is customary: 300 epochs of 1024 "
+            "points, batches of 32, Adam 1e-3"
+        ),
+        settings={
+            **_PLAIN,
+            "generator": "sine",
+            "latent_dim": 2,
+            "batch_size": 32,
+            "loss": "bce",
+            "lr": 1e-3,
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "total_images": 300 * 1024,
+        },
+        epoch_images=1024,
+    ),
+    "torch-mlp": Preset(
+        summary="dense networks with dropout on 28x28 grey images",
+        source=(
+            "a PyTorch tutorial on MNIST, then on Fashion-MNIST: Adam 1e-4; batches of 32 and 50 "
+            "epochs are customary, not stated"
+        ),
+        settings={
+            **_PLAIN,
+            **_MNIST,
+            "generator": "torch-mlp",
+            "latent_dim": 100,
+            "batch_size": 32,
+            "loss": "bce",
+            "lr": 1e-4,
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "total_images": 50 * 60_000,
+        },
+        epoch_images=60_000,
+    ),
+    "faces-rmsprop": Preset(
+        summary="wide convolutional networks without BatchNorm on 128x128 colour images, RMSprop",
+        source=(
+            "a Keras tutorial on 10,000 celebrity faces: 800 iterations; batches of 16 are "
+            "customary, not stated"
+        ),
+        settings={
+            **_KERAS,
+            "image_size": 128,
+            "channels": 3,
+            "max_data_images": 10_000,
+            "generator": "faces",
+            "latent_dim": 32,
+            "batch_size": 16,
+            "loss": "bce",
+            "optimizer": "rmsprop",
+            "lr": 1e-4,
+            "lr_decay": 1e-8,
+            "gradient_clip": 1.0,
+            "total_images": 800 * 16,
+        },
+    ),
 }
 
 # Where a preset leaves the shape of the images to the data, its parameters are counted at this.
 _REFERENCE_SIZE, _REFERENCE_CHANNELS = 64, 3
+_PRESET_KEYS = {"name", "summary", "source", "settings", "epoch_images"}
+_DERIVED_KEYS = {"parameters", "parameters_at"}  # `gantrain presets NAME --json` shows them too
+_OF_THE_RUN = {"preset", "data", "run_dir"}
 
 
 def resolve(explicit: dict[str, Any]) -> TrainConfig:
     """Join defaults, the named preset's settings and those given explicitly, the last winning.
 
     Raises:
-        UsageError: there is no such preset.
+        UsageError: there is no such preset, or settings contradict each other.
         ValidationError: a setting's value is not one it can have.
     """
     name = explicit.get("preset", TrainConfig.model_fields["preset"].default)
-    return TrainConfig(**{**find_preset(name).settings, **explicit})
+    settings = {**find_preset(name).settings, **explicit}
+    if settings.get("generator") is None:
+        settings["generator"] = "points" if settings.get("data") in POINT_SETS else "dcgan"
+    if settings.get("discriminator") is None:
+        settings["discriminator"] = settings["generator"]
+    config = TrainConfig(**settings)
+    contradiction = find_contradiction(config, given=explicit.keys())
+    if contradiction:
+        raise UsageError(contradiction)
+    return config.model_copy(update={"run_dir": fill_in(config)})
+
+
+def fill_in(config: TrainConfig) -> Path:
+    """The run's folder with each `{setting}` in it replaced by the setting's value.
+
+    Raises:
+        UsageError: there is no such setting.
+    """
+    settings = {**config.model_dump(), "preset": Path(config.preset).stem}
+    try:
+        return Path(str(config.run_dir).format_map(settings))
+    except (KeyError, ValueError, IndexError, AttributeError) as error:
+        raise UsageError(
+            f"--run-dir {config.run_dir}: expected names of settings in braces, such as "
+            f"{{preset}} or {{batch_size}}; not known: {error}"
+        ) from None
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of that name.
+    """The preset of that name, or in that JSON file.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or the file does not hold one.
     """
-    if name not in PRESETS:
-        raise UsageError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
-    return PRESETS[name]
+    if name in PRESETS:
+        return PRESETS[name]
+    if name.endswith(".json"):
+        return read_preset(Path(name))
+    raise UsageError(
+        f"--preset: expected one of {', '.join(PRESETS)}, or the path of a .json file; got {name!r}"
+    )
+
+
+def read_preset(path: Path) -> Preset:
+    """A preset from a file such as `gantrain presets NAME --json` prints.
+
+    Raises:
+        UsageError: the file cannot be read or does not hold a preset.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--preset {path}: cannot be read: {error}") from None
+    settings = values.get("settings") if isinstance(values, dict) else None
+    if not isinstance(settings, dict):
+        raise UsageError(
+            f'--preset {path}: expected an object with "settings" and, if you like, "summary" and '
+            '"source", as `gantrain presets dcgan --json` prints it'
+        )
+    if unknown := values.keys() - _PRESET_KEYS - _DERIVED_KEYS:
+        raise UsageError(f"--preset {path}: unknown keys: {', '.join(sorted(unknown))}")
+    if unknown := settings.keys() - (TrainConfig.model_fields.keys() - _OF_THE_RUN):
+        raise UsageError(f"--preset {path}: unknown settings: {', '.join(sorted(unknown))}")
+    return Preset(
+        summary=str(values.get("summary", "")),
+        source=str(values.get("source", path)),
+        settings=settings,
+    )
 
 
 def list_presets() -> list[dict[str, str]]:
@@ -67,25 +293,34 @@ def describe_preset(name: str) -> dict[str, Any]:
     Raises:
         UsageError: there is no such preset.
     """
-    from gantrain.networks import count_parameters, create_networks
-
     preset = find_preset(name)
     config = resolve({"preset": name, "data": "", "run_dir": ""})
-    shape = {
-        "image_size": config.image_size or _REFERENCE_SIZE,
-        "channels": config.channels or _REFERENCE_CHANNELS,
-    }
+    assert config.generator is not None
+    assert config.discriminator is not None
+    points = GENERATORS[config.generator].points
+    shape = Shape(
+        image_size=None if points else config.image_size or _REFERENCE_SIZE,
+        channels=None if points else config.channels or _REFERENCE_CHANNELS,
+        latent_dim=config.latent_dim,
+        filters=config.filters,
+        kernel_size=config.kernel_size,
+    )
     generator, discriminator = create_networks(
-        **shape, latent_dim=config.latent_dim, filters=config.filters, seed=config.seed
+        config.generator,
+        config.discriminator,
+        shape,
+        seed=config.seed,
+        spectral_norm=config.spectral_norm,
     )
     return {
         "name": name,
         "summary": preset.summary,
         "source": preset.source,
-        "settings": config.model_dump(mode="json", exclude={"preset", "data", "run_dir"}),
+        "epoch_images": preset.epoch_images,
+        "settings": config.model_dump(mode="json", exclude=_OF_THE_RUN),
         "parameters": {
             "generator": count_parameters(generator),
             "discriminator": count_parameters(discriminator),
         },
-        "parameters_at": shape,
+        "parameters_at": {"image_size": shape.image_size, "channels": shape.channels},
     }

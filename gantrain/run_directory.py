@@ -50,6 +50,21 @@ class RunDirectory:
         """Folder of sample grids, named by images seen."""
         return self.path / "samples"
 
+    @property
+    def sheets(self) -> Path:
+        """Folder of fakes and reals with the discriminator's scores, named by images seen."""
+        return self.path / "sheets"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def report_file(self) -> Path:
+        """The report, as HTML."""
+        return self.path / "report.html"
+
     def read(self) -> tuple[TrainConfig, DataFacts]:
         """The settings the run was started with, all resolved, and the facts of its data.
 
@@ -59,7 +74,9 @@ class RunDirectory:
         try:
             values = json.loads(self.config_file.read_text())
             values["data"]["class_names"] = tuple(values["data"]["class_names"])
-            return TrainConfig(**values["config"]), DataFacts(**values["data"])
+            # 0.1.0 had one pair of networks and did not name it.
+            config = {"generator": "dcgan", "discriminator": "dcgan", **values["config"]}
+            return TrainConfig(**config), DataFacts(**values["data"])
         except FileNotFoundError:
             raise RunError(
                 f"{self.path} holds no run: there is no {self.config_file.name} in it"
@@ -86,6 +103,7 @@ def open_run(path: Path) -> Iterator[RunDirectory]:
     try:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         run.samples.mkdir(exist_ok=True)
+        run.sheets.mkdir(exist_ok=True)
         lock = (path / ".lock").open("w")
     except OSError as error:
         raise RunError(f"run directory {path} cannot be written: {error.strerror}") from error
@@ -102,7 +120,7 @@ def open_run(path: Path) -> Iterator[RunDirectory]:
 
 def remove_partial_files(run: RunDirectory) -> None:
     """Remove what a process that was killed had not finished writing."""
-    for folder in (run.path, run.checkpoints, run.samples):
+    for folder in (run.path, run.checkpoints, run.samples, run.sheets):
         for path in folder.glob(f".*{PARTIAL_SUFFIX}"):
             path.unlink()
 

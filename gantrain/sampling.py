@@ -1,4 +1,4 @@
-"""Images from a trained generator, be it in a run or in an artifact."""
+"""Images or points from a trained generator, be it in a run or in an artifact."""
 
 import copy
 import json
@@ -13,32 +13,36 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gantrain.checkpoint import newest_good_checkpoint
+from gantrain.combinations import network_shape
 from gantrain.config import TrainConfig
 from gantrain.errors import RunError
 from gantrain.latents import SEED_CONTRACT, draw_latents
-from gantrain.networks import create_networks
+from gantrain.networks import GENERATORS, create_networks
 from gantrain.run_directory import DataFacts, RunDirectory
 
 Latents = NDArray[np.float32]  # [n, latent_dim]
 Pixels = NDArray[np.uint8]  # [n, height, width, channels]
+Samples = NDArray[Any]  # Pixels, or points: float32 [n, 2]
 
 SCHEMA = 1  # the version of docs/artifact.md
 
 _STATISTICS_SEEDS = np.arange(2**63, 2**63 + 2048, dtype=np.uint64)  # far from anybody's own
 _BATCH = 64
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class PixelGenerator(nn.Module):
     """latents [batch, latent_dim] -> uint8 [batch, height, width, channels]: the served graph."""
 
-    def __init__(self, generator: nn.Module) -> None:
+    def __init__(self, generator: nn.Module, lowest: float = -1.0) -> None:
         super().__init__()
         self.generator = generator
+        self.offset, self.scale = -lowest, 255 / (1 - lowest)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Scale [-1, 1] to 0..255, rounding half to even, and move the channels last."""
+        """Scale [lowest, 1] to 0..255, rounding half to even, and move the channels last."""
         images: Tensor = self.generator(latents)  # [batch, channels, height, width]
-        grey_levels = ((images + 1) * 127.5).round().clamp(0, 255)
+        grey_levels = ((images + self.offset) * self.scale).round().clamp(0, 255)
         return grey_levels.permute(0, 2, 3, 1).to(torch.uint8)
 
 
@@ -46,32 +50,43 @@ class PixelGenerator(nn.Module):
 class RunGenerator:
     """The generator of a run's newest checkpoint and where it comes from."""
 
-    generator: PixelGenerator
+    generator: nn.Module  # a PixelGenerator, or latents -> points [batch, 2]
     config: TrainConfig
     data: DataFacts
     images_seen: int
 
 
-def averaged_generator(generator_ema: nn.Module, latent_dim: int) -> PixelGenerator:
-    """The averaged generator on the CPU, ready for use.
+def finished_generator(generator_ema: nn.Module, config: TrainConfig) -> nn.Module:
+    """The generator as it is sampled and exported: on the CPU, in inference mode.
 
-    Averaged weights do not have the averaged statistics of BatchNorm, so these are measured anew,
-    on latents that are always the same.
+    It makes uint8 images, or points where the run's data are points. Averaged weights do not have
+    the averaged statistics of BatchNorm, so these are measured anew, on latents that are always the
+    same; without averaging, the moving statistics of training stand.
     """
-    generator = copy.deepcopy(generator_ema).cpu().train()
-    for module in generator.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None  # a plain mean over the batches below
+    generator = copy.deepcopy(generator_ema).cpu()
+    if config.ema_half_life_images:
+        measure_statistics(generator, config.latent_dim)
+    kind = GENERATORS[config.generator or ""]
+    return (generator if kind.points else PixelGenerator(generator, kind.lowest)).eval()
+
+
+def measure_statistics(generator: nn.Module, latent_dim: int) -> None:
+    """Replace BatchNorm's moving statistics by plain means over fixed latents."""
+    norms = [module for module in generator.modules() if isinstance(module, _BATCH_NORMS)]
+    if not norms:
+        return
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
     latents = draw_latents(_STATISTICS_SEEDS, latent_dim)
+    generator.train()
     with torch.no_grad():
         for start in range(0, len(latents), _BATCH):
             generator(torch.from_numpy(latents[start : start + _BATCH]))
-    return PixelGenerator(generator).eval()
 
 
-def generate_pixels(generator: PixelGenerator, latents: Latents) -> Pixels:
-    """Images [n, height, width, channels] of latents [n, latent_dim]."""
+def generate(generator: nn.Module, latents: Latents) -> Samples:
+    """What a finished generator makes of latents [n, latent_dim]."""
     with torch.no_grad():
         batches = [
             generator(torch.from_numpy(latents[start : start + _BATCH])).numpy()
@@ -91,29 +106,25 @@ def load_run_generator(path: Path) -> RunGenerator:
     values = newest_good_checkpoint(run.checkpoints)
     if values is None:
         raise RunError(f"{path} has no good checkpoint yet: train until the first one is saved")
-    assert config.image_size is not None
-    assert config.channels is not None
+    assert config.generator is not None
+    assert config.discriminator is not None
     generator_ema, _ = create_networks(
-        image_size=config.image_size,
-        channels=config.channels,
-        latent_dim=config.latent_dim,
-        filters=config.filters,
-        seed=config.seed,
+        config.generator, config.discriminator, network_shape(config), seed=config.seed
     )
     generator_ema.load_state_dict(values["generator_ema"])
-    generator = averaged_generator(generator_ema, config.latent_dim)
+    generator = finished_generator(generator_ema, config)
     return RunGenerator(generator, config, data, values["images_seen"])
 
 
-def open_sampler(path: Path) -> tuple[Callable[[Latents], Pixels], int]:
-    """A function from latents to images and the latents' length, for a run or an artifact.
+def open_sampler(path: Path) -> tuple[Callable[[Latents], Samples], int]:
+    """A function from latents to images or points, and the latents' length.
 
     Raises:
         RunError: the path is neither, or cannot be used.
     """
     if path.is_dir():
         run = load_run_generator(path)
-        return lambda latents: generate_pixels(run.generator, latents), run.config.latent_dim
+        return lambda latents: generate(run.generator, latents), run.config.latent_dim
     if not path.is_file():
         raise RunError(f"{path}: no such run folder or artifact")
     session = open_session(path.read_bytes(), name=str(path))

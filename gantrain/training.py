@@ -1,46 +1,52 @@
-"""The training loop and its steps: what happens to a batch, in the order it happens."""
+"""The training loop: what happens to a batch and when what is due, in the order it happens."""
 
 import copy
 import logging
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gantrain.batches import DataOrder, load_batch, random_latents, stream_seed
-from gantrain.checkpoint import TrainState, newest_good_checkpoint, save_checkpoint
+from gantrain.batches import DataOrder, load_batch, stream_seed
+from gantrain.checkpoint import (
+    TrainState,
+    discard_checkpoint,
+    newest_good_checkpoint,
+    save_checkpoint,
+)
+from gantrain.checkup import Checkup
+from gantrain.combinations import misfit, network_shape
 from gantrain.config import TrainConfig
-from gantrain.datasets import Dataset, load_dataset
+from gantrain.datasets import Dataset, load_source
 from gantrain.errors import Interrupted, RunError
 from gantrain.image_decoding import available_cpus
-from gantrain.latents import draw_latents
-from gantrain.losses import (
-    gradient_penalties,
-    relativistic_discriminator_loss,
-    relativistic_generator_loss,
-)
-from gantrain.networks import create_networks
-from gantrain.reporting import (
-    RunningMeans,
-    StatusLine,
-    Stopwatch,
-    append_metrics,
-    save_grid,
-    truncate_metrics,
-)
+from gantrain.networks import GENERATORS, create_networks
+from gantrain.point_sets import PointSet
+from gantrain.reporting import StatusLine, Stopwatch
 from gantrain.run_directory import DataFacts, RunDirectory, check_same_run, open_run
-from gantrain.sampling import averaged_generator, generate_pixels
+from gantrain.step_means import StepMeans, gradient_norm
+from gantrain.steps import discriminator_step, generate_fakes, generator_step, update_ema
+from gantrain.stop_requests import stop_requests
 
 logger = logging.getLogger(__name__)
 
-_SAMPLE_SEEDS = np.arange(64, dtype=np.uint64)
+_MAX_ROLLBACKS = 3
+_ABSURD_LOGIT = 1e6  # float32 still holds its square, but no image deserves such a judgement
 
-StepLosses = dict[str, Tensor]  # name -> scalar, still on the device
+
+_POINTS_PENALTY = 0.1  # default of --r1-weight and --r2-weight for points
+
+
+class Diverged(RunError):
+    """Numbers have left all bounds; `what` names them, the message says what steadies a run."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what}; the last checkpoint before it is kept. A lower --lr or larger --r1-weight "
+            "and --r2-weight steady a run; they need a new --run-dir. --on-divergence rollback "
+            "goes back and halves the learning rate by itself"
+        )
+        self.what = what
 
 
 def train(config: TrainConfig) -> TrainState:
@@ -53,52 +59,79 @@ def train(config: TrainConfig) -> TrainState:
     """
     device = choose_device(config.device)
     torch.set_num_threads(config.threads or available_cpus())
-    dataset = load_dataset(
+    data = load_source(
         config.data,
         image_size=config.image_size,
         channels=config.channels,
         skip_bad_files=config.skip_bad_files,
+        limit=config.max_data_images,
     )
-    config = settle_config(config, dataset)
-    facts = DataFacts(dataset.fingerprint(), len(dataset.images), dataset.kind, dataset.class_names)
-    with open_run(config.run_dir) as run, stop_requests() as stop:
+    examples = data.points if isinstance(data, PointSet) else data.images
+    config = settle_config(config, data)
+    facts = DataFacts(data.fingerprint(), len(examples), data.kind, data.class_names)
+    with (
+        open_run(config.run_dir) as run,
+        stop_requests() as stop,
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+    ):
         check_same_run(run, config, facts)
         run.write(config, facts)
         state = create_state(config, device)
         restore_newest(state, run)
-        images = torch.from_numpy(dataset.images).to(device)
-        order = DataOrder(len(images), config.batch_size, config.seed)
+        lowest = GENERATORS[config.generator or ""].lowest
+        on_device = torch.from_numpy(examples).to(device)
         noise = torch.Generator(device)
         log_every = config.log_every or max(config.total_images // 200, 1)
         sample_every = config.sample_every or max(config.total_images // 20, 1)
+        diagnose_every = config.diagnose_every or max(config.total_images // 20, 1)
         checkpoint_every = config.checkpoint_every or max(config.total_images // 20, 1)
-        losses = RunningMeans()
+        order = data_order(len(examples), config, state)
+        means = StepMeans(config.loss)
         clock = Stopwatch(state.images_seen, state.seconds)
+        checkup = Checkup(run, config, data, state.images_seen)
         with StatusLine(state.images_seen, config.total_images) as status:
             while state.images_seen < config.total_images:
-                noise.manual_seed(stream_seed(config.seed, state.images_seen))
-                indices = torch.from_numpy(order.indices(state.images_seen)).to(device)
-                real_images = load_batch(images, indices, config.flip == "on", noise)
-                losses.add(discriminator_step(state, real_images, config, noise))
-                losses.add(generator_step(state, real_images, config, noise))
-                state.images_seen += config.batch_size
+                noise.manual_seed(stream_seed(order.seed, state.images_seen))
+                torch.manual_seed(noise.initial_seed())  # dropout draws from no other generator
+                for update in range(config.discriminator_updates):
+                    position = state.images_seen + update * config.batch_size
+                    indices = torch.from_numpy(order.indices(position)).to(device)
+                    reals = load_batch(on_device, indices, config.flip == "on", noise, lowest)
+                    fakes = generate_fakes(state, config, noise, with_gradient=config.reuse_fakes)
+                    means.add(discriminator_step(state, reals, fakes, config, noise))
+                for _ in range(config.generator_updates):
+                    if not config.reuse_fakes:
+                        fakes = generate_fakes(state, config, noise, with_gradient=True)
+                    means.add(generator_step(state, reals, fakes, config))
+                state.images_seen += config.images_per_step
                 update_ema(state, config)
-                status.advance(config.batch_size)
+                status.advance(config.images_per_step)
 
                 finished = state.images_seen >= config.total_images
                 interrupted = stop.is_set() and not finished
                 checkpoint_due = due(state, checkpoint_every, config) or interrupted
-                if due(state, log_every, config) or checkpoint_due:
-                    means = losses.take()
-                    check_finite(means, state)
-                    state.seconds = clock.seconds()
-                    row = clock.row(state.images_seen, means)
-                    append_metrics(run.metrics_file, row)
+                samples_due = due(state, sample_every, config)
+                diagnosis_due = due(state, diagnose_every, config)
+                if due(state, log_every, config) or checkpoint_due or diagnosis_due:
+                    row = take_row(state, means, clock)
+                    try:
+                        check_bounds(row, state)
+                    except Diverged as diverged:
+                        before = state.images_seen
+                        roll_back(state, run, config, diverged)
+                        order = data_order(len(examples), config, state)
+                        status.advance(state.images_seen - before)
+                        checkup.roll_back(state.images_seen)
+                        continue
+                    if diagnosis_due:
+                        row |= checkup.diagnose(state, row, clock, urgent=finished)
+                    checkup.record(row)
                     status.report(row)
-                if due(state, sample_every, config):
-                    save_samples(state, config, run)
+                if samples_due:
+                    checkup.save_samples(state)
                 if checkpoint_due:
                     save_checkpoint(state, run.checkpoints, config.keep_checkpoints)
+                    state.rolled_back_to = None
                 if interrupted:
                     raise Interrupted(
                         f"interrupted after {state.images_seen} images; a checkpoint was saved in "
@@ -122,56 +155,82 @@ def choose_device(asked: str) -> torch.device:
     return torch.device("cuda" if available and asked != "cpu" else "cpu")
 
 
-def settle_config(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
     """Replace what was left to the data by what the data say.
 
     Raises:
-        RunError: there are fewer images than a batch holds.
+        RunError: there are fewer images than a batch holds, or the networks do not fit the images.
     """
-    count, channels, size, _ = dataset.images.shape
+    if isinstance(data, PointSet):
+        count, weight = len(data.points), _POINTS_PENALTY
+        changes: dict[str, object] = {"flip": "off"}
+    else:
+        count, channels, size, _ = data.images.shape
+        # The same picture at twice the size spreads the gradient over four times the pixels and
+        # has a quarter of its squared norm, so an even hand needs four times the weight.
+        weight = 0.5 * (size / 32) ** 2
+        flip = config.flip if config.flip != "auto" else ("on" if channels == 3 else "off")
+        changes = {"image_size": size, "channels": channels, "flip": flip}
     if count < config.batch_size:
         raise RunError(
             f"--batch-size {config.batch_size}: the data have only {count} images; "
             "use a smaller batch or more images"
         )
-    # The same picture at twice the size spreads the gradient over four times the pixels and has a
-    # quarter of its squared norm, so an even hand needs four times the weight.
-    weight = 0.5 * (size / 32) ** 2
-    return config.model_copy(
-        update={
-            "image_size": size,
-            "channels": channels,
-            "flip": config.flip if config.flip != "auto" else ("on" if channels == 3 else "off"),
-            "r1_weight": weight if config.r1_weight is None else config.r1_weight,
-            "r2_weight": weight if config.r2_weight is None else config.r2_weight,
-        }
-    )
+    if config.loss != "relativistic":
+        weight = 0.0
+    for name in ("r1_weight", "r2_weight"):
+        if getattr(config, name) is None:
+            changes[name] = weight
+    config = config.model_copy(update=changes)
+    problem = misfit(config)
+    if problem:
+        raise RunError(f"--generator {config.generator}: {problem}")
+    return config
 
 
 def create_state(config: TrainConfig, device: torch.device) -> TrainState:
     """Networks, averaged generator and optimizers at the start of a run."""
-    assert config.image_size is not None
-    assert config.channels is not None
+    assert config.generator is not None
+    assert config.discriminator is not None
     networks = create_networks(
-        image_size=config.image_size,
-        channels=config.channels,
-        latent_dim=config.latent_dim,
-        filters=config.filters,
+        config.generator,
+        config.discriminator,
+        network_shape(config),
         seed=config.seed,
+        spectral_norm=config.spectral_norm,
     )
     generator, discriminator = (network.to(device) for network in networks)
-
-    def adam(network: nn.Module) -> torch.optim.Adam:
-        betas = (config.beta1, config.beta2)
-        return torch.optim.Adam(network.parameters(), lr=config.lr, betas=betas, fused=True)
-
+    averaging = config.ema_half_life_images > 0
     return TrainState(
         generator=generator,
         discriminator=discriminator,
-        generator_ema=copy.deepcopy(generator).requires_grad_(False),
-        generator_optimizer=adam(generator),
-        discriminator_optimizer=adam(discriminator),
+        generator_ema=copy.deepcopy(generator).requires_grad_(False) if averaging else generator,
+        generator_optimizer=create_optimizer(generator, config.lr, config),
+        discriminator_optimizer=create_optimizer(
+            discriminator, config.discriminator_lr or config.lr, config
+        ),
     )
+
+
+def create_optimizer(network: nn.Module, lr: float, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of one network.
+
+    Keras' epsilon stands where PyTorch's does, beside the root of the mean square.
+    """
+    if config.optimizer == "rmsprop":
+        return torch.optim.RMSprop(
+            network.parameters(), lr=lr, alpha=config.rho, eps=config.optimizer_eps
+        )
+    betas = (config.beta1, config.beta2)
+    return torch.optim.Adam(
+        network.parameters(), lr=lr, betas=betas, eps=config.optimizer_eps, fused=True
+    )
+
+
+def data_order(count: int, config: TrainConfig, state: TrainState) -> DataOrder:
+    """The order of the data, another one after each rollback."""
+    seed = stream_seed(config.seed, -state.rollbacks) if state.rollbacks else config.seed
+    return DataOrder(count, config.batch_size, seed)
 
 
 def restore_newest(state: TrainState, run: RunDirectory) -> None:
@@ -180,84 +239,68 @@ def restore_newest(state: TrainState, run: RunDirectory) -> None:
     if values is not None:
         state.load_state_dict(values)
         logger.info("resuming %s at %d images", run.path, state.images_seen)
-    truncate_metrics(run.metrics_file, state.images_seen)
 
 
-def discriminator_step(
-    state: TrainState, real_images: Tensor, config: TrainConfig, noise: torch.Generator
-) -> StepLosses:
-    """Update the discriminator once; the generator's weights are left alone."""
-    count = len(real_images)
-    with torch.no_grad():
-        fake_images = state.generator(random_latents(count, config.latent_dim, noise))
-    # One pass over both: without BatchNorm each logit depends on its own image alone.
-    assert config.r1_weight is not None
-    assert config.r2_weight is not None
-    images = torch.cat([real_images, fake_images]).requires_grad_()  # penalties differentiate by it
-    logits = state.discriminator(images)
-    real_logits, fake_logits = logits[:count], logits[count:]
-    loss = relativistic_discriminator_loss(real_logits, fake_logits)
-    penalties = gradient_penalties(logits, images)
-    r1_penalty, r2_penalty = penalties[:count].mean(), penalties[count:].mean()
-    penalty = config.r1_weight / 2 * r1_penalty + config.r2_weight / 2 * r2_penalty
-    apply_gradients(loss + penalty, state.discriminator_optimizer)
+def roll_back(
+    state: TrainState, run: RunDirectory, config: TrainConfig, diverged: Diverged
+) -> None:
+    """Return to the newest good checkpoint, to go on with half the learning rate.
+
+    Raises:
+        RunError: rolling back is not asked for, or has not helped often enough.
+    """
+    if config.on_divergence == "stop":
+        raise diverged
+    rollbacks = state.rollbacks + 1
+    if rollbacks > _MAX_ROLLBACKS:
+        raise RunError(f"{diverged}; {_MAX_ROLLBACKS} rollbacks have not helped") from diverged
+    if state.rolled_back_to is not None:
+        # Nothing good has been saved since the last time: what was gone back to leads astray.
+        discard_checkpoint(run.checkpoints, state.rolled_back_to)
+    values = newest_good_checkpoint(run.checkpoints)
+    if values is None:  # it diverged before the first one
+        device = next(state.generator.parameters()).device
+        values = create_state(config, device).state_dict()
+    state.load_state_dict(values)
+    state.rollbacks, state.rolled_back_to = rollbacks, state.images_seen
+    logger.warning(
+        "%s. Rolling back to %d images with %g of the learning rate and another order of the data "
+        "(%d of %d)",
+        *(diverged.what, state.images_seen, 0.5**rollbacks, rollbacks, _MAX_ROLLBACKS),
+    )
+
+
+def take_row(state: TrainState, means: StepMeans, clock: Stopwatch) -> dict[str, float]:
+    """A row of metrics for this moment; the run's seconds are brought up to date."""
+    values = means.take()
+    state.seconds = clock.seconds()
     return {
-        "discriminator_loss": loss.detach(),
-        "r1_penalty": r1_penalty.detach(),
-        "r2_penalty": r2_penalty.detach(),
-        "real_logits": real_logits.detach().mean(),
-        "fake_logits": fake_logits.detach().mean(),
+        **clock.row(state.images_seen, values),
+        "discriminator_gradient": gradient_norm(state.discriminator).item(),
+        "generator_gradient": gradient_norm(state.generator).item(),
+        "lr": state.generator_optimizer.param_groups[0]["lr"],
+        "rollbacks": state.rollbacks,
     }
-
-
-def generator_step(
-    state: TrainState, real_images: Tensor, config: TrainConfig, noise: torch.Generator
-) -> StepLosses:
-    """Update the generator once, against the discriminator's judgement of the same real images."""
-    with torch.no_grad():
-        real_logits = state.discriminator(real_images)
-    state.discriminator.requires_grad_(False)  # spares its weight gradients, a third of the pass
-    fake_images = state.generator(random_latents(len(real_images), config.latent_dim, noise))
-    loss = relativistic_generator_loss(real_logits, state.discriminator(fake_images))
-    apply_gradients(loss, state.generator_optimizer)
-    state.discriminator.requires_grad_(True)
-    return {"generator_loss": loss.detach()}
-
-
-def apply_gradients(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """One optimizer step down the gradient of a scalar loss."""
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-
-
-def update_ema(state: TrainState, config: TrainConfig) -> None:
-    """Move the averaged generator's weights towards the generator's."""
-    half_life = min(config.ema_half_life_images, config.ema_ramp_up * state.images_seen)
-    decay = 0.5 ** (config.batch_size / half_life)
-    pairs = zip(state.generator_ema.parameters(), state.generator.parameters(), strict=True)
-    with torch.no_grad():
-        for averaged, current in pairs:
-            averaged.lerp_(current, 1 - decay)
 
 
 def due(state: TrainState, every: int, config: TrainConfig) -> bool:
     """Whether the last step crossed a multiple of an interval in images, or ended the run."""
-    before = state.images_seen - config.batch_size
+    before = state.images_seen - config.images_per_step
     return before // every < state.images_seen // every or (
         state.images_seen >= config.total_images
     )
 
 
-def check_finite(means: dict[str, float], state: TrainState) -> None:
-    """Stop a run whose numbers have left the reals, before they get into a checkpoint.
+def check_bounds(row: dict[str, float], state: TrainState) -> None:
+    """Stop a run whose numbers have left all bounds, before they get into a checkpoint.
 
     Weights can be the first: a finite loss may have a gradient that is not.
 
     Raises:
-        RunError: a loss, a penalty or a weight is not finite; names it and the first such weight.
+        Diverged: a value of the row or a weight is not finite, or logits are absurdly large; names
+            it and the first weight that is not finite.
     """
-    loss = next((name for name, mean in means.items() if not np.isfinite(mean)), None)
+    value = next((name for name, mean in row.items() if not np.isfinite(mean)), None)
     weights = next(
         (
             f"{network}.{name}"
@@ -267,44 +310,12 @@ def check_finite(means: dict[str, float], state: TrainState) -> None:
         ),
         None,
     )
-    if loss is None and weights is None:
+    if value is None and row.get("logit_size", 0.0) > _ABSURD_LOGIT:
+        value = "logit_size"
+    if value is None and weights is None:
         return
-    what = f"{loss} became {means[loss]}" if loss else "weights became nan or infinite"
-    raise RunError(
+    what = f"{value} became {row[value]:g}" if value else "weights became nan or infinite"
+    raise Diverged(
         f"{what} by {state.images_seen} images (first weights not finite: "
-        f"{weights or 'none of the weights yet'}); the last checkpoint before it is kept. A lower "
-        "--lr or larger --r1-weight and --r2-weight steady a run; they need a new --run-dir"
+        f"{weights or 'none of the weights yet'})"
     )
-
-
-def save_samples(state: TrainState, config: TrainConfig, run: RunDirectory) -> None:
-    """Write the averaged generator's images of the first 64 seeds."""
-    generator = averaged_generator(state.generator_ema, config.latent_dim)
-    pixels = generate_pixels(generator, draw_latents(_SAMPLE_SEEDS, config.latent_dim))
-    save_grid(run.samples / f"{state.images_seen:012d}.png", pixels)
-
-
-@contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets; a second signal acts as if nobody listened."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals reach the main thread alone
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def request_stop(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-        logger.info("stopping after this step, to save first; once more stops at once")
-        restore()
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    for number in previous:
-        signal.signal(number, request_stop)
-    try:
-        yield stop
-    finally:
-        restore()

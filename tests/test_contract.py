@@ -15,9 +15,10 @@ from ganserve.client import Client  # noqa: E402
 from ganserve.grid import make_grid  # noqa: E402
 from ganserve.server import running  # noqa: E402
 from gantrain.export import export_run  # noqa: E402
-from gantrain.presets import resolve  # noqa: E402
-from gantrain.reporting import image_grid  # noqa: E402
-from gantrain.sampling import generate_pixels, load_run_generator  # noqa: E402
+from gantrain.networks import GENERATORS  # noqa: E402
+from gantrain.pictures import image_grid  # noqa: E402
+from gantrain.presets import PRESETS, resolve  # noqa: E402
+from gantrain.sampling import generate, load_run_generator  # noqa: E402
 from gantrain.training import train  # noqa: E402
 from tests.ganserve.conftest import server_config  # noqa: E402
 
@@ -44,13 +45,34 @@ def test_both_programs_lay_out_the_same_grid():
     assert np.array_equal(np.asarray(image_grid(images)), make_grid(images))
 
 
-@pytest.fixture(scope="module", params=[(28, 1), (32, 3)], ids=["28x28 grey", "32x32 RGB"])
+# Every preset that makes images, as small as it can be made.
+ROADS = {
+    "28x28 grey": {"image_size": 28, "channels": 1, "filters": 8},
+    "32x32 RGB": {"image_size": 32, "channels": 3, "filters": 8},
+    "dcgan-2015": {"preset": "dcgan-2015", "image_size": 28, "filters": 4},
+    "keras-mlp": {"preset": "keras-mlp"},
+    "keras-mlp-conv-critic": {"preset": "keras-mlp-conv-critic"},
+    "keras-conv64": {"preset": "keras-conv64", "filters": 4},
+    "selu-dense": {"preset": "selu-dense"},
+    "torch-mlp": {"preset": "torch-mlp"},
+    "faces-rmsprop": {"preset": "faces-rmsprop", "image_size": 32, "filters": 8},
+}
+
+
+def test_every_preset_of_images_takes_the_road():
+    taken = {settings.get("preset", "dcgan") for settings in ROADS.values()}
+    assert taken == {
+        name
+        for name, preset in PRESETS.items()
+        if not GENERATORS[preset.settings.get("generator", "dcgan")].points
+    }
+
+
+@pytest.fixture(scope="module", params=ROADS.values(), ids=ROADS.keys())
 def run_and_repository(request, tmp_path_factory) -> tuple[Path, Path]:
-    size, channels = request.param
     folder = tmp_path_factory.mktemp("road")
-    settings = {"data": "digits", "run_dir": folder / "run", "filters": 8, "threads": 1}
-    settings |= {"image_size": size, "channels": channels, "total_images": 256}
-    train(resolve(settings))
+    settings = {"data": "digits", "run_dir": folder / "run", "threads": 1, "batch_size": 16}
+    train(resolve({**settings, "total_images": 128, "tensorboard": False, **request.param}))
     export_run(folder / "run", folder / "models", "digits")
     return folder / "run", folder / "models"
 
@@ -59,7 +81,7 @@ async def test_served_pixels_are_those_of_the_trained_generator(run_and_reposito
     run_dir, repository = run_and_repository
     run = load_run_generator(run_dir)
     latents = gantrain.latents.draw_latents(SEEDS, run.config.latent_dim)
-    expected = generate_pixels(run.generator, latents)
+    expected = generate(run.generator, latents)
 
     def ask(address: str) -> tuple[np.ndarray, np.ndarray]:
         with Client(address) as client:

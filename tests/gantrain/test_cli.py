@@ -57,7 +57,7 @@ def test_the_version_is_that_of_the_distribution(capsys):
         ),
         pytest.param(
             ["--run-dir=x", "--preset=none"],
-            "preset: expected one of dcgan, got 'none'",
+            "--preset: expected one of dcgan, dcgan-2015",
             id="preset",
         ),
     ],

@@ -16,7 +16,7 @@ from gantrain.errors import RunError, UsageError
 from gantrain.export import PROOF_BATCHES, compare, export_run, prove, publish
 from gantrain.latents import draw_latents
 from gantrain.sampling import (
-    generate_pixels,
+    generate,
     load_run_generator,
     open_sampler,
     open_session,
@@ -98,7 +98,7 @@ def test_the_artifact_agrees_with_the_trained_generator(
 ):
     run = load_run_generator(small_run)
     latents = draw_latents(np.arange(1000, 1000 + batch, dtype=np.uint64), 8)
-    expected = generate_pixels(run.generator, latents).astype(int)
+    expected = generate(run.generator, latents).astype(int)
     sample, latent_dim = open_sampler(artifact)
     assert latent_dim == 8
     assert np.abs(sample(latents) - expected).max() <= 1

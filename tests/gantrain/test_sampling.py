@@ -6,8 +6,9 @@ import torch
 
 from gantrain.errors import RunError
 from gantrain.latents import draw_latents
-from gantrain.networks import create_networks
-from gantrain.sampling import PixelGenerator, averaged_generator, generate_pixels, open_sampler
+from gantrain.networks import Shape, create_networks
+from gantrain.presets import resolve
+from gantrain.sampling import PixelGenerator, finished_generator, generate, open_sampler
 
 
 def test_pixels_round_half_to_even_clamp_and_put_channels_last():
@@ -19,10 +20,33 @@ def test_pixels_round_half_to_even_clamp_and_put_channels_last():
     assert pixels[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
 
 
+def test_a_generator_that_makes_0_to_1_is_scaled_to_the_same_bytes():
+    levels = torch.tensor([-0.5, 0.0, 0.5, 1.0, 2.0])  # 0.5 is exactly 127.5
+    generator = PixelGenerator(lambda _: levels.reshape(1, 1, 1, 5), lowest=0.0)
+    assert generator(torch.zeros(1, 1))[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def small_generator() -> torch.nn.Module:
+    shape = Shape(image_size=8, channels=1, latent_dim=4, filters=4, kernel_size=5)
+    return create_networks("dcgan", "dcgan", shape, seed=0)[0]
+
+
+def settings(**more: object):
+    return resolve({"data": "digits", "run_dir": "", "latent_dim": 4, "filters": 4, **more})
+
+
+def test_without_averaging_the_statistics_of_training_stand():
+    generator = small_generator()
+    torch.nn.init.constant_(generator.layers[0].running_mean, 100.0)
+    finished = finished_generator(generator, settings(ema_half_life_images=0))
+    assert (finished.generator.layers[0].running_mean == 100).all()
+    assert not finished.training
+
+
 def test_statistics_of_the_averaged_generator_are_those_of_its_own_maps():
-    generator, _ = create_networks(image_size=8, channels=1, latent_dim=4, filters=4, seed=0)
+    generator = small_generator()
     torch.nn.init.constant_(generator.layers[0].running_mean, 100.0)  # statistics of another net
-    averaged = averaged_generator(generator, latent_dim=4)
+    averaged = finished_generator(generator, settings())
     assert generator.layers[0].running_mean[0] == 100, "the original is left alone"
     latents = torch.from_numpy(draw_latents(np.arange(4096, dtype=np.uint64), 4))
     with torch.no_grad():
@@ -33,9 +57,9 @@ def test_statistics_of_the_averaged_generator_are_those_of_its_own_maps():
 
 
 def test_the_averaged_generator_is_always_the_same():
-    generator, _ = create_networks(image_size=8, channels=1, latent_dim=4, filters=4, seed=0)
+    generator = small_generator()
     latents = draw_latents(np.arange(100, dtype=np.uint64), 4)
-    one, other = (generate_pixels(averaged_generator(generator, 4), latents) for _ in range(2))
+    one, other = (generate(finished_generator(generator, settings()), latents) for _ in range(2))
     assert np.array_equal(one, other)
 
 

@@ -1,0 +1,149 @@
+"""Refuses settings that do not go together, by name, before anything is loaded."""
+
+from collections.abc import Collection
+
+from gantrain.config import TrainConfig
+from gantrain.losses import create_loss
+from gantrain.networks import DISCRIMINATORS, GENERATORS, Shape
+from gantrain.point_sets import POINT_SETS
+
+_SMOOTHED = ("bce", "saturating", "least-squares")
+_OF_ADAM, _OF_RMSPROP = ("beta1", "beta2"), ("rho",)
+
+
+def find_contradiction(config: TrainConfig, given: Collection[str] = ()) -> str | None:
+    """Say which settings contradict each other, or None; `given` are those of the command line."""
+    return (
+        _contradiction_of_networks(config)
+        or _contradiction_of_loss(config)
+        or _contradiction_of_updates(config)
+        or _unused_setting(config, given)
+    )
+
+
+def network_shape(config: TrainConfig) -> Shape:
+    """What the networks are built from."""
+    return Shape(
+        image_size=config.image_size,
+        channels=config.channels,
+        latent_dim=config.latent_dim,
+        filters=config.filters,
+        kernel_size=config.kernel_size,
+    )
+
+
+def misfit(config: TrainConfig) -> str | None:
+    """Why the networks cannot be built for the shape of the images, once that is known."""
+    assert config.generator is not None
+    assert config.discriminator is not None
+    shape = network_shape(config)
+    return GENERATORS[config.generator].check(shape) or DISCRIMINATORS[config.discriminator].check(
+        shape
+    )
+
+
+def has_penalty(config: TrainConfig) -> bool:
+    """Whether a penalty on the discriminator's gradient is asked for; None asks where it helps."""
+    weights = (config.r1_weight, config.r2_weight)
+    automatic = config.loss == "relativistic" and None in weights
+    return automatic or any(weights) or config.gradient_penalty_weight > 0
+
+
+def _contradiction_of_networks(config: TrainConfig) -> str | None:
+    assert config.generator is not None
+    assert config.discriminator is not None
+    generator, discriminator = GENERATORS[config.generator], DISCRIMINATORS[config.discriminator]
+    makes, judges = ("points" if kind.points else "images" for kind in (generator, discriminator))
+    if makes != judges:
+        return (
+            f"--generator {config.generator} makes {makes}, --discriminator "
+            f"{config.discriminator} judges {judges}: choose two that fit"
+        )
+    holds = "points" if config.data in POINT_SETS else "images"
+    if config.data and makes != holds:
+        fitting = ", ".join(
+            name for name, kind in GENERATORS.items() if kind.points == (holds == "points")
+        )
+        return (
+            f"--generator {config.generator} makes {makes}, --data {config.data} holds {holds}: "
+            f"for {holds} choose one of {fitting}"
+        )
+    if holds == "points":
+        for name in ("image_size", "channels", "max_data_images"):
+            if getattr(config, name) is not None:
+                return f"{_flag(name)}: --data {config.data} holds points, not images"
+        if config.flip == "on":
+            return f"--flip on: --data {config.data} holds points, not images"
+        return None
+    problem = misfit(config) if config.image_size is not None and config.channels else None
+    return f"--generator {config.generator}: {problem}" if problem else None
+
+
+def _contradiction_of_loss(config: TrainConfig) -> str | None:
+    if config.label_smoothing and config.loss not in _SMOOTHED:
+        return (
+            f"--label-smoothing {config.label_smoothing}: --loss {config.loss} has no labels to "
+            f"smooth; use one of {', '.join(_SMOOTHED)}, or leave it out"
+        )
+    if config.weight_clip is not None and config.gradient_penalty_weight:
+        return "--weight-clip and --gradient-penalty-weight: two ways to the same end; choose one"
+    if config.weight_clip is not None and config.spectral_norm:
+        return (
+            "--weight-clip and --spectral-norm: the one clips what the other rescales; choose one"
+        )
+    assert config.discriminator is not None
+    if has_penalty(config) and DISCRIMINATORS[config.discriminator].batch_norm:
+        return (
+            f"--discriminator {config.discriminator}: it has BatchNorm, which mixes the images of "
+            "a batch, so a penalty on the gradient of each image means nothing; set --r1-weight, "
+            "--r2-weight and --gradient-penalty-weight to 0, or use --discriminator dcgan"
+        )
+    return None
+
+
+def _contradiction_of_updates(config: TrainConfig) -> str | None:
+    two_steps = config.discriminator_step == "two-steps"
+    if two_steps and create_loss(config.loss).on_real is None:
+        return (
+            f"--discriminator-step two-steps: --loss {config.loss} compares reals with fakes and "
+            "needs both in one update; use joint or separate"
+        )
+    if two_steps and config.gradient_penalty_weight:
+        return (
+            "--discriminator-step two-steps: --gradient-penalty-weight lies between reals and "
+            "fakes and needs both in one update; use joint or separate"
+        )
+    if config.reuse_fakes and config.generator_updates > 1:
+        return (
+            f"--reuse-fakes: --generator-updates {config.generator_updates} needs new fakes for "
+            "each update; leave one of them out"
+        )
+    if config.reuse_fakes and config.fakes_in_inference_mode:
+        return (
+            "--reuse-fakes: the generator learns in training mode, --fakes-in-inference-mode "
+            "makes the discriminator's fakes in another; leave one of them out"
+        )
+    return None
+
+
+def _unused_setting(config: TrainConfig, given: Collection[str]) -> str | None:
+    unused = _OF_RMSPROP if config.optimizer == "adam" else _OF_ADAM
+    for name in unused:
+        if name in given:
+            return f"{_flag(name)}: --optimizer {config.optimizer} has no such setting"
+    if "ema_ramp_up" in given and not config.ema_half_life_images:
+        return "--ema-ramp-up: --ema-half-life-images 0 turns the averaging off"
+    assert config.generator is not None
+    assert config.discriminator is not None
+    kinds = GENERATORS[config.generator], DISCRIMINATORS[config.discriminator]
+    for name in ("filters", "kernel_size"):
+        if name in given and not any(name in kind.leaves_open for kind in kinds):
+            return (
+                f"{_flag(name)}: --generator {config.generator} and --discriminator "
+                f"{config.discriminator} have fixed sizes; leave it out"
+            )
+    return None
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,70 @@
+"""Hides how the results of many steps become the numbers of one row of metrics."""
+
+import torch
+from torch import Tensor
+
+from gantrain.reporting import RunningMeans
+
+# These compare a real with a fake and leave the zero of a logit undefined.
+_COMPARED = ("relativistic", "wasserstein")
+# Least squares puts reals at 1 and fakes at 0.
+_THRESHOLDS = {"least-squares": 0.5}
+_KEPT_STEPS = 256  # logits of so many steps are kept before they are summed up
+
+
+class StepMeans:
+    """Means over steps since last taken: losses, penalties, what the discriminator made of it all.
+
+    Logits are kept as they are and looked at once in many steps, so that a step of a small network
+    does not pay for a dozen more operations. Nothing leaves the device before the end.
+    """
+
+    def __init__(self, loss: str) -> None:
+        self._compared, self._threshold = loss in _COMPARED, _THRESHOLDS.get(loss, 0.0)
+        self._means = RunningMeans()
+        self._logits: dict[str, list[Tensor]] = {}
+
+    def add(self, results: dict[str, Tensor]) -> None:
+        """Count one step's results: scalars, and logits [batch]."""
+        self._means.add({name: value for name, value in results.items() if value.dim() == 0})
+        for name, value in results.items():
+            if value.dim():
+                self._logits.setdefault(name, []).append(value)
+        if any(len(kept) >= _KEPT_STEPS for kept in self._logits.values()):
+            self._sum_up()
+
+    def take(self) -> dict[str, float]:
+        """Return the means and start over."""
+        self._sum_up()
+        return self._means.take()
+
+    def _sum_up(self) -> None:
+        logits = {name: torch.cat(kept) for name, kept in self._logits.items()}
+        self._logits = {}
+        if "real_logits" in logits:
+            self._means.add(self._judge(logits["real_logits"], logits["fake_logits"]))
+        if "generator_logits" in logits:
+            error = 1 - torch.sigmoid(logits["generator_logits"])
+            self._means.add({"generator_error": error.mean()})
+
+    def _judge(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        if self._compared:
+            real_right = fake_right = (real > fake).float().mean()
+        else:
+            real_right = (real > self._threshold).float().mean()
+            fake_right = (fake < self._threshold).float().mean()
+        error = (1 - torch.sigmoid(real)).mean() + torch.sigmoid(fake).mean()
+        return {
+            "discriminator_accuracy_real": real_right,
+            "discriminator_accuracy_fake": fake_right,
+            "discriminator_error": error / 2,
+            "real_logits": real.mean(),
+            "fake_logits": fake.mean(),
+            "logit_size": (real.abs().mean() + fake.abs().mean()) / 2,
+        }
+
+
+def gradient_norm(network: torch.nn.Module) -> Tensor:
+    """L2 norm of the gradients that the last update left behind, a scalar."""
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)

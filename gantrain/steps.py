@@ -1,0 +1,207 @@
+"""The steps of a batch, each reading like the method: inputs, forward, loss, update."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from gantrain.batches import random_latents
+from gantrain.checkpoint import TrainState
+from gantrain.config import TrainConfig
+from gantrain.losses import Loss, create_loss, gradient_penalties, interpolation_penalty
+
+StepResults = dict[str, Tensor]  # scalars are losses and penalties, [batch] are logits; detached
+
+_ROLLBACK_LR = 0.5  # the learning rate after each rollback, over that before
+
+
+def generate_fakes(
+    state: TrainState, config: TrainConfig, noise: torch.Generator, *, with_gradient: bool
+) -> Tensor:
+    """Images or points of fresh latents; with a gradient where the generator learns from them.
+
+    Keras' `generator.predict` makes the discriminator's fakes with BatchNorm in inference mode;
+    `fakes_in_inference_mode` does so too.
+    """
+    latents = random_latents(config.batch_size, config.latent_dim, noise)
+    inference = config.fakes_in_inference_mode and not with_gradient
+    with torch.set_grad_enabled(with_gradient):
+        state.generator.train(not inference)
+        fakes: Tensor = state.generator(latents)
+        state.generator.train()
+    return fakes
+
+
+def discriminator_step(
+    state: TrainState,
+    reals: Tensor,
+    fakes: Tensor,
+    config: TrainConfig,
+    noise: torch.Generator,
+) -> StepResults:
+    """Update the discriminator on as many reals as fakes; the generator is left alone."""
+    loss = create_loss(config.loss, config.label_smoothing)
+    fakes = fakes.detach()
+    if config.discriminator_step == "two-steps":
+        results = _two_steps(state, reals, fakes, config, loss)
+    else:
+        results = _one_step(state, reals, fakes, config, loss, noise)
+    if config.weight_clip is not None:
+        with torch.no_grad():
+            for weights in state.discriminator.parameters():
+                weights.clamp_(-config.weight_clip, config.weight_clip)
+    return results
+
+
+def _one_step(
+    state: TrainState,
+    reals: Tensor,
+    fakes: Tensor,
+    config: TrainConfig,
+    loss: Loss,
+    noise: torch.Generator,
+) -> StepResults:
+    """One update on reals and fakes, which pass the discriminator together or apart."""
+    count = len(reals)
+    examples = torch.cat([reals, fakes])
+    differentiated = bool(config.r1_weight or config.r2_weight)
+    if differentiated:
+        examples.requires_grad_()  # the penalties differentiate by it
+    if config.discriminator_step == "joint":
+        logits = state.discriminator(examples)
+    else:  # BatchNorm sees reals and fakes as batches of their own
+        logits = torch.cat(
+            [state.discriminator(half) for half in (examples[:count], examples[count:])]
+        )
+    real_logits, fake_logits = logits[:count], logits[count:]
+    total = config.discriminator_loss_weight * loss.discriminator(real_logits, fake_logits)
+    results = {"discriminator_loss": total.detach()}
+    if differentiated:
+        penalties = gradient_penalties(logits, examples)
+        r1_penalty, r2_penalty = penalties[:count].mean(), penalties[count:].mean()
+        assert config.r1_weight is not None
+        assert config.r2_weight is not None
+        total = total + (config.r1_weight / 2 * r1_penalty + config.r2_weight / 2 * r2_penalty)
+        results |= {"r1_penalty": r1_penalty.detach(), "r2_penalty": r2_penalty.detach()}
+    if config.gradient_penalty_weight:
+        mix = torch.rand(count, generator=noise, device=reals.device)
+        penalty = interpolation_penalty(state.discriminator, reals, fakes, mix)
+        total = total + config.gradient_penalty_weight * penalty
+        results["gradient_penalty"] = penalty.detach()
+    update_discriminator(state, total, config)
+    return results | {"real_logits": real_logits.detach(), "fake_logits": fake_logits.detach()}
+
+
+def _two_steps(
+    state: TrainState, reals: Tensor, fakes: Tensor, config: TrainConfig, loss: Loss
+) -> StepResults:
+    """An update on reals, then one on fakes, as Keras tutorials do; the loss is their mean."""
+    assert loss.on_real is not None
+    assert loss.on_fake is not None
+    weights = (config.r1_weight or 0.0, config.r2_weight or 0.0)
+    results: StepResults = {}
+    losses = []
+    halves = (("real", reals, loss.on_real), ("fake", fakes, loss.on_fake))
+    for (half, examples, term), weight, penalty_name in zip(
+        halves, weights, ("r1_penalty", "r2_penalty"), strict=True
+    ):
+        if weight:
+            examples = examples.detach().requires_grad_()
+        logits = state.discriminator(examples)
+        total = config.discriminator_loss_weight * term(logits)
+        losses.append(total.detach())
+        if weight:
+            penalty = gradient_penalties(logits, examples).mean()
+            total = total + weight / 2 * penalty
+            results[penalty_name] = penalty.detach()
+        update_discriminator(state, total, config)
+        results[f"{half}_logits"] = logits.detach()
+    return results | {"discriminator_loss": torch.stack(losses).mean()}
+
+
+def generator_step(
+    state: TrainState, reals: Tensor, fakes: Tensor, config: TrainConfig
+) -> StepResults:
+    """Update the generator once through its fakes, which carry its gradient.
+
+    The reals matter to losses that compare the two.
+    """
+    loss = create_loss(config.loss)
+    with frozen(state.discriminator):
+        with torch.no_grad():
+            # Unpaired losses do not look at it.
+            real_logits = state.discriminator(reals) if loss.on_real is None else None
+        fake_logits = state.discriminator(fakes)
+        total = loss.generator(fake_logits if real_logits is None else real_logits, fake_logits)
+        state.generator_optimizer.zero_grad()
+        total.backward()  # type: ignore[no-untyped-call]
+    take_step(state.generator, state.generator_optimizer, config.lr, state.rollbacks, config)
+    return {"generator_loss": total.detach(), "generator_logits": fake_logits.detach()}
+
+
+@contextmanager
+def frozen(discriminator: nn.Module) -> Iterator[None]:
+    """Keep the discriminator's weights and moving statistics as they are.
+
+    Without its weights' gradients a pass is a third cheaper. Its BatchNorm goes on judging by the
+    batch, as in Keras' combined model; only the moving statistics stand still.
+    """
+    norms = [
+        module
+        for module in discriminator.modules()
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+    ]
+    momenta = [norm.momentum for norm in norms]
+    discriminator.requires_grad_(False)
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        discriminator.requires_grad_(True)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def update_discriminator(state: TrainState, loss: Tensor, config: TrainConfig) -> None:
+    """One optimizer step of the discriminator down the gradient of a scalar loss."""
+    state.discriminator_optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    lr = config.discriminator_lr or config.lr
+    take_step(state.discriminator, state.discriminator_optimizer, lr, state.rollbacks, config)
+
+
+def take_step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    lr: float,
+    rollbacks: int,
+    config: TrainConfig,
+) -> None:
+    """Let the optimizer use the gradients that are there, clipped where asked for."""
+    if config.gradient_clip is not None:
+        nn.utils.clip_grad_value_(network.parameters(), config.gradient_clip)
+    lr *= _ROLLBACK_LR**rollbacks
+    if config.lr_decay:
+        lr /= 1 + config.lr_decay * updates_so_far(optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+
+
+def updates_so_far(optimizer: torch.optim.Optimizer) -> int:
+    """How often the optimizer has stepped, by its own count, which checkpoints keep."""
+    return next((int(values["step"]) for values in optimizer.state.values()), 0)
+
+
+def update_ema(state: TrainState, config: TrainConfig) -> None:
+    """Move the averaged generator's weights towards the generator's, where there is averaging."""
+    if not config.ema_half_life_images:
+        return  # it is the generator itself
+    half_life = min(config.ema_half_life_images, config.ema_ramp_up * state.images_seen)
+    decay = 0.5 ** (config.images_per_step / half_life)
+    pairs = zip(state.generator_ema.parameters(), state.generator.parameters(), strict=True)
+    with torch.no_grad():
+        for averaged, current in pairs:
+            averaged.lerp_(current, 1 - decay)

@@ -1,0 +1,135 @@
+"""Every preset trains, resumes to the same bits, and shows what it makes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from gantrain.checkpoint import checkpoint_paths, load_checkpoint
+from gantrain.cli import run as gantrain
+from gantrain.errors import RunError
+from gantrain.export import export_run
+from gantrain.presets import PRESETS, resolve
+from gantrain.reporting import read_metrics
+from gantrain.training import train
+from tests.gantrain.test_training import assert_same_bits
+
+# Small enough for a step in milliseconds; sizes that a preset fixes stay as they are.
+SMALLER = {
+    "dcgan": {"filters": 4},
+    "dcgan-2015": {"filters": 4, "image_size": 32},
+    "keras-conv64": {"filters": 4},
+    "faces-rmsprop": {"filters": 4, "image_size": 32},
+}
+STEPS = 6
+
+
+def settings(preset: str, run_dir: Path, **more: object):
+    values = {
+        "preset": preset,
+        "data": "sine" if preset == "sine" else "digits",
+        "run_dir": run_dir,
+        "batch_size": 4,
+        "threads": 1,
+        "log_every": 4,
+        "sample_every": 1_000_000,
+        "tensorboard": False,
+        **SMALLER.get(preset, {}),
+    }
+    return resolve({**values, "total_images": 4 * STEPS, **more})
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_cut_in_two_ends_with_the_bits_of_one_that_was_not(preset: str, tmp_path: Path):
+    train(settings(preset, tmp_path / "whole"))
+    train(settings(preset, tmp_path / "halves", total_images=4 * STEPS // 2))
+    train(settings(preset, tmp_path / "halves"))
+    whole, halves = (
+        load_checkpoint(checkpoint_paths(tmp_path / name / "checkpoints")[0])
+        for name in ("whole", "halves")
+    )
+    assert whole["images_seen"] == 4 * STEPS
+    assert_same_bits(whole, halves)
+
+
+def test_several_updates_of_each_network_resume_too(tmp_path: Path):
+    more = {"discriminator_updates": 3, "generator_updates": 2, "batch_size": 4}
+    train(settings("keras-conv64", tmp_path / "whole", total_images=48, **more))
+    train(settings("keras-conv64", tmp_path / "halves", total_images=24, **more))
+    train(settings("keras-conv64", tmp_path / "halves", total_images=48, **more))
+    whole, halves = (
+        load_checkpoint(checkpoint_paths(tmp_path / name / "checkpoints")[0])
+        for name in ("whole", "halves")
+    )
+    assert_same_bits(whole, halves)
+    updates = {
+        network: int(next(iter(whole[f"{network}_optimizer"]["state"].values()))["step"])
+        for network in ("generator", "discriminator")
+    }
+    assert updates == {"generator": 8, "discriminator": 2 * 12}, "two for each batch"
+
+
+def test_a_run_on_points_draws_them_and_is_not_exported(tmp_path: Path, capsys):
+    train(settings("sine", tmp_path / "run", sample_every=8))
+    with Image.open(max((tmp_path / "run" / "samples").glob("*.png"))) as plot:
+        assert plot.size[0] > 200
+    assert not list((tmp_path / "run" / "sheets").glob("*.png"))
+    out = tmp_path / "points.png"
+    assert gantrain(["sample", str(tmp_path / "run"), "--seeds=0-99", f"--out={out}"]) == 0
+    with Image.open(out) as plot:
+        plot.load()
+    with pytest.raises(RunError, match="makes two-dimensional points: an artifact holds images"):
+        export_run(tmp_path / "run", tmp_path / "models", "sine")
+    walk = ["sample", str(tmp_path / "run"), "--seeds=0-1", "--interpolate", "--out=w.gif"]
+    assert gantrain(walk) == 2
+    assert "this run makes points" in capsys.readouterr().err
+
+
+def test_rows_and_sheets_show_what_the_tutorials_show(tmp_path: Path):
+    train(settings("keras-mlp", tmp_path / "run", sample_every=8))
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    for row in rows:
+        for side in ("real", "fake"):
+            assert 0 <= row[f"discriminator_accuracy_{side}"] <= 1
+        for network in ("discriminator", "generator"):
+            assert 0 <= row[f"{network}_error"] <= 1
+            assert row[f"{network}_gradient"] > 0
+            assert row[f"{network}_loss"] > 0
+    sheets = sorted((tmp_path / "run" / "sheets").glob("*.png"))
+    assert [int(sheet.stem) for sheet in sheets] == [8, 16, 24]
+    assert "diagnosis" in rows[-1], "the last look is never put off"
+
+
+def test_a_run_that_diverges_goes_back_with_a_lower_learning_rate_and_another_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    more = {"log_every": 4, "checkpoint_every": 8, "on_divergence": "rollback", "filters": 4}
+    config = settings("dcgan", tmp_path / "run", total_images=8, **more)
+    train(config)
+    break_newest(tmp_path / "run")
+    state = train(config.model_copy(update={"total_images": 48}))
+    assert state.images_seen == 48
+    # The newest checkpoint leads astray itself, so the second attempt goes back further.
+    assert "Rolling back to 8 images with 0.5 of the learning rate" in caplog.text
+    assert "Rolling back to 0 images with 0.25 of the learning rate" in caplog.text
+    assert state.rollbacks == 2
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["images_seen"] for row in rows] == sorted({row["images_seen"] for row in rows})
+    assert {row["lr"] for row in rows} == {config.lr / 4}
+    assert all(values.isfinite().all() for values in state.generator.parameters())
+
+
+def break_newest(run_dir: Path) -> None:
+    """Let the next update of the generator leave the reals."""
+    (newest,) = checkpoint_paths(run_dir / "checkpoints")
+    values = load_checkpoint(newest)
+    values["generator_optimizer"]["state"][0]["exp_avg_sq"] *= torch.nan
+    torch.save(values, newest)
+
+
+def test_rollbacks_that_do_not_help_end_the_run(tmp_path: Path):
+    more = {"on_divergence": "rollback", "r1_weight": 1e38, "log_every": 4}
+    config = settings("dcgan", tmp_path / "run", **more)
+    with pytest.raises(RunError, match="3 rollbacks have not helped"):
+        train(config)

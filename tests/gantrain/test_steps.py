@@ -1,0 +1,219 @@
+"""Each step against the same mathematics written out by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy
+
+from gantrain.batches import random_latents
+from gantrain.networks import create_networks
+from gantrain.presets import resolve
+from gantrain.combinations import network_shape
+from gantrain.steps import discriminator_step, generate_fakes, generator_step, take_step
+from gantrain.training import create_state
+
+BATCH = 6
+CPU = torch.device("cpu")
+
+
+def configure(preset: str, **more: object):
+    values = {"image_size": 28, "channels": 1, "batch_size": BATCH, "flip": "off", **more}
+    return resolve({"preset": preset, "data": "", "run_dir": "", **values})
+
+
+def real_images(count: int = 3, size: int = 28) -> list[torch.Tensor]:
+    random = torch.Generator().manual_seed(1)
+    return [torch.rand(BATCH, 1, size, size, generator=random) * 2 - 1 for _ in range(count)]
+
+
+def train_steps(config, batches: list[torch.Tensor]):
+    state = create_state(config, CPU)
+    noise = torch.Generator().manual_seed(7)
+    for reals in batches:
+        fakes = generate_fakes(state, config, noise, with_gradient=config.reuse_fakes)
+        discriminator_step(state, reals, fakes, config, noise)
+        if not config.reuse_fakes:
+            fakes = generate_fakes(state, config, noise, with_gradient=True)
+        generator_step(state, reals, fakes, config)
+    return state
+
+
+def by_hand(config):
+    """The same first weights, in plain training mode."""
+    return create_networks(
+        config.generator, config.discriminator, network_shape(config), seed=config.seed
+    )
+
+
+def assert_same(network: nn.Module, expected: nn.Module, lr: float) -> None:
+    """Equal but for rounding, which adaptive optimizers magnify where a gradient is nearly zero."""
+    for name, values in expected.named_parameters():
+        difference = (network.get_parameter(name) - values).detach().abs() / lr
+        assert difference.mean() < 1e-3, name
+        assert difference.max() < 0.3, name
+
+
+def probability(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return torch.sigmoid(network(images))
+
+
+ONES, ZEROS = torch.ones(BATCH), torch.zeros(BATCH)
+
+
+def test_dcgan_2015_steps_as_in_the_example_of_pytorch():
+    config = configure("dcgan-2015", filters=4)
+    batches = real_images()
+    state = train_steps(config, batches)
+    generator, discriminator = by_hand(config)
+    adam = {"lr": 2e-4, "betas": (0.5, 0.999)}
+    generator_adam = torch.optim.Adam(generator.parameters(), **adam)
+    discriminator_adam = torch.optim.Adam(discriminator.parameters(), **adam)
+    noise = torch.Generator().manual_seed(7)
+    for reals in batches:
+        discriminator.zero_grad()
+        binary_cross_entropy(probability(discriminator, reals), ONES).backward()
+        fakes = generator(random_latents(BATCH, 100, noise))
+        binary_cross_entropy(probability(discriminator, fakes.detach()), ZEROS).backward()
+        discriminator_adam.step()
+        generator.zero_grad()
+        binary_cross_entropy(probability(discriminator, fakes), ONES).backward()
+        generator_adam.step()
+    assert_same(state.generator, generator, config.lr)
+    assert_same(state.discriminator, discriminator, config.lr)
+    for name, values in generator.named_buffers():
+        torch.testing.assert_close(state.generator.get_buffer(name), values)
+
+
+def test_keras_mlp_steps_twice_on_fakes_made_in_inference_mode():
+    config = configure("keras-mlp")
+    batches = real_images()
+    state = train_steps(config, batches)
+    generator, discriminator = by_hand(config)
+    adam = {"lr": 2e-4, "betas": (0.5, 0.999), "eps": 1e-7}
+    generator_adam = torch.optim.Adam(generator.parameters(), **adam)
+    discriminator_adam = torch.optim.Adam(discriminator.parameters(), **adam)
+    noise = torch.Generator().manual_seed(7)
+    for reals in batches:
+        with torch.no_grad():
+            fakes = generator.eval()(random_latents(BATCH, 100, noise))
+        for images, labels in ((reals, ONES), (fakes, ZEROS)):
+            discriminator_adam.zero_grad()
+            binary_cross_entropy(probability(discriminator, images), labels).backward()
+            discriminator_adam.step()
+        generator_adam.zero_grad()
+        fakes = generator.train()(random_latents(BATCH, 100, noise))
+        binary_cross_entropy(probability(discriminator, fakes), ONES).backward()
+        generator_adam.step()
+    assert_same(state.generator, generator, config.lr)
+    assert_same(state.discriminator, discriminator, config.lr)
+    steps = {int(values["step"]) for values in state.discriminator_optimizer.state.values()}
+    assert steps == {2 * len(batches)}
+    norms = [m for m in state.generator.modules() if isinstance(m, nn.BatchNorm1d)]
+    assert {int(norm.num_batches_tracked) for norm in norms} == {len(batches)}
+
+
+def test_selu_dense_takes_one_step_on_fakes_labelled_0_and_reals_labelled_1():
+    config = configure("selu-dense")
+    batches = [images / 2 + 0.5 for images in real_images()]
+    state = train_steps(config, batches)
+    generator, discriminator = by_hand(config)
+    rms = {"lr": 1e-3, "alpha": 0.9, "eps": 1e-7}
+    generator_rms = torch.optim.RMSprop(generator.parameters(), **rms)
+    discriminator_rms = torch.optim.RMSprop(discriminator.parameters(), **rms)
+    noise = torch.Generator().manual_seed(7)
+    for reals in batches:
+        fakes = generator(random_latents(BATCH, 30, noise)).detach()
+        labels = torch.cat([ZEROS, ONES])
+        discriminator_rms.zero_grad()
+        both = probability(discriminator, torch.cat([fakes, reals]))
+        binary_cross_entropy(both, labels).backward()
+        discriminator_rms.step()
+        generator_rms.zero_grad()
+        fakes = generator(random_latents(BATCH, 30, noise))
+        binary_cross_entropy(probability(discriminator, fakes), ONES).backward()
+        generator_rms.step()
+    assert_same(state.generator, generator, config.lr)
+    assert_same(state.discriminator, discriminator, config.lr)
+
+
+def test_the_learning_rate_decays_as_in_keras_and_each_gradient_element_is_clipped():
+    config = configure("selu-dense", lr=0.5, lr_decay=0.25, gradient_clip=1.0)
+    state = create_state(config, CPU)
+    weights = next(state.generator.parameters())
+    seen = []
+    for _ in range(3):
+        for values in state.generator.parameters():
+            values.grad = torch.full_like(values, -30.0)
+        take_step(state.generator, state.generator_optimizer, config.lr, 0, config)
+        assert torch.equal(weights.grad, torch.full_like(weights, -1.0))
+        seen.append(state.generator_optimizer.param_groups[0]["lr"])
+    assert seen == pytest.approx([0.5, 0.5 / 1.25, 0.5 / 1.5])
+
+
+def test_weights_are_clipped_after_each_step_of_wgan():
+    config = configure("dcgan", filters=4, loss="wasserstein", weight_clip=0.01)
+    state = train_steps(config, real_images(1))
+    largest = max(float(values.detach().abs().max()) for values in state.discriminator.parameters())
+    assert math.isclose(largest, 0.01, rel_tol=1e-6)
+
+
+def test_the_generator_step_moves_neither_weights_nor_statistics_of_the_discriminator():
+    config = configure("keras-conv64", image_size=32, channels=1, filters=4)
+    state = create_state(config, CPU)
+    noise = torch.Generator().manual_seed(0)
+    reals = torch.rand(BATCH, 1, 32, 32)
+    before = {
+        name: values.clone()
+        for name, values in state.discriminator.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    fakes = generate_fakes(state, config, noise, with_gradient=True)
+    generator_step(state, reals, fakes, config)
+    after = state.discriminator.state_dict()
+    assert all(torch.equal(values, after[name]) for name, values in before.items())
+    assert any("running" in name for name in before)
+    norms = [m for m in state.discriminator.modules() if isinstance(m, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    assert momenta == pytest.approx([0.01] * 8), "they move again in the discriminator's next step"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"loss": name}, id=name)
+        for name in ("relativistic", "bce", "saturating", "least-squares", "hinge", "wasserstein")
+    ]
+    + [
+        pytest.param({"loss": "wasserstein", "gradient_penalty_weight": 10.0}, id="wgan-gp"),
+        pytest.param({"loss": "bce", "r1_weight": 1.0, "r2_weight": 1.0}, id="bce-r1-r2"),
+        pytest.param({"loss": "hinge", "spectral_norm": True}, id="spectral-norm"),
+        pytest.param({"loss": "bce", "label_smoothing": 0.1}, id="label-smoothing"),
+        pytest.param({"discriminator_step": "separate"}, id="separate"),
+        pytest.param(
+            {"loss": "bce", "discriminator_step": "two-steps", "r1_weight": 1.0}, id="two-steps-r1"
+        ),
+    ],
+)
+def test_every_loss_teaches_the_discriminator_which_images_are_real(settings):
+    config = configure(
+        "dcgan",
+        image_size=8,
+        filters=8,
+        latent_dim=4,
+        **{"r1_weight": 0.01, "r2_weight": 0.01, **settings},
+    )
+    state = create_state(config, CPU)
+    noise = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        reals = torch.full((BATCH, 1, 8, 8), 0.8)
+        fakes = generate_fakes(state, config, noise, with_gradient=False)
+        results = discriminator_step(state, reals, fakes, config, noise)
+    assert results["real_logits"].mean() > results["fake_logits"].mean()
+    before = results["fake_logits"].mean()
+    for _ in range(10):
+        fakes = generate_fakes(state, config, noise, with_gradient=True)
+        generator_step(state, reals, fakes, config)
+    fakes = generate_fakes(state, config, noise, with_gradient=False)
+    assert state.discriminator(fakes).mean() > before, "the generator follows"

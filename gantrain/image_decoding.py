@@ -24,6 +24,27 @@ PARALLEL_BATCH: Final = 256  # files; bounds what is decoded but not yet taken
 Result = TypeVar("Result")
 
 
+def decode_listing(
+    listing: Listing, image_size: int, channels: int, progress: bool | None, workers: int | None
+) -> tuple[NDArray[np.uint8], list[str], list[BadFile]]:
+    """Decode all that can be decoded.
+
+    Returns:
+        Images `[count, channels, image_size, image_size]`, the names of their files, and the files
+        and folders that cannot be used.
+    """
+    images = np.empty((len(listing.files), channels, image_size, image_size), np.uint8)
+    names: list[str] = []
+    bad_files = list(listing.bad_folders)
+    for file, outcome in decode_files(listing, image_size, channels, progress, workers):
+        if isinstance(outcome, BadFile):
+            bad_files.append(outcome)
+        else:
+            images[len(names)] = outcome.pixels
+            names.append(file.name)
+    return images[: len(names)], names, bad_files
+
+
 def decode_files(
     listing: Listing, image_size: int, channels: int, progress: bool | None, workers: int | None
 ) -> Iterator[tuple[ImageFile, Picture | BadFile]]:

@@ -175,3 +175,19 @@ def resize_grey(images: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]
     for row, image in zip(resized, images, strict=True):
         row[0] = np.asarray(resize_square(Image.fromarray(image), image_size))
     return resized
+
+
+def resize_colour(images: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
+    """Resize `[count, 3, height, width]` to `[count, 3, image_size, image_size]`."""
+    if images.shape[2:] == (image_size, image_size):
+        return images
+    planes = resize_grey(images.reshape(-1, *images.shape[2:]), image_size)
+    return planes.reshape(-1, 3, image_size, image_size)
+
+
+def turn_grey(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Turn `[count, 3, height, width]` into `[count, 1, height, width]`, weighted like the eye."""
+    grey = np.empty((len(images), 1, *images.shape[2:]), np.uint8)
+    for row, image in zip(grey, images, strict=True):
+        row[0] = np.asarray(Image.fromarray(image.transpose(1, 2, 0)).convert("L"))
+    return grey

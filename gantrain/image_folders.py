@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import stat
 import zipfile
 from collections import Counter
@@ -12,7 +13,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from gantrain.bad_data import BadFile, BadFileError, DatasetError, printable
+import numpy as np
+from numpy.typing import NDArray
+
+from gantrain.bad_data import BadFile, BadFileError, DatasetError, list_some, printable
 from gantrain.image_files import looks_like_image
 
 # HEIF cannot be decoded, but who has such pictures should hear of it.
@@ -26,6 +30,7 @@ IMAGE_EXTENSIONS: Final = frozenset(
 MAX_FILE_BYTES: Final = 256 * 2**20
 SIGNATURE_BYTES: Final = 12
 ENCRYPTED: Final = 0x1  # of a zip entry's flags
+NAMES_SHOWN: Final = 3
 
 
 @dataclass(frozen=True)
@@ -218,3 +223,38 @@ def classes_by_folder(names: list[str]) -> list[str] | None:
     if not parts or any(len(p) <= shared + 1 for p in parts):
         return None
     return [p[shared] for p in parts]
+
+
+def label(listing: Listing, names: list[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+    """Return labels and class names of the named files, from the folders they lie in."""
+    classes = classes_by_folder([file.name for file in listing.files])
+    if classes is None:
+        return None, ()
+    class_of = dict(zip((file.name for file in listing.files), classes, strict=True))
+    used = sorted({class_of[name] for name in names}, key=natural_key)
+    if len(used) < 2:
+        return None, ()
+    index_of = {name: index for index, name in enumerate(used)}
+    return np.array([index_of[class_of[name]] for name in names], np.int64), tuple(used)
+
+
+def find_problem(
+    source: str, listing: Listing, usable: int, bad_files: list[BadFile]
+) -> str | None:
+    """Say why no training can start on the listing: files are bad, or too few images are left."""
+    if not listing.files and not listing.bad_folders:
+        others = [f"{count} {extension}" for extension, count in listing.ignored.items()]
+        return (
+            f"{source}: no images in it (it holds {list_some(others, 5) or 'no files'}); give a "
+            "folder or .zip with PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF files"
+        )
+    if bad_files:
+        total = len(listing.files) + len(listing.bad_folders)
+        return (
+            f"{source}: {len(bad_files)} of {total} files cannot be used: "
+            f"{list_some([str(bad) for bad in bad_files], NAMES_SHOWN)}; mend or remove them "
+            f"(`gantrain data check {shlex.quote(source)}` names all) or pass --skip-bad-files"
+        )
+    if usable < 2:
+        return f"{source}: {usable} usable images; at least 2 are needed, add more"
+    return None

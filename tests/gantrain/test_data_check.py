@@ -95,6 +95,29 @@ def test_digits_are_described():
     assert sum(report.class_counts.values()) == 1797
 
 
+@pytest.mark.parametrize(
+    ("source", "description"),
+    [
+        ("sine", "points of y = sin x, x uniform on [0, 2 pi))\npoints     1024"),
+        (
+            "ring8",
+            "points of 8 Gaussians of sigma 0.01 on a circle of radius 1)\npoints     100000",
+        ),
+        ("grid25", "points of 5x5 Gaussians of sigma 0.05, 2 apart)\npoints     100000"),
+    ],
+)
+def test_points_are_described(source, description):
+    report = check_source(source)
+    assert report.problem is None
+    assert report.describe() == f"source     {source} ({description}"
+
+
+@pytest.mark.parametrize("name", ["image_size", "channels"])
+def test_what_only_images_have_is_refused_for_points(name):
+    with pytest.raises(DatasetError, match=f"^{name}: ring8 holds points, not images"):
+        check_source("ring8", **{name: 8})
+
+
 def test_mnist_format_files_are_described(mnist_like):
     report = check_source(str(mnist_like), image_size=28)
     assert (report.kind, report.count, report.image_size) == ("idx", 3, 28)

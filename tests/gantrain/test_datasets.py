@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from gantrain.bad_data import BadFile, DatasetError
-from gantrain.datasets import Dataset, load_dataset
+from gantrain.datasets import Dataset, load_dataset, load_source
 from gantrain.image_files import decode_image
+from gantrain.point_sets import POINT_SETS
 
 DATA = Path(os.environ.get("GANTRAIN_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 
@@ -271,9 +272,14 @@ def test_what_may_not_be_read_is_named(locked, message, as_nobody):
 
 @pytest.mark.parametrize("source", ["", "nowhere", "digitz", "/nowhere/at/all.zip"])
 def test_an_unknown_source_lists_what_is_known(source):
-    message = f"'{source}': no such data set, file or folder; known are digits, or give the path"
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(DatasetError) as caught:
         load_dataset(source)
+    assert str(caught.value) == (
+        f"'{source}': no such data set, file or folder; known are digits, sine, ring8, grid25, "
+        "stacked-mnist:FOLDER, or give the path of a folder with MNIST-format idx files, of "
+        "CIFAR-10's binary files (folder, .tar.gz or .tar.xz), of a CelebA folder, or of a folder "
+        "or .zip of images"
+    )
 
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path):
@@ -302,13 +308,88 @@ def test_an_empty_zip_says_so(tmp_path):
         ({"image_size": 0}, "image_size: expected a multiple of 4 from 8 to 128, got 0"),
         ({"channels": 4}, r"channels: expected 1 \(grey\) or 3 \(RGB\), got 4"),
         ({"split": "dev"}, "split: expected train or test, got 'dev'"),
-        ({"split": "test"}, "digits: has no test split; only MNIST-format files have one"),
+        ({"limit": 1}, "limit: expected at least 2 images, got 1"),
+        (
+            {"split": "test"},
+            "digits: has no test split; MNIST-format files, .* and CelebA have one",
+        ),
     ],
-    ids=["no-multiple", "too-small", "too-large", "zero", "channels", "split", "no-test-split"],
+    ids=["no-multiple", "small", "large", "zero", "channels", "split", "limit", "no-test-split"],
 )
 def test_settings_that_no_data_can_meet_are_refused(settings, message):
     with pytest.raises(DatasetError, match=f"^{message}$"):
         load_dataset("digits", **settings)
+
+
+# Points
+
+
+@pytest.mark.parametrize("name", POINT_SETS)
+def test_a_point_set_is_loaded_by_its_name(name):
+    assert load_source(name).fingerprint() == POINT_SETS[name]().fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_size": 28}, "image_size: sine holds points, not images; leave it out"),
+        ({"channels": 1}, "channels: sine holds points, not images; leave it out"),
+        ({"skip_bad_files": True}, "skip_bad_files: sine holds points, not images; leave it out"),
+        ({"limit": 100}, "limit: sine holds points, not images; leave it out"),
+        ({"split": "test"}, "sine: has no test split; .*"),
+    ],
+    ids=["image_size", "channels", "skip_bad_files", "limit", "split"],
+)
+def test_what_only_images_have_is_refused_for_points_by_name(settings, message):
+    with pytest.raises(DatasetError, match=f"^{message}$"):
+        load_source("sine", **settings)
+
+
+def test_points_are_refused_where_images_are_needed():
+    with pytest.raises(DatasetError, match="sine: holds points, but images are needed"):
+        load_dataset("sine")
+
+
+def test_a_source_of_images_is_loaded_with_all_settings(spoiled):
+    arguments = {"image_size": 8, "channels": 1, "skip_bad_files": True, "limit": 3}
+    dataset = load_source(spoiled, **arguments)
+    assert dataset.images.shape == (2, 1, 8, 8)
+    assert [bad.name for bad in dataset.bad_files] == ["cat/empty.png"]  # the third file
+    assert dataset.fingerprint() == load_dataset(spoiled, **arguments).fingerprint()
+    with pytest.raises(DatasetError, match="digits: has no test split"):
+        load_source("digits", split="test")
+
+
+# Only the first images
+
+
+def test_a_limit_takes_the_first_of_a_folder_in_natural_order(tmp_path):
+    folder = noise_folder(tmp_path / "noise", count=12)
+    few, all_ = (load_dataset(str(folder), image_size=16, limit=limit) for limit in (11, None))
+    assert np.array_equal(few.images, all_.images[:11])  # 10.png is the last of them, not the third
+    assert len(load_dataset(str(folder), limit=1000).images) == 12
+
+
+def test_what_lies_beyond_the_limit_is_not_opened(tmp_path):
+    folder = noise_folder(tmp_path / "noise", count=3)
+    (folder / "9.png").touch()
+    assert len(load_dataset(str(folder), limit=3).images) == 3
+
+
+def test_a_limit_takes_the_first_digits():
+    few, all_ = load_dataset("digits", limit=7), load_dataset("digits")
+    assert np.array_equal(few.images, all_.images[:7])
+    assert few.labels.tolist() == all_.labels[:7].tolist()
+    assert few.class_names == all_.class_names
+
+
+def test_a_limit_takes_the_first_idx_images(tmp_path):
+    images = np.arange(4 * 12 * 12).reshape(4, 12, 12) % 256
+    write_idx(tmp_path, images, np.array([1, 0, 0, 5]))
+    dataset = load_dataset(str(tmp_path), limit=2)
+    assert np.array_equal(dataset.images[:, 0], images[:2])
+    assert dataset.labels.tolist() == [1, 0]
+    assert dataset.class_names == ("0", "1", "2", "3", "4", "5")  # those of all the files
 
 
 # MNIST-format files

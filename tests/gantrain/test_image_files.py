@@ -8,7 +8,14 @@ import pytest
 from PIL import ExifTags, Image
 
 from gantrain.bad_data import BadFileError
-from gantrain.image_files import decode_image, looks_like_image, read_size, resize_grey
+from gantrain.image_files import (
+    decode_image,
+    looks_like_image,
+    read_size,
+    resize_colour,
+    resize_grey,
+    turn_grey,
+)
 
 RED = [255, 0, 0]
 WHITE = [255, 255, 255]
@@ -281,3 +288,20 @@ def test_enlarging_digits_leaves_the_background_black_and_draws_no_rings():
     assert (enlarged[..., :8] == 0).all()
     assert (enlarged[..., 24:] == 0).all()
     assert (enlarged[0, 0, 10:22, 14:18] == 255).all()
+
+
+def noise(count, size):
+    return np.random.default_rng(0).integers(0, 256, (count, 3, size, size), np.uint8)
+
+
+@pytest.mark.parametrize("image_size", [16, 32, 64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colour_images_in_memory_are_treated_as_those_in_files(image_size, channels):
+    images = noise(5, 32)
+    resized = resize_colour(images, image_size)
+    if channels == 1:
+        resized = turn_grey(resized)
+    files = [encode(Image.fromarray(image.transpose(1, 2, 0))) for image in images]
+    expected = [decode_image(file, image_size, channels).pixels for file in files]
+    assert np.array_equal(resized, expected)
+    assert resized.flags.c_contiguous

@@ -24,7 +24,7 @@ check: $(INSTALLED)  ## lint, types, proto lint, generated code up to date
 	$(BIN)/buf format --diff --exit-code protos
 	$(BIN)/python protos/generate.py --check
 
-protos: $(INSTALLED)  ## write ganserve/v1 anew from protos/
+protos: $(INSTALLED)  ## write the generated code anew from protos/
 	$(BIN)/python protos/generate.py
 
 docs: $(INSTALLED)  ## write docs/settings.md anew from the declarations

@@ -81,7 +81,8 @@ class TrainConfig(BaseModel):
     )
     max_data_images: int | None = _setting(
         None,
-        "use only the first so many images of the data; unset: all",
+        "use only the first so many images of the data (of class folders, the first in order); "
+        "unset: all",
         may_change=True,  # which images are used is seen by the fingerprint
         ge=2,
     )

@@ -103,8 +103,8 @@ def mend_pixels(config: TrainConfig) -> Advice:
     """For isolated pixels that no real image has."""
     return _join(
         config.generator in _DENSE
-        and f"--generator {config.generator}: its last layer draws each pixel by itself; use dcgan, "
-        "whose convolutions draw neighbours together",
+        and f"--generator {config.generator}: it draws each pixel by itself; use dcgan, whose "
+        "convolutions draw neighbours together",
         _average(config),
         _lower_lr(config),
     )

@@ -1,4 +1,4 @@
-"""Hides how rows of metrics become a judgement: is this run healthy, and what would help?
+"""Hides how rows of metrics become a judgement: whether a run is healthy, and what would help.
 
 Pure: the rows say it all. A rule speaks only on evidence that lasts, medians over the last fifth of
 the run so far, and of samples by what reals of the same number would show.
@@ -31,7 +31,7 @@ _FOOLED: Final = 0.4  # on one side
 _HEALTHY: Final = "60-80 %"
 _MATCHING: Final = 0.01  # energy distance above that of reals, up to which samples pass for them
 _APART: Final = 0.03  # energy distance above that of reals, from which on they clearly do not
-_ON_POINTS: Final = 0.5  # share of points far from all data, up to which samples pass for them
+_FEW_FAR: Final = 0.5  # share of points far from all training examples that still pass for them
 _IMPROVING: Final = 0.8  # energy distance over that at half of the run so far
 
 _FEW_DIFFERENT: Final = 0.5  # diversity over that of the data
@@ -40,11 +40,11 @@ _FEW_CLASSES: Final = 0.8  # of the classes that reals cover
 _WANDERING: Final = 0.3  # total variation between histograms, above that of reals
 _MANY_COPIES: Final = 0.1  # share of samples, above that of held-out reals
 _MANY_NEAR: Final = 0.25  # likewise
-_MANY_DOTS: Final = 5e-4  # share of pixels, above twice that of the data
+_MANY_DOTS: Final = 1e-3  # share of pixels, above three times that of the data
 _LARGE_LOGITS: Final = 100.0
 _ABSURD_LOGITS: Final = 1_000.0
 _GROWING: Final = 2.0
-_EXPLODING: Final = 10.0
+_EXPLODING: Final = 30.0
 _ACCURACY_SWING: Final = 0.5
 _LOSS_SWING: Final = 3.0
 _PAIRED: Final = ("relativistic", "wasserstein")  # only differences of logits mean something
@@ -104,9 +104,10 @@ class _Evidence:
         newest = self.newest
         if not newest or self.is_apart(_MATCHING):
             return False
-        covered: float = newest["class_coverage"] / newest["class_coverage_data"]
-        images = "dead_pixels" in newest
-        return covered >= 0.9 and (images or newest.get("far_from_training", 0.0) <= _ON_POINTS)
+        covered = bool(newest["class_coverage"] >= 0.9 * newest["class_coverage_data"])
+        # Images are all far from one another; only of points this says much.
+        far = 0.0 if "dead_pixels" in newest else float(newest.get("far_from_training", 0.0))
+        return covered and far <= _FEW_FAR
 
     def is_apart(self, margin: float) -> bool:
         """Whether the newest samples are farther from the data than reals by more than a margin."""
@@ -143,8 +144,8 @@ def diagnose(rows: Sequence[Row], config: TrainConfig) -> Diagnosis:
 def _too_early(evidence: _Evidence) -> bool:
     """Every run starts with a discriminator that overwhelms and samples that are all alike."""
     images = evidence.rows[-1]["images_seen"]
-    steps = images / evidence.config.images_per_step
-    begun = images < _EARLY_SHARE * evidence.config.total_images and steps < _ENOUGH_STEPS
+    steps: float = images / evidence.config.images_per_step
+    begun: bool = images < _EARLY_SHARE * evidence.config.total_images and steps < _ENOUGH_STEPS
     return steps < _EARLY_STEPS or begun
 
 
@@ -239,15 +240,16 @@ def _collapse(evidence: _Evidence) -> Finding | None:
     diversity = min(newest["diversity"], newest["feature_diversity"])
     if diversity < _FEW_DIFFERENT:
         told.append(f"samples differ by {_percent(diversity)} of what reals differ by")
-    severe = bool(told)
     covered, usual = newest["class_coverage"], newest["class_coverage_data"]
+    severe = bool(told) or (covered < usual / 2 and evidence.is_apart(_APART))
     if covered < _FEW_CLASSES * usual:
         told.append(f"{_percent(covered)} of the classes or clusters appear ({_percent(usual)})")
-    if not told or (evidence.improving and not severe):
+    # Which classes are there changes early on, and small ones come late.
+    if not told or (not severe and (evidence.improving or len(evidence.measured) < 2)):
         return None
     sentence = "; ".join(told)
     return Finding(
-        "collapsed" if severe else "classes missing",
+        "mode collapse" if severe else "partial mode collapse",
         f"{sentence[0].upper()}{sentence[1:]}.",
         advice.keep_diversity(evidence.config),
     )
@@ -317,14 +319,18 @@ def _memorisation(evidence: _Evidence) -> Finding | None:
 
 
 def _dead_pixels(evidence: _Evidence) -> Finding | None:
-    newest = evidence.newest
-    dots, usual = newest.get("dead_pixels", 0.0), newest.get("dead_pixels_data", 0.0)
-    if dots <= 2 * usual + _MANY_DOTS:
+    """Isolated dots that were there at the look before, too; early samples are full of them."""
+    looks = [row for row in evidence.measured[-2:] if "dead_pixels" in row]
+    if len(looks) < 2:
         return None
+    usual = evidence.newest["dead_pixels_data"]
+    if min(row["dead_pixels"] for row in looks) <= 3 * usual + _MANY_DOTS:
+        return None
+    dots = evidence.newest["dead_pixels"]
     return Finding(
         "dead pixels",
-        f"{_percent(dots, 2)} of the samples' pixels are isolated dots ({_percent(usual, 3)} of the "
-        "data's).",
+        f"{_percent(dots, 2)} of the samples' pixels are isolated dots; {_percent(usual, 3)} of "
+        "the data's are.",
         advice.mend_pixels(evidence.config),
     )
 

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from gantrain.random_features import Features, find_clusters, train_classifier
+
 Examples = NDArray[np.uint8] | NDArray[np.float32]
 Measurements = dict[str, float | list[float]]
 
@@ -26,10 +28,6 @@ _HELD_OUT: Final = 512  # training examples that play held-out ones
 _GROUP: Final = 256  # what depends on the number of samples is measured in groups of so many
 _GROUPS: Final = 4  # of reals, whose mean is the data's number
 _CHUNK: Final = 256  # examples worked on at once, to spare memory and cache
-_FILTERS: Final = (24, 48)
-_CLUSTERS: Final = {"images": 10, "points": 25}
-_LEFT_OUT: Final = 0.2  # share of the labelled examples that measures the classifier
-_RIDGE: Final = 0.01
 _DUPLICATE: Final = 0.02  # quantile of the nearest-neighbour distances in a group of reals
 _NEAR: Final = 0.01  # quantile of held-out distances to the nearest training example
 _FAR: Final = 0.99  # likewise
@@ -62,12 +60,12 @@ class Reference:
         """
         order = np.random.default_rng([seed, 3]).permutation(len(examples))[:_MAX_EXAMPLES]
         chosen = _as_tensor(examples, order)
-        self._features = _Features(chosen[:_MAX_FEATURES], seed)
+        self._features = Features(chosen[:_MAX_FEATURES], seed)
         features = self._features(chosen[:_MAX_FEATURES])
         self._classes = (
-            _train_classifier(features, labels[order[: len(features)]], len(class_names))
+            train_classifier(features, labels[order[: len(features)]], len(class_names))
             if labels is not None and len(class_names) > 1
-            else _find_clusters(features, seed, points=examples.ndim == 2)
+            else find_clusters(features, seed, points=examples.ndim == 2)
         )
         self._histogram = self._classes.histogram(features)
         self._training = _TrainingExamples(chosen, mirrored and examples.ndim == 4)
@@ -149,89 +147,6 @@ class Reference:
         if samples.ndim == 4:
             values["dead_pixels"] = _dead_pixels(samples)
         return values
-
-
-class _Features:
-    """Points as they are; of images, standardised responses of a fixed random network.
-
-    Random filters keep enough of an image to tell classes apart (Jarrett et al., "What is the best
-    multi-stage architecture for object recognition?", 2009) and cost no training.
-    """
-
-    def __init__(self, examples: Tensor, seed: int) -> None:
-        self._mean, self._scale = torch.zeros(()), torch.ones(())
-        self._filters: tuple[Tensor, Tensor] | None = None
-        if examples.dim() == 2:
-            return
-        random = torch.Generator().manual_seed(seed)
-        first, second = _FILTERS
-        channels = examples.shape[1]
-        edges = torch.randn(first, channels, 5, 5, generator=random)
-        edges -= edges.mean((1, 2, 3), keepdim=True)  # an even grey excites none
-        corners = torch.randn(second, first, 3, 3, generator=random)
-        self._filters = edges / (25 * channels) ** 0.5, corners / (9 * first) ** 0.5
-        features = self(examples)
-        self._mean = features.mean(0)
-        self._scale = features.std(0) + 0.01 * features.std()  # some hardly ever respond
-
-    def __call__(self, examples: Tensor) -> Tensor:
-        """Features [n, f] of points [n, 2] or pooled images [n, channels, size, size]."""
-        if self._filters is None:
-            return examples
-        edges, corners = self._filters
-        features = []
-        for part in examples.split(_CHUNK):  # type: ignore[no-untyped-call]
-            maps = functional.relu(functional.conv2d(part, edges, stride=2, padding=2))
-            maps = functional.relu(functional.conv2d(maps, corners, stride=2, padding=1))
-            features.append(maps.flatten(1))
-        return torch.cat(features).sub_(self._mean).div_(self._scale)
-
-
-class _Classes:
-    """Sorts features into classes by the largest of linear scores."""
-
-    def __init__(self, weights: Tensor, bias: Tensor, accuracy: float | None) -> None:
-        self._weights, self._bias, self.accuracy = weights, bias, accuracy
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """Class indices [n] of features [n, f]."""
-        return (features @ self._weights + self._bias).argmax(1)
-
-    def histogram(self, features: Tensor) -> Tensor:
-        """Shares of the classes, [classes]."""
-        counts = torch.bincount(self(features), minlength=len(self._bias))
-        return counts / len(features)
-
-
-def _train_classifier(features: Tensor, labels: NDArray[np.int64], classes: int) -> _Classes:
-    """Least squares with a ridge on four fifths of the examples; the rest measures its accuracy."""
-    count = max(int(len(features) * (1 - _LEFT_OUT)), 1)
-    known, targets = features[:count], torch.from_numpy(labels)
-    one_hot = functional.one_hot(targets[:count], classes).float()
-    bias = one_hot.mean(0)
-    center = known.mean(0)
-    known = known - center
-    gram = known.T @ known + _RIDGE * count * torch.eye(known.shape[1])
-    weights = torch.linalg.solve(gram, known.T @ (one_hot - bias))
-    found = _Classes(weights, bias - center @ weights, None)
-    right = found(features[count:]) == targets[count:]
-    found.accuracy = right.float().mean().item() if len(right) else None
-    return found
-
-
-def _find_clusters(features: Tensor, seed: int, *, points: bool) -> _Classes:
-    """Clusters of the data, largest first; a sample belongs to the nearest centre."""
-    # Here, for it takes a second that labelled data should not pay.
-    from sklearn.cluster import KMeans
-
-    wanted = _CLUSTERS["points" if points else "images"]
-    distinct = len(torch.unique(features[:_COMPARED], dim=0))
-    found = KMeans(
-        max(min(wanted, distinct // 4), 1), n_init=3, max_iter=50, random_state=seed % 2**32
-    ).fit(features.numpy())
-    by_size = np.argsort(-np.bincount(found.labels_), kind="stable")
-    centres = torch.from_numpy(found.cluster_centers_[by_size]).float()
-    return _Classes(2 * centres.T, -centres.square().sum(1), None)
 
 
 class _TrainingExamples:

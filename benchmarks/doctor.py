@@ -1,0 +1,156 @@
+"""Does the doctor tell the truth? Runs made to fail, and runs made to succeed, and what it says.
+
+    python benchmarks/doctor.py [--cases NAME,...] [--seeds 0-2] [--runs FOLDER]
+    python benchmarks/doctor.py --presets dcgan,keras-mlp --data SOURCE [--total-images N]
+
+The first form trains every case below with every seed and compares the final diagnosis with what
+has to come out; the second trains presets and only tells. Prints a Markdown table; exits with 1
+where a diagnosis is wrong. A run that is there already is not trained again, only judged again.
+"""
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gantrain.diagnostics import Diagnosis, diagnose
+from gantrain.errors import RunError
+from gantrain.presets import resolve
+from gantrain.reporting import read_metrics
+from gantrain.run_directory import RunDirectory
+from gantrain.seed_ranges import parse_seeds
+from gantrain.training import train
+
+DIGITS = {"data": "digits", "filters": 8, "total_images": 40_000}
+PLAIN = {"loss": "bce", "beta1": 0.5, "beta2": 0.999}
+GRID = {"data": "grid25", "batch_size": 512, "total_images": 2_000_000}
+OVERWHELMS, WEAK = "discriminator overwhelms", "discriminator too weak"
+COLLAPSES = ("mode collapse", "partial mode collapse")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Settings of a run, and the findings of which one has to come out; none: no finding at all."""
+
+    settings: dict[str, Any]
+    expected: tuple[str, ...] = field(default=())
+
+
+CASES = {
+    "flagship-digits": Case(DIGITS),
+    "flagship-grid25": Case(GRID),
+    "ten-discriminator-updates": Case(
+        {**DIGITS, **PLAIN, "lr": 5e-4, "discriminator_updates": 10, "total_images": 256_000},
+        (OVERWHELMS,),
+    ),
+    "discriminator-lr-x10": Case(
+        {**DIGITS, **PLAIN, "lr": 2e-4, "discriminator_lr": 2e-3}, (OVERWHELMS,)
+    ),
+    "ten-generator-updates": Case({**DIGITS, **PLAIN, "generator_updates": 10}, (WEAK, *COLLAPSES)),
+    "discriminator-lr-x0.01": Case({**DIGITS, "discriminator_lr": 2e-5}, (WEAK,)),
+    "no-penalty-lr-0.3": Case(
+        {**DIGITS, "lr": 0.3, "r1_weight": 0.0, "r2_weight": 0.0}, ("diverged", "diverging")
+    ),
+    "bce-lr-0.1": Case(
+        {**DIGITS, **PLAIN, "lr": 0.1}, ("diverged", "diverging", "oscillating", *COLLAPSES)
+    ),
+    "bce-grid25": Case({**GRID, "loss": "bce"}, COLLAPSES),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    diagnosis: Diagnosis
+    settled_at: int  # images seen when the state became what it is at the end
+    seconds: float
+
+
+def run(settings: dict[str, Any], run_dir: Path) -> Outcome:
+    """Train, unless it is done already, and judge by all rows."""
+    config = resolve({"tensorboard": False, "threads": 1, **settings, "run_dir": run_dir})
+    started = time.monotonic()
+    metrics_file = RunDirectory(run_dir).metrics_file
+    rows = read_metrics(metrics_file)
+    if not rows or rows[-1]["images_seen"] < config.total_images:
+        try:
+            train(config)
+        except RunError as error:
+            print(f"{run_dir.name}: {error}", file=sys.stderr)
+        rows = read_metrics(metrics_file)
+    states = [(row["images_seen"], row["diagnosis"]) for row in rows if "diagnosis" in row]
+    diagnosis = diagnose(rows, config)
+    settled = rows[-1]["images_seen"]
+    for images_seen, state in reversed(states):
+        if state != diagnosis.state:
+            break
+        settled = images_seen
+    return Outcome(diagnosis, settled, time.monotonic() - started)
+
+
+def is_right(diagnosis: Diagnosis, expected: tuple[str, ...]) -> bool:
+    """Whether one of the expected findings came out, or none where none may."""
+    found = {finding.name for finding in diagnosis.findings}
+    return bool(found & set(expected)) if expected else not found
+
+
+def judge_cases(names: list[str], seeds: list[int], runs: Path) -> Iterator[bool]:
+    """Print a row for each case and seed; yields whether it is right."""
+    print("| case | seed | final diagnosis | since (images) | right |\n|---|---|---|---|---|")
+    for name in names:
+        case = CASES[name]
+        for seed in seeds:
+            run_dir = runs / f"{name}-{seed}"
+            outcome = run({**case.settings, "seed": seed}, run_dir)
+            right = is_right(outcome.diagnosis, case.expected)
+            print(
+                f"| {name} | {seed} | {outcome.diagnosis.state} | {outcome.settled_at:,} | "
+                f"{'yes' if right else 'NO'} |",
+                flush=True,
+            )
+            yield right
+
+
+def judge_presets(arguments: argparse.Namespace, seeds: list[int], runs: Path) -> None:
+    """Print a row for each preset and seed, with the first piece of advice."""
+    print("| preset | seed | final diagnosis | evidence | first advice |\n|---|---|---|---|---|")
+    for preset in arguments.presets.split(","):
+        for seed in seeds:
+            settings = {"preset": preset, "data": arguments.data, "seed": seed}
+            if arguments.total_images:
+                settings["total_images"] = arguments.total_images
+            diagnosis = run(settings, runs / f"{preset}-{seed}").diagnosis
+            first = diagnosis.findings[0] if diagnosis.findings else None
+            evidence = first.evidence if first else ""
+            advice = first.advice[0] if first and first.advice else ""
+            print(f"| {preset} | {seed} | {diagnosis.state} | {evidence} | {advice} |", flush=True)
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--presets")
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--total-images", type=int)
+    parser.add_argument("--seeds", default="0-2")
+    parser.add_argument("--runs", type=Path, help="folder that keeps the runs; unset: thrown away")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    seeds = [int(seed) for seed in parse_seeds(arguments.seeds)]
+    with tempfile.TemporaryDirectory() as folder:
+        runs = arguments.runs or Path(folder)
+        if arguments.presets:
+            judge_presets(arguments, seeds, runs)
+            return 0
+        return 0 if all(list(judge_cases(arguments.cases.split(","), seeds, runs))) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 
+from gantrain.class_labels import choose_labels
 from gantrain.datasets import load_dataset
 from gantrain.latents import draw_latents
 from gantrain.sampling import open_sampler
@@ -46,9 +47,11 @@ class Judgement:
 
 def judge(source: Path) -> Judgement:
     """Train the classifier at the generator's size and let it judge 2,000 generated digits."""
-    generate, latent_dim = open_sampler(source)
+    sampler = open_sampler(source)
     seeds = np.arange(FIRST_SEED, FIRST_SEED + COUNT, dtype=np.uint64)
-    generated = generate(draw_latents(seeds, latent_dim))  # [n, height, width, 1]
+    labels = choose_labels(None, sampler.class_names, COUNT)
+    latents = draw_latents(seeds, sampler.latent_dim)
+    generated = sampler.generate(latents, labels)  # [n, height, width, 1]
     dataset = load_dataset("digits", image_size=generated.shape[1])
     assert dataset.labels is not None
     train_images, test_images, train_labels, test_labels = train_test_split(

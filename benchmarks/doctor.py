@@ -1,10 +1,12 @@
 """Does the doctor tell the truth? Runs made to fail, and runs made to succeed, and what it says.
 
     python benchmarks/doctor.py [--cases NAME,...] [--seeds 0-2] [--runs FOLDER]
+    python benchmarks/doctor.py --small [--seeds 0-2]
     python benchmarks/doctor.py --presets dcgan,keras-mlp --data SOURCE [--total-images N]
 
 The first form trains every case below with every seed and compares the final diagnosis with what
-has to come out; the second trains presets and only tells. Prints a Markdown table; exits with 1
+has to come out; the second trains every preset on the small data, and the third presets on any, and
+both only tell. Prints a Markdown table; exits with 1
 where a diagnosis is wrong. A run that is there already is not trained again, only judged again.
 """
 
@@ -60,6 +62,34 @@ CASES = {
         {**DIGITS, **PLAIN, "lr": 0.1}, ("diverged", "diverging", "oscillating", *COLLAPSES)
     ),
     "bce-grid25": Case({**GRID, "loss": "bce"}, COLLAPSES),
+}
+
+
+# Every preset on data and at sizes that take two cores a minute or two.
+SMALL_PRESETS: dict[str, dict[str, Any]] = {
+    "dcgan": {"data": "digits", "filters": 8, "total_images": 40_000},
+    "dcgan-2015": {"data": "digits", "image_size": 16, "filters": 16, "total_images": 40_000},
+    "keras-mlp": {"data": "digits", "total_images": 600 * 128},
+    "keras-mlp-conv-critic": {"data": "digits", "total_images": 600 * 128},
+    "keras-conv64": {
+        "data": "digits",
+        "image_size": 16,
+        "channels": 1,
+        "filters": 8,
+        "total_images": 1000 * 32,
+        "log_every": 320,
+        "sample_every": 16_000,
+    },
+    "selu-dense": {"data": "digits", "total_images": 2000 * 32},
+    "sine": {"data": "sine", "total_images": 3000 * 32},
+    "torch-mlp": {"data": "digits", "total_images": 2000 * 32},
+    "faces-rmsprop": {
+        "data": "digits",
+        "image_size": 16,
+        "channels": 1,
+        "filters": 8,
+        "total_images": 800 * 16,
+    },
 }
 
 
@@ -120,9 +150,13 @@ def judge_cases(names: list[str], seeds: list[int], runs: Path) -> Iterator[bool
 def judge_presets(arguments: argparse.Namespace, seeds: list[int], runs: Path) -> None:
     """Print a row for each preset and seed, with the first piece of advice."""
     print("| preset | seed | final diagnosis | evidence | first advice |\n|---|---|---|---|---|")
-    for preset in arguments.presets.split(","):
+    for preset in arguments.presets.split(",") if arguments.presets else SMALL_PRESETS:
         for seed in seeds:
-            settings = {"preset": preset, "data": arguments.data, "seed": seed}
+            settings = {"preset": preset, "seed": seed}
+            if arguments.small:
+                settings |= SMALL_PRESETS[preset]
+            else:
+                settings["data"] = arguments.data
             if arguments.total_images:
                 settings["total_images"] = arguments.total_images
             diagnosis = run(settings, runs / f"{preset}-{seed}").diagnosis
@@ -137,6 +171,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--presets")
+    parser.add_argument("--small", action="store_true", help="presets on small data, as above")
     parser.add_argument("--data", default="digits")
     parser.add_argument("--total-images", type=int)
     parser.add_argument("--seeds", default="0-2")
@@ -146,7 +181,7 @@ def main() -> int:
     seeds = [int(seed) for seed in parse_seeds(arguments.seeds)]
     with tempfile.TemporaryDirectory() as folder:
         runs = arguments.runs or Path(folder)
-        if arguments.presets:
+        if arguments.presets or arguments.small:
             judge_presets(arguments, seeds, runs)
             return 0
         return 0 if all(list(judge_cases(arguments.cases.split(","), seeds, runs))) else 1

@@ -65,7 +65,7 @@ def gather(run: Run, folder: Path) -> dict[str, Any]:
     """Copy the newest picture and collect the numbers of the last rows."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     diagnosed = [row for row in rows if "diagnosis" in row]
-    newest = sorted((folder / "samples").glob("*.png"))[-1]
+    newest = max((folder / "samples").glob("*.png"))
     shutil.copy(newest, PICTURES / f"tutorial-{run.name}.png")
     last = diagnosed[-1]
     numbers = {

@@ -10,11 +10,18 @@ from PIL import Image
 
 from gantrain.batches import load_batch
 from gantrain.checkpoint import TrainState
+from gantrain.class_labels import (
+    Labels,
+    count_classes,
+    labels_by_column,
+    proportional_labels,
+    spread_labels,
+)
 from gantrain.config import TrainConfig
 from gantrain.datasets import Dataset
 from gantrain.diagnostics import diagnose
 from gantrain.latents import draw_latents
-from gantrain.networks import GENERATORS
+from gantrain.networks import GENERATORS, run_network
 from gantrain.pictures import save_grid, save_scatter, save_sheet
 from gantrain.point_sets import PointSet
 from gantrain.reporting import EventFile, Stopwatch, append_metrics, read_metrics, truncate_metrics
@@ -24,7 +31,8 @@ from gantrain.sampling import Samples, finished_generator, generate
 
 logger = logging.getLogger(__name__)
 
-_GRID_IMAGES = 64
+_GRID_SIDE = 8  # images
+_MAX_COLUMNS = 16  # of a grid with a column for each class
 _SHEET_IMAGES = 8
 _DIAGNOSED_SAMPLES = 256
 _SCATTERED_POINTS = 2500
@@ -38,6 +46,10 @@ class Checkup:
         self, run: RunDirectory, config: TrainConfig, data: Dataset | PointSet, images_seen: int
     ) -> None:
         self._run, self._config, self._data = run, config, data
+        self._labels = data.labels if isinstance(data, Dataset) and config.conditional else None
+        self._class_counts = (
+            () if self._labels is None else count_classes(self._labels, data.class_names)
+        )
         self._reference: Reference | None = None
         self._seconds = 0.0  # spent on diagnosis by this process
         self._rows = self._read_rows(images_seen)
@@ -71,15 +83,22 @@ class Checkup:
             self._events.add_row(row)
 
     def save_samples(self, state: TrainState) -> None:
-        """Draw the first seeds: a grid and a scored sheet, or a scatter plot of points."""
+        """Draw the first seeds: a grid and a scored sheet, or a scatter plot of points.
+
+        The grid of a conditional run shows the classes from left to right; the fakes of its sheet
+        are of the classes of the reals below them.
+        """
         name = f"{state.images_seen:012d}.png"
         generator = self._generator(state)
         if isinstance(self._data, PointSet):
             points = self._draw(generator, _SCATTERED_POINTS)
             save_scatter(self._run.samples / name, points, self._data.points[:_SCATTERED_POINTS])
         else:
-            fakes = self._draw(generator, _GRID_IMAGES)
+            count, labels = lay_out_grid(len(self._class_counts))
+            fakes = self._draw(generator, count, labels)
             save_grid(self._run.samples / name, fakes)
+            if self._labels is not None:
+                fakes = self._draw(generator, _SHEET_IMAGES, self._labels[:_SHEET_IMAGES])
             self._save_sheet(state, fakes[:_SHEET_IMAGES], name)
         if self._events:
             with Image.open(self._run.samples / name) as picture:
@@ -88,13 +107,15 @@ class Checkup:
     def _generator(self, state: TrainState) -> torch.nn.Module:
         """The finished generator of this position, made once."""
         if self._newest is None or self._newest[0] != state.images_seen:
-            generator = finished_generator(state.generator_ema, self._config)
+            generator = finished_generator(state.generator_ema, self._config, self._class_counts)
             self._newest = (state.images_seen, generator)
         return self._newest[1]
 
-    def _draw(self, generator: torch.nn.Module, count: int) -> Samples:
+    def _draw(
+        self, generator: torch.nn.Module, count: int, labels: Labels | None = None
+    ) -> Samples:
         seeds = np.arange(count, dtype=np.uint64)
-        return generate(generator, draw_latents(seeds, self._config.latent_dim))
+        return generate(generator, draw_latents(seeds, self._config.latent_dim), labels)
 
     def _save_sheet(self, state: TrainState, fakes: NDArray[np.uint8], name: str) -> None:
         """Fakes above reals, each with the discriminator's score."""
@@ -104,7 +125,10 @@ class Checkup:
         save_sheet(self._run.sheets / name, fakes, scores[0], reals, scores[1])
 
     def _score(self, state: TrainState, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The discriminator's sigmoid for images [n, height, width, channels]."""
+        """The discriminator's sigmoid for images [n, height, width, channels].
+
+        If conditional, they are of the classes of the first n reals.
+        """
         device = next(state.discriminator.parameters()).device
         examples = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device)
         lowest = GENERATORS[self._config.generator or ""].lowest
@@ -115,9 +139,13 @@ class Checkup:
             torch.Generator(device),
             lowest,
         )
+        labels = None
+        if self._labels is not None:
+            labels = torch.from_numpy(self._labels[: len(images)]).to(device)
         state.discriminator.eval()
         with torch.no_grad():
-            scores: NDArray[np.float32] = torch.sigmoid(state.discriminator(batch)).cpu().numpy()
+            logits = run_network(state.discriminator, batch, labels)
+            scores: NDArray[np.float32] = torch.sigmoid(logits).cpu().numpy()
         state.discriminator.train()
         return scores
 
@@ -134,7 +162,10 @@ class Checkup:
         if self._reference is None:
             self._reference = self._create_reference()
         generator = self._generator(state)
-        samples = self._draw(generator, _DIAGNOSED_SAMPLES)
+        labels = None
+        if self._class_counts:  # as often as the data have them, or the look would be skewed
+            labels = proportional_labels(self._class_counts, _DIAGNOSED_SAMPLES)
+        samples = self._draw(generator, _DIAGNOSED_SAMPLES, labels)
         if isinstance(self._data, Dataset):
             samples = samples.transpose(0, 3, 1, 2)
         measured = self._reference.measure(samples)
@@ -155,3 +186,16 @@ class Checkup:
         return Reference(
             data.images, data.labels, data.class_names, self._config.seed, mirrored=mirrored
         )
+
+
+def lay_out_grid(classes: int) -> tuple[int, Labels | None]:
+    """How many images a grid has, and their labels where there are classes: a column for each.
+
+    Of few classes each has several columns; of very many only some are shown, in order.
+    """
+    if not classes:
+        return _GRID_SIDE**2, None
+    if classes > _MAX_COLUMNS:
+        return _GRID_SIDE**2, spread_labels(classes, _GRID_SIDE**2)
+    side = max(_GRID_SIDE, classes)
+    return side**2, labels_by_column(classes, side)

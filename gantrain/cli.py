@@ -138,8 +138,9 @@ def _presets(command: Presets) -> int:
         print(f"{'epoch of the source':28} {preset['epoch_images']:,} images")
     for key, value in preset["settings"].items():
         print(f"{'--' + key.replace('_', '-'):28} {value if value is not None else 'unset'}")
-    size, channels = preset["parameters_at"].values()
+    size, channels, classes = preset["parameters_at"].values()
     at = f" at {size}x{size}x{channels}" if size else ""
+    at += f" with {classes} classes" if classes else ""
     for network, counts in preset["parameters"].items():
         total, trainable = counts["total"], counts["trainable"]
         print(f"{network:28} {total:,} parameters{at}, {trainable:,} of them trainable")
@@ -159,6 +160,7 @@ def _check(command: Check) -> int:
 def _sample(command: Sample) -> int:
     import numpy as np
 
+    from gantrain.class_labels import choose_labels, labels_on_the_way
     from gantrain.latents import draw_latents, interpolate_latents
     from gantrain.pictures import save_animation, save_grid
     from gantrain.sampling import open_sampler
@@ -168,11 +170,18 @@ def _sample(command: Sample) -> int:
         raise UsageError(f"--out: expected a file ending in {wanted}, got {str(command.out)!r}")
     if command.interpolate and len(command.seeds) < 2:
         raise UsageError(f"--seeds: --interpolate needs at least 2, got {len(command.seeds)}")
-    generate, latent_dim = open_sampler(command.source)
-    latents = draw_latents(np.array(command.seeds, np.uint64), latent_dim)
+    sampler = open_sampler(command.source)
+    latents = draw_latents(np.array(command.seeds, np.uint64), sampler.latent_dim)
+    try:
+        labels = choose_labels(command.class_labels, sampler.class_names, len(latents))
+    except ValueError as error:
+        raise UsageError(f"--class-labels: {error}") from error
     if command.interpolate:
         latents = interpolate_latents(latents, command.frames_per_segment)
-    samples = generate(latents * np.float32(command.truncation))
+        if labels is not None:
+            walk = labels if command.class_labels is not None else np.zeros_like(labels)
+            labels = labels_on_the_way(walk, command.frames_per_segment)
+    samples = sampler.generate(latents * np.float32(command.truncation), labels)
     command.out.parent.mkdir(parents=True, exist_ok=True)
     if samples.ndim == 2:
         _draw_points(command, samples)

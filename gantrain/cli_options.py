@@ -58,6 +58,11 @@ class Sample(BaseModel):
     source: CliPositionalArg[RunOrArtifact]
     seeds: SeedList = Field(description="One image a seed, such as 0,7,12-15.")
     out: Path = Field(description="The picture to write: .png, or .gif with --interpolate.")
+    class_labels: str | None = Field(
+        default=None,
+        description="Classes by name or index, one for all or one a seed, such as cat,dog or 0-9; "
+        "unset: all in turn, with --interpolate the first. For conditional generators.",
+    )
     interpolate: CliToggleFlag[bool] = Field(
         default=False, description="Write an animation that walks from seed to seed."
     )

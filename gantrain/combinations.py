@@ -21,14 +21,15 @@ def find_contradiction(config: TrainConfig, given: Collection[str] = ()) -> str 
     )
 
 
-def network_shape(config: TrainConfig) -> Shape:
-    """What the networks are built from."""
+def network_shape(config: TrainConfig, class_count: int = 0) -> Shape:
+    """What the networks are built from; how many classes the data have matters if conditional."""
     return Shape(
         image_size=config.image_size,
         channels=config.channels,
         latent_dim=config.latent_dim,
         filters=config.filters,
         kernel_size=config.kernel_size,
+        classes=class_count if config.conditional else 0,
     )
 
 
@@ -74,7 +75,19 @@ def _contradiction_of_networks(config: TrainConfig) -> str | None:
                 return f"{_flag(name)}: --data {config.data} holds points, not images"
         if config.flip == "on":
             return f"--flip on: --data {config.data} holds points, not images"
+        if config.conditional:
+            return f"--conditional: --data {config.data} holds points, which have no classes"
         return None
+    if config.conditional:
+        for setting, name, kind in (
+            ("generator", config.generator, generator),
+            ("discriminator", config.discriminator, discriminator),
+        ):
+            if not kind.takes_labels:
+                return (
+                    f"--conditional: --{setting} {name} takes no labels; use dcgan, or leave "
+                    "--conditional out"
+                )
     problem = misfit(config) if config.image_size is not None and config.channels else None
     return f"--generator {config.generator}: {problem}" if problem else None
 

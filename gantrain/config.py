@@ -105,6 +105,9 @@ class TrainConfig(BaseModel):
     kernel_size: int = _setting(
         5, "side of the convolutions' kernels, where the network leaves it open", ge=3, le=9
     )
+    conditional: bool = _setting(
+        False, "learn each class by its label; needs data with classes, and the networks `dcgan`"
+    )
     spectral_norm: bool = _setting(
         False, "divide each weight of the discriminator by its largest singular value"
     )

@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gantrain.checkpoint import fsync_folder
-from gantrain.config import TrainConfig
+from gantrain.class_labels import spread_labels
 from gantrain.errors import RunError, UsageError
 from gantrain.latents import SEED_CONTRACT, draw_latents
-from gantrain.run_directory import DataFacts
 from gantrain.sampling import (
     SCHEMA,
     PixelGenerator,
     Pixels,
+    RunGenerator,
     generate,
     load_run_generator,
     open_session,
@@ -70,21 +70,22 @@ def export_run(run_path: Path, repository: Path, name: str) -> Path:
             f"{run_path} makes two-dimensional points: an artifact holds images, so there is "
             "nothing to export; `gantrain sample` draws its points"
         )
-    metadata = describe(name, run.config, run.data, run.images_seen)
+    metadata = describe(name, run)
     artifact = write_artifact(run.generator, run.config.latent_dim, metadata)
-    prove(artifact, run.generator, run.config.latent_dim)
+    prove(artifact, run.generator, run.config.latent_dim, len(run.class_names))
     return publish(artifact, repository, name)
 
 
-def describe(name: str, config: TrainConfig, data: DataFacts, images_seen: int) -> dict[str, Any]:
+def describe(name: str, run: RunGenerator) -> dict[str, Any]:
     """The metadata of docs/artifact.md, less the golden images."""
-    settings = config.model_dump(mode="json", exclude=_LOCAL_SETTINGS)
+    settings = run.config.model_dump(mode="json", exclude=_LOCAL_SETTINGS)
+    data = run.data
     return {
         "schema": SCHEMA,
         "name": name,
         "seed_contract": SEED_CONTRACT,
-        "class_names": [],  # the classes of the data matter to conditional generators alone
-        "training": {**settings, "images_seen": images_seen},
+        "class_names": list(run.class_names),
+        "training": {**settings, "images_seen": run.images_seen},
         "data": {"fingerprint": data.fingerprint, "count": data.count, "kind": data.kind},
         "evaluation": {},
         "writer": f"gantrain {importlib.metadata.version('ganserve')}",
@@ -93,10 +94,13 @@ def describe(name: str, config: TrainConfig, data: DataFacts, images_seen: int) 
 
 def write_artifact(generator: PixelGenerator, latent_dim: int, metadata: dict[str, Any]) -> bytes:
     """The ONNX file of a generator, with metadata and golden images."""
-    model = to_onnx(generator, latent_dim)
+    classes = len(metadata["class_names"])
+    model = to_onnx(generator, latent_dim, classes)
     session = open_session(model.SerializeToString())
     seeds = np.array(_GOLDEN_SEEDS, np.uint64)
-    pixels = run_session(session, draw_latents(seeds, latent_dim))
+    labels = spread_labels(classes, len(seeds)) if classes else None
+    pixels = run_session(session, draw_latents(seeds, latent_dim), labels)
+    of_class = [{}] * len(seeds) if labels is None else [{"label": int(label)} for label in labels]
     golden = {
         "tolerance": {
             "max_difference": _GOLDEN_DIFFERENCE,
@@ -105,26 +109,31 @@ def write_artifact(generator: PixelGenerator, latent_dim: int, metadata: dict[st
         "images": [
             {
                 "seed": seed,
+                **label,
                 "sha256": hashlib.sha256(image.tobytes()).hexdigest(),
                 "png": base64.b64encode(png_bytes(image)).decode(),
             }
-            for seed, image in zip(_GOLDEN_SEEDS, pixels, strict=True)
+            for seed, label, image in zip(_GOLDEN_SEEDS, of_class, pixels, strict=True)
         ],
     }
     onnx.helper.set_model_props(model, {"gan": json.dumps({**metadata, "golden": golden})})
     return model.SerializeToString()
 
 
-def to_onnx(generator: PixelGenerator, latent_dim: int) -> onnx.ModelProto:
+def to_onnx(generator: PixelGenerator, latent_dim: int, classes: int = 0) -> onnx.ModelProto:
     """The generator as an ONNX graph with dynamic batch, free of paths and source text."""
-    latents = torch.zeros(2, latent_dim)  # torch.export takes a batch of 1 for a constant
+    # torch.export takes a batch of 1 for a constant
+    inputs = {"latents": torch.zeros(2, latent_dim)}
+    if classes:
+        inputs["labels"] = torch.zeros(2, dtype=torch.int64)
+    batch = torch.export.Dim("batch", min=1)
     with quiet_exporter():
         program = torch.onnx.export(
             generator,
-            (latents,),
-            input_names=["latents"],
+            tuple(inputs.values()),
+            input_names=list(inputs),
             output_names=["images"],
-            dynamic_shapes={"latents": {0: torch.export.Dim("batch", min=1)}},
+            dynamic_shapes={name: {0: batch} for name in inputs},
             opset_version=_OPSET,
             dynamo=True,
             external_data=False,
@@ -162,8 +171,10 @@ def strip_origin(model: onnx.ModelProto) -> None:
     model.ClearField("functions")
 
 
-def prove(artifact: bytes, generator: PixelGenerator, latent_dim: int) -> None:
+def prove(artifact: bytes, generator: PixelGenerator, latent_dim: int, classes: int = 0) -> None:
     """Compare the artifact with the PyTorch generator, and its batches with each other.
+
+    Batches of a conditional generator are of mixed classes.
 
     Raises:
         RunError: images differ by more than rounding, or depend on the batch they are made in.
@@ -171,10 +182,12 @@ def prove(artifact: bytes, generator: PixelGenerator, latent_dim: int) -> None:
     session = open_session(artifact)
     seeds = np.arange(max(PROOF_BATCHES), dtype=np.uint64)
     latents = draw_latents(seeds, latent_dim)
-    expected = generate(generator, latents)
-    largest_batch = run_session(session, latents)
+    labels = spread_labels(classes, len(seeds)) if classes else None
+    expected = generate(generator, latents, labels)
+    largest_batch = run_session(session, latents, labels)
     for batch in PROOF_BATCHES:
-        pixels = run_session(session, latents[:batch])
+        some_labels = None if labels is None else labels[:batch]
+        pixels = run_session(session, latents[:batch], some_labels)
         compare(pixels, expected[:batch], batch)
         if not np.array_equal(pixels, largest_batch[:batch]):
             raise RunError(

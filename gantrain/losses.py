@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import relu, softplus
 
 LOSSES = ("relativistic", "bce", "saturating", "least-squares", "hinge", "wasserstein")
@@ -168,7 +168,7 @@ def gradient_penalties(logits: Tensor, images: Tensor) -> Tensor:
 
 
 def interpolation_penalty(
-    discriminator: nn.Module, real: Tensor, fake: Tensor, mix: Tensor
+    discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor
 ) -> Tensor:
     """Mean of `(|gradient| - 1)^2` on points between reals and fakes: a scalar.
 

@@ -195,7 +195,7 @@ PRESETS = {
 }
 
 # Where a preset leaves the shape of the images to the data, its parameters are counted at this.
-_REFERENCE_SIZE, _REFERENCE_CHANNELS = 64, 3
+_REFERENCE_SIZE, _REFERENCE_CHANNELS, _REFERENCE_CLASSES = 64, 3, 10
 _PRESET_KEYS = {"name", "summary", "source", "settings", "epoch_images"}
 _DERIVED_KEYS = {"parameters", "parameters_at"}  # `gantrain presets NAME --json` shows them too
 _OF_THE_RUN = {"preset", "data", "run_dir"}
@@ -304,6 +304,7 @@ def describe_preset(name: str) -> dict[str, Any]:
         latent_dim=config.latent_dim,
         filters=config.filters,
         kernel_size=config.kernel_size,
+        classes=_REFERENCE_CLASSES if config.conditional else 0,
     )
     generator, discriminator = create_networks(
         config.generator,
@@ -322,5 +323,9 @@ def describe_preset(name: str) -> dict[str, Any]:
             "generator": count_parameters(generator),
             "discriminator": count_parameters(discriminator),
         },
-        "parameters_at": {"image_size": shape.image_size, "channels": shape.channels},
+        "parameters_at": {
+            "image_size": shape.image_size,
+            "channels": shape.channels,
+            "classes": shape.classes,
+        },
     }

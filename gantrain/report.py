@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 from PIL import Image
 
 from gantrain.checkpoint import atomic_write, checkpoint_paths
+from gantrain.class_labels import spread_labels
 from gantrain.combinations import network_shape
 from gantrain.config import TrainConfig
 from gantrain.curves import plot_curves
@@ -93,7 +94,7 @@ def write_report(run_path: Path) -> Path:
             for title, svg in plot_curves(rows, data.class_names).items()
         },
         quality=read_quality(run_path / "evaluation.json"),
-        networks=count_weights(config),
+        networks=count_weights(config, len(data.class_names)),
         data=describe_data(config, data),
         changed=changed,
         unchanged=unchanged,
@@ -194,7 +195,11 @@ def draw_interpolation(
         stations = draw_latents(seeds, config.latent_dim)
         closed = np.concatenate([stations, stations[:1]])
         latents = interpolate_latents(closed, _FRAMES_PER_SEGMENT)[:-1]  # the last is the first
-        walks.append(generate(newest.generator, latents))
+        labels = None
+        if newest.class_names:  # each walker stays within a class
+            label = spread_labels(len(newest.class_names), _WALKERS)[walker]
+            labels = np.full(len(latents), label)
+        walks.append(generate(newest.generator, latents, labels))
     frames = [image_strip(np.stack(images)) for images in zip(*walks, strict=True)]
     still = io.BytesIO()
     frames[0].save(still, "PNG")
@@ -238,14 +243,14 @@ def describe_data(config: TrainConfig, data: DataFacts) -> dict[str, str]:
     return {**facts, "fingerprint": data.fingerprint}
 
 
-def count_weights(config: TrainConfig) -> dict[str, dict[str, int]]:
+def count_weights(config: TrainConfig, class_count: int) -> dict[str, dict[str, int]]:
     """Parameters of each network, in total and trainable."""
     assert config.generator is not None
     assert config.discriminator is not None
     generator, discriminator = create_networks(
         config.generator,
         config.discriminator,
-        network_shape(config),
+        network_shape(config, class_count),
         seed=config.seed,
         spectral_norm=config.spectral_norm,
     )

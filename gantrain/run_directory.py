@@ -22,6 +22,7 @@ class DataFacts:
     count: int
     kind: str
     class_names: tuple[str, ...]
+    class_counts: tuple[int, ...] = ()  # images of each class; old runs did not count
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,12 @@ class RunDirectory:
         """
         try:
             values = json.loads(self.config_file.read_text())
-            values["data"]["class_names"] = tuple(values["data"]["class_names"])
+            data = {**values["data"]}
+            for name in ("class_names", "class_counts"):
+                data[name] = tuple(data.get(name, ()))
             # 0.1.0 had one pair of networks and did not name it.
             config = {"generator": "dcgan", "discriminator": "dcgan", **values["config"]}
-            return TrainConfig(**config), DataFacts(**values["data"])
+            return TrainConfig(**config), DataFacts(**data)
         except FileNotFoundError:
             raise RunError(
                 f"{self.path} holds no run: there is no {self.config_file.name} in it"

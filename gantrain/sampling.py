@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gantrain.checkpoint import newest_good_checkpoint
+from gantrain.class_labels import Labels, proportional_labels
 from gantrain.combinations import network_shape
 from gantrain.config import TrainConfig
 from gantrain.errors import RunError
 from gantrain.latents import SEED_CONTRACT, draw_latents
-from gantrain.networks import GENERATORS, create_networks
+from gantrain.networks import GENERATORS, create_networks, run_network
 from gantrain.run_directory import DataFacts, RunDirectory
 
 Latents = NDArray[np.float32]  # [n, latent_dim]
@@ -32,16 +33,19 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class PixelGenerator(nn.Module):
-    """latents [batch, latent_dim] -> uint8 [batch, height, width, channels]: the served graph."""
+    """latents [batch, latent_dim] -> uint8 [batch, height, width, channels]: the served graph.
+
+    A conditional generator takes labels [batch], int64, as well.
+    """
 
     def __init__(self, generator: nn.Module, lowest: float = -1.0) -> None:
         super().__init__()
         self.generator = generator
         self.offset, self.scale = -lowest, 255 / (1 - lowest)
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """Scale [lowest, 1] to 0..255, rounding half to even, and move the channels last."""
-        images: Tensor = self.generator(latents)  # [batch, channels, height, width]
+        images = run_network(self.generator, latents, labels)  # [batch, channels, height, width]
         grey_levels = ((images + self.offset) * self.scale).round().clamp(0, 255)
         return grey_levels.permute(0, 2, 3, 1).to(torch.uint8)
 
@@ -55,23 +59,42 @@ class RunGenerator:
     data: DataFacts
     images_seen: int
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of their labels; empty where the generator takes none."""
+        return self.data.class_names if self.config.conditional else ()
 
-def finished_generator(generator_ema: nn.Module, config: TrainConfig) -> nn.Module:
+
+@dataclass(frozen=True)
+class Sampler:
+    """A generator, whether of a run or in an artifact, as a function."""
+
+    generate: Callable[[Latents, Labels | None], Samples]  # labels [n] if there are class names
+    latent_dim: int
+    class_names: tuple[str, ...]  # in the order of their labels; empty where it takes none
+
+
+def finished_generator(
+    generator_ema: nn.Module, config: TrainConfig, class_counts: Sequence[int] = ()
+) -> nn.Module:
     """The generator as it is sampled and exported: on the CPU, in inference mode.
 
     It makes uint8 images, or points where the run's data are points. Averaged weights do not have
     the averaged statistics of BatchNorm, so these are measured anew, on latents that are always the
-    same; without averaging, the moving statistics of training stand.
+    same and, if conditional, labels in the proportions of the data's classes, as in training;
+    without averaging, the moving statistics of training stand.
     """
     generator = copy.deepcopy(generator_ema).cpu()
     if config.ema_half_life_images:
-        measure_statistics(generator, config.latent_dim)
+        measure_statistics(generator, config.latent_dim, class_counts if config.conditional else ())
     kind = GENERATORS[config.generator or ""]
     return (generator if kind.points else PixelGenerator(generator, kind.lowest)).eval()
 
 
-def measure_statistics(generator: nn.Module, latent_dim: int) -> None:
-    """Replace BatchNorm's moving statistics by plain means over fixed latents."""
+def measure_statistics(
+    generator: nn.Module, latent_dim: int, class_counts: Sequence[int] = ()
+) -> None:
+    """Replace BatchNorm's moving statistics by plain means over fixed latents and labels."""
     norms = [module for module in generator.modules() if isinstance(module, _BATCH_NORMS)]
     if not norms:
         return
@@ -79,20 +102,28 @@ def measure_statistics(generator: nn.Module, latent_dim: int) -> None:
         norm.reset_running_stats()
         norm.momentum = None
     latents = draw_latents(_STATISTICS_SEEDS, latent_dim)
+    labels = proportional_labels(class_counts, len(latents)) if class_counts else None
     generator.train()
-    with torch.no_grad():
-        for start in range(0, len(latents), _BATCH):
-            generator(torch.from_numpy(latents[start : start + _BATCH]))
+    _run_batches(generator, latents, labels)
 
 
-def generate(generator: nn.Module, latents: Latents) -> Samples:
-    """What a finished generator makes of latents [n, latent_dim]."""
+def generate(generator: nn.Module, latents: Latents, labels: Labels | None = None) -> Samples:
+    """What a finished generator makes of latents [n, latent_dim], and labels [n] if conditional."""
+    return np.concatenate(_run_batches(generator, latents, labels))
+
+
+def _run_batches(
+    generator: nn.Module, latents: Latents, labels: Labels | None
+) -> list[NDArray[Any]]:
     with torch.no_grad():
-        batches = [
-            generator(torch.from_numpy(latents[start : start + _BATCH])).numpy()
-            for start in range(0, len(latents), _BATCH)
+        return [
+            run_network(
+                generator,
+                torch.from_numpy(latents[at : at + _BATCH]),
+                None if labels is None else torch.from_numpy(labels[at : at + _BATCH]),
+            ).numpy()
+            for at in range(0, len(latents), _BATCH)
         ]
-    return np.concatenate(batches)
 
 
 def load_run_generator(path: Path) -> RunGenerator:
@@ -109,34 +140,51 @@ def load_run_generator(path: Path) -> RunGenerator:
     assert config.generator is not None
     assert config.discriminator is not None
     generator_ema, _ = create_networks(
-        config.generator, config.discriminator, network_shape(config), seed=config.seed
+        config.generator,
+        config.discriminator,
+        network_shape(config, len(data.class_names)),
+        seed=config.seed,
     )
     generator_ema.load_state_dict(values["generator_ema"])
-    generator = finished_generator(generator_ema, config)
+    generator = finished_generator(generator_ema, config, data.class_counts)
     return RunGenerator(generator, config, data, values["images_seen"])
 
 
-def open_sampler(path: Path) -> tuple[Callable[[Latents], Samples], int]:
-    """A function from latents to images or points, and the latents' length.
+def open_sampler(path: Path) -> Sampler:
+    """The generator of a run's folder or of an artifact's file.
 
     Raises:
         RunError: the path is neither, or cannot be used.
     """
     if path.is_dir():
         run = load_run_generator(path)
-        return lambda latents: generate(run.generator, latents), run.config.latent_dim
+        return Sampler(
+            lambda latents, labels: generate(run.generator, latents, labels),
+            run.config.latent_dim,
+            run.class_names,
+        )
     if not path.is_file():
         raise RunError(f"{path}: no such run folder or artifact")
     session = open_session(path.read_bytes(), name=str(path))
-    check_artifact(session, path)
-    return lambda latents: sample_session(session, latents), session.get_inputs()[0].shape[1]
+    class_names = read_artifact(session, path)
+    (latents,) = (entry for entry in session.get_inputs() if entry.name == "latents")
+    return Sampler(
+        lambda latents, labels: sample_session(session, latents, labels),
+        latents.shape[1],
+        class_names,
+    )
 
 
-def check_artifact(session: Any, path: Path) -> None:  # noqa: ANN401 - untyped library
-    """Refuse a model that docs/artifact.md does not define; raises RunError."""
+def read_artifact(session: Any, path: Path) -> tuple[str, ...]:  # noqa: ANN401 - untyped library
+    """The names of the classes whose labels the model takes.
+
+    Raises:
+        RunError: docs/artifact.md does not define such a model.
+    """
     try:
         facts = json.loads(session.get_modelmeta().custom_metadata_map["gan"])
         schema, seed_contract = facts["schema"], facts["seed_contract"]
+        class_names = tuple(facts.get("class_names", ()))
     except (KeyError, TypeError, ValueError):
         raise RunError(f"{path}: not an artifact of gantrain (see docs/artifact.md)") from None
     if (schema, seed_contract) != (SCHEMA, SEED_CONTRACT):
@@ -144,6 +192,7 @@ def check_artifact(session: Any, path: Path) -> None:  # noqa: ANN401 - untyped 
             f"{path}: expected schema {SCHEMA} with seeds {SEED_CONTRACT}, got {schema} with "
             f"{seed_contract}; use the version of gantrain that exported it"
         )
+    return class_names
 
 
 def open_session(artifact: bytes, name: str = "artifact") -> Any:  # noqa: ANN401 - untyped library
@@ -168,13 +217,29 @@ def open_session(artifact: bytes, name: str = "artifact") -> Any:  # noqa: ANN40
         raise RunError(f"{name}: ONNX Runtime cannot load it: {reason}") from error
 
 
-def run_session(session: Any, latents: Latents) -> Pixels:  # noqa: ANN401
+def run_session(
+    session: Any,  # noqa: ANN401
+    latents: Latents,
+    labels: Labels | None = None,
+) -> Pixels:
     """One call of the artifact's graph."""
-    pixels: Pixels = session.run(["images"], {"latents": latents})[0]
+    inputs: dict[str, NDArray[Any]] = {"latents": latents}
+    if labels is not None:
+        inputs["labels"] = labels
+    pixels: Pixels = session.run(["images"], inputs)[0]
     return pixels
 
 
-def sample_session(session: Any, latents: Latents) -> Pixels:  # noqa: ANN401
+def sample_session(
+    session: Any,  # noqa: ANN401
+    latents: Latents,
+    labels: Labels | None = None,
+) -> Pixels:
     """Images of any number of latents, in bounded batches."""
-    starts = range(0, len(latents), _BATCH)
-    return np.concatenate([run_session(session, latents[at : at + _BATCH]) for at in starts])
+    batches = [slice(at, at + _BATCH) for at in range(0, len(latents), _BATCH)]
+    return np.concatenate(
+        [
+            run_session(session, latents[batch], None if labels is None else labels[batch])
+            for batch in batches
+        ]
+    )

@@ -1,7 +1,13 @@
-"""The steps of a batch, each reading like the method: inputs, forward, loss, update."""
+"""The steps of a batch, each reading like the method: inputs, forward, loss, update.
+
+In a conditional run each fake has the label of the real it stands beside. So fakes have labels in
+the data's proportions, and a loss that compares the two compares images of one class: all that is
+left to tell them apart is how real they look for that class. R3GAN pairs them so too.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +16,7 @@ from gantrain.batches import random_latents
 from gantrain.checkpoint import TrainState
 from gantrain.config import TrainConfig
 from gantrain.losses import Loss, create_loss, gradient_penalties, interpolation_penalty
+from gantrain.networks import run_network
 
 StepResults = dict[str, Tensor]  # scalars are losses and penalties, [batch] are logits; detached
 
@@ -17,9 +24,16 @@ _ROLLBACK_LR = 0.5  # the learning rate after each rollback, over that before
 
 
 def generate_fakes(
-    state: TrainState, config: TrainConfig, noise: torch.Generator, *, with_gradient: bool
+    state: TrainState,
+    config: TrainConfig,
+    noise: torch.Generator,
+    labels: Tensor | None = None,
+    *,
+    with_gradient: bool,
 ) -> Tensor:
     """Images or points of fresh latents; with a gradient where the generator learns from them.
+
+    Labels [batch] are those of the reals that the fakes will stand beside, if conditional.
 
     Keras' `generator.predict` makes the discriminator's fakes with BatchNorm in inference mode;
     `fakes_in_inference_mode` does so too.
@@ -28,7 +42,7 @@ def generate_fakes(
     inference = config.fakes_in_inference_mode and not with_gradient
     with torch.set_grad_enabled(with_gradient):
         state.generator.train(not inference)
-        fakes: Tensor = state.generator(latents)
+        fakes = run_network(state.generator, latents, labels)
         state.generator.train()
     return fakes
 
@@ -39,14 +53,18 @@ def discriminator_step(
     fakes: Tensor,
     config: TrainConfig,
     noise: torch.Generator,
+    labels: Tensor | None = None,
 ) -> StepResults:
-    """Update the discriminator on as many reals as fakes; the generator is left alone."""
+    """Update the discriminator on as many reals as fakes; the generator is left alone.
+
+    Labels [batch] are those of the reals and of the fakes, if conditional.
+    """
     loss = create_loss(config.loss, config.label_smoothing)
     fakes = fakes.detach()
     if config.discriminator_step == "two-steps":
-        results = _two_steps(state, reals, fakes, config, loss)
+        results = _two_steps(state, reals, fakes, config, loss, labels)
     else:
-        results = _one_step(state, reals, fakes, config, loss, noise)
+        results = _one_step(state, reals, fakes, config, loss, noise, labels)
     if config.weight_clip is not None:
         with torch.no_grad():
             for weights in state.discriminator.parameters():
@@ -61,6 +79,7 @@ def _one_step(
     config: TrainConfig,
     loss: Loss,
     noise: torch.Generator,
+    labels: Tensor | None,
 ) -> StepResults:
     """One update on reals and fakes, which pass the discriminator together or apart."""
     count = len(reals)
@@ -69,11 +88,11 @@ def _one_step(
     if differentiated:
         examples.requires_grad_()  # the penalties differentiate by it
     if config.discriminator_step == "joint":
-        logits = state.discriminator(examples)
+        both_labels = None if labels is None else torch.cat([labels, labels])
+        logits = run_network(state.discriminator, examples, both_labels)
     else:  # BatchNorm sees reals and fakes as batches of their own
-        logits = torch.cat(
-            [state.discriminator(half) for half in (examples[:count], examples[count:])]
-        )
+        halves = examples[:count], examples[count:]
+        logits = torch.cat([run_network(state.discriminator, half, labels) for half in halves])
     real_logits, fake_logits = logits[:count], logits[count:]
     total = config.discriminator_loss_weight * loss.discriminator(real_logits, fake_logits)
     results = {"discriminator_loss": total.detach()}
@@ -86,7 +105,8 @@ def _one_step(
         results |= {"r1_penalty": r1_penalty.detach(), "r2_penalty": r2_penalty.detach()}
     if config.gradient_penalty_weight:
         mix = torch.rand(count, generator=noise, device=reals.device)
-        penalty = interpolation_penalty(state.discriminator, reals, fakes, mix)
+        judge = partial(run_network, state.discriminator, labels=labels)
+        penalty = interpolation_penalty(judge, reals, fakes, mix)
         total = total + config.gradient_penalty_weight * penalty
         results["gradient_penalty"] = penalty.detach()
     update_discriminator(state, total, config)
@@ -94,7 +114,12 @@ def _one_step(
 
 
 def _two_steps(
-    state: TrainState, reals: Tensor, fakes: Tensor, config: TrainConfig, loss: Loss
+    state: TrainState,
+    reals: Tensor,
+    fakes: Tensor,
+    config: TrainConfig,
+    loss: Loss,
+    labels: Tensor | None,
 ) -> StepResults:
     """An update on reals, then one on fakes, as Keras tutorials do; the loss is their mean."""
     assert loss.on_real is not None
@@ -108,7 +133,7 @@ def _two_steps(
     ):
         if weight:
             examples = examples.detach().requires_grad_()
-        logits = state.discriminator(examples)
+        logits = run_network(state.discriminator, examples, labels)
         total = config.discriminator_loss_weight * term(logits)
         losses.append(total.detach())
         if weight:
@@ -121,18 +146,23 @@ def _two_steps(
 
 
 def generator_step(
-    state: TrainState, reals: Tensor, fakes: Tensor, config: TrainConfig
+    state: TrainState,
+    reals: Tensor,
+    fakes: Tensor,
+    config: TrainConfig,
+    labels: Tensor | None = None,
 ) -> StepResults:
     """Update the generator once through its fakes, which carry its gradient.
 
-    The reals matter to losses that compare the two.
+    The reals matter to losses that compare the two; labels [batch] are those of both.
     """
     loss = create_loss(config.loss)
     with frozen(state.discriminator):
         with torch.no_grad():
-            # Unpaired losses do not look at it.
-            real_logits = state.discriminator(reals) if loss.on_real is None else None
-        fake_logits = state.discriminator(fakes)
+            real_logits = None  # unpaired losses do not look at them
+            if loss.on_real is None:
+                real_logits = run_network(state.discriminator, reals, labels)
+        fake_logits = run_network(state.discriminator, fakes, labels)
         total = loss.generator(fake_logits if real_logits is None else real_logits, fake_logits)
         state.generator_optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]

@@ -5,7 +5,7 @@ import logging
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gantrain.batches import DataOrder, load_batch, stream_seed
 from gantrain.checkpoint import (
@@ -15,6 +15,7 @@ from gantrain.checkpoint import (
     save_checkpoint,
 )
 from gantrain.checkup import Checkup
+from gantrain.class_labels import count_classes
 from gantrain.combinations import misfit, network_shape
 from gantrain.config import TrainConfig
 from gantrain.datasets import Dataset, load_source
@@ -68,7 +69,7 @@ def train(config: TrainConfig) -> TrainState:
     )
     examples = data.points if isinstance(data, PointSet) else data.images
     config = settle_config(config, data)
-    facts = DataFacts(data.fingerprint(), len(examples), data.kind, data.class_names)
+    facts = describe_data(data)
     with (
         open_run(config.run_dir) as run,
         stop_requests() as stop,
@@ -76,10 +77,11 @@ def train(config: TrainConfig) -> TrainState:
     ):
         check_same_run(run, config, facts)
         run.write(config, facts)
-        state = create_state(config, device)
+        state = create_state(config, device, len(facts.class_names))
         restore_newest(state, run)
         lowest = GENERATORS[config.generator or ""].lowest
         on_device = torch.from_numpy(examples).to(device)
+        all_labels = load_labels(data, config, device)
         noise = torch.Generator(device)
         log_every = config.log_every or max(config.total_images // 200, 1)
         sample_every = config.sample_every or max(config.total_images // 20, 1)
@@ -97,12 +99,15 @@ def train(config: TrainConfig) -> TrainState:
                     position = state.images_seen + update * config.batch_size
                     indices = torch.from_numpy(order.indices(position)).to(device)
                     reals = load_batch(on_device, indices, config.flip == "on", noise, lowest)
-                    fakes = generate_fakes(state, config, noise, with_gradient=config.reuse_fakes)
-                    means.add(discriminator_step(state, reals, fakes, config, noise))
+                    labels = None if all_labels is None else all_labels[indices]
+                    fakes = generate_fakes(
+                        state, config, noise, labels, with_gradient=config.reuse_fakes
+                    )
+                    means.add(discriminator_step(state, reals, fakes, config, noise, labels))
                 for _ in range(config.generator_updates):
                     if not config.reuse_fakes:
-                        fakes = generate_fakes(state, config, noise, with_gradient=True)
-                    means.add(generator_step(state, reals, fakes, config))
+                        fakes = generate_fakes(state, config, noise, labels, with_gradient=True)
+                    means.add(generator_step(state, reals, fakes, config, labels))
                 state.images_seen += config.images_per_step
                 update_ema(state, config)
                 status.advance(config.images_per_step)
@@ -118,7 +123,7 @@ def train(config: TrainConfig) -> TrainState:
                         check_bounds(row, state)
                     except Diverged as diverged:
                         before = state.images_seen
-                        roll_back(state, run, config, diverged)
+                        roll_back(state, run, config, diverged, len(facts.class_names))
                         order = data_order(len(examples), config, state)
                         status.advance(state.images_seen - before)
                         checkup.roll_back(state.images_seen)
@@ -155,12 +160,49 @@ def choose_device(asked: str) -> torch.device:
     return torch.device("cuda" if available and asked != "cpu" else "cpu")
 
 
+def describe_data(data: Dataset | PointSet) -> DataFacts:
+    """What a run remembers of its data."""
+    if isinstance(data, PointSet):
+        return DataFacts(data.fingerprint(), len(data.points), data.kind, data.class_names)
+    counts = () if data.labels is None else count_classes(data.labels, data.class_names)
+    return DataFacts(
+        data.fingerprint(), len(data.images), data.kind, data.class_names, class_counts=counts
+    )
+
+
+def load_labels(
+    data: Dataset | PointSet, config: TrainConfig, device: torch.device
+) -> Tensor | None:
+    """The label of each example, [count] on the device, where the networks are to take it.
+
+    A class without images, as in files whose numbers leave one out, is learned by nobody and told.
+    """
+    if not config.conditional:
+        return None
+    assert isinstance(data, Dataset)
+    assert data.labels is not None
+    counts = count_classes(data.labels, data.class_names)
+    missing = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
+    if missing:
+        logger.warning(
+            "no image of %d of the %d classes (%s): what is generated for them means nothing",
+            *(len(missing), len(counts), ", ".join(missing[:3])),
+        )
+    return torch.from_numpy(data.labels).to(device)
+
+
 def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
     """Replace what was left to the data by what the data say.
 
     Raises:
-        RunError: there are fewer images than a batch holds, or the networks do not fit the images.
+        RunError: there are fewer images than a batch holds, the networks do not fit the images, or
+            classes are to be learned and there are none.
     """
+    if config.conditional and (isinstance(data, PointSet) or data.labels is None):
+        raise RunError(
+            f"--conditional: the data {config.data} have no classes ({data.kind}); give images in "
+            "a folder for each class or another source with labels, or leave --conditional out"
+        )
     if isinstance(data, PointSet):
         count, weight = len(data.points), _POINTS_PENALTY
         changes: dict[str, object] = {"flip": "off"}
@@ -188,14 +230,14 @@ def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
     return config
 
 
-def create_state(config: TrainConfig, device: torch.device) -> TrainState:
+def create_state(config: TrainConfig, device: torch.device, class_count: int = 0) -> TrainState:
     """Networks, averaged generator and optimizers at the start of a run."""
     assert config.generator is not None
     assert config.discriminator is not None
     networks = create_networks(
         config.generator,
         config.discriminator,
-        network_shape(config),
+        network_shape(config, class_count),
         seed=config.seed,
         spectral_norm=config.spectral_norm,
     )
@@ -242,7 +284,11 @@ def restore_newest(state: TrainState, run: RunDirectory) -> None:
 
 
 def roll_back(
-    state: TrainState, run: RunDirectory, config: TrainConfig, diverged: Diverged
+    state: TrainState,
+    run: RunDirectory,
+    config: TrainConfig,
+    diverged: Diverged,
+    class_count: int = 0,
 ) -> None:
     """Return to the newest good checkpoint, to go on with half the learning rate.
 
@@ -260,7 +306,7 @@ def roll_back(
     values = newest_good_checkpoint(run.checkpoints)
     if values is None:  # it diverged before the first one
         device = next(state.generator.parameters()).device
-        values = create_state(config, device).state_dict()
+        values = create_state(config, device, class_count).state_dict()
     state.load_state_dict(values)
     state.rollbacks, state.rolled_back_to = rollbacks, state.images_seen
     logger.warning(

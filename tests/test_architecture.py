@@ -37,6 +37,7 @@ LAYERS = {
         {
             *(
                 "deadlines",
+                "call_times",
                 "config",
                 "latents",
                 "png",
@@ -62,7 +63,8 @@ LAYERS = {
         {"image_files", "networks", "point_sets"},
         {
             *("networks.dcgan", "networks.dcgan_2015", "networks.faces", "networks.keras_conv"),
-            *("networks.mlp", "losses", "latents", "batches", "seed_ranges"),
+            *("networks.mlp", "losses", "latents", "batches", "seed_ranges", "class_labels"),
+            "random_features",
         },
         {"networks.keras", "config", "bad_data", "errors", "stop_requests"},
         {"networks.shape"},

@@ -13,6 +13,7 @@ import ganserve.latents  # noqa: E402
 import gantrain.latents  # noqa: E402
 from ganserve.client import Client  # noqa: E402
 from ganserve.grid import make_grid  # noqa: E402
+from ganserve.model import load_model  # noqa: E402
 from ganserve.server import running  # noqa: E402
 from gantrain.export import export_run  # noqa: E402
 from gantrain.networks import GENERATORS  # noqa: E402
@@ -75,6 +76,32 @@ def run_and_repository(request, tmp_path_factory) -> tuple[Path, Path]:
     train(resolve({**settings, "total_images": 128, "tensorboard": False, **request.param}))
     export_run(folder / "run", folder / "models", "digits")
     return folder / "run", folder / "models"
+
+
+async def test_a_conditional_generator_is_served_class_by_class(tmp_path):
+    settings = {"data": "digits", "run_dir": tmp_path / "run", "threads": 1, "batch_size": 16}
+    more = {"filters": 8, "total_images": 128, "conditional": True, "tensorboard": False}
+    train(resolve({**settings, **more}))
+    path = export_run(tmp_path / "run", tmp_path / "models", "digits")
+    model = load_model(path, "cpu", threads=1)  # checks the golden images too
+    assert model.spec.class_names == tuple("0123456789")
+    run = load_run_generator(tmp_path / "run")
+    latents = gantrain.latents.draw_latents(SEEDS, run.config.latent_dim)
+    labels = np.array([9, 0, 3, 3, 7, 1, 9])
+    expected = generate(run.generator, latents, labels)
+    difference = np.abs(model.run_batch(latents, labels).astype(int) - expected)
+    assert difference.max() <= 1
+    assert (difference > 0).sum() <= max(1, 1e-3 * difference.size)
+
+    def ask(address: str) -> np.ndarray:
+        with Client(address) as client:
+            seeds = [int(seed) for seed in SEEDS]
+            return client.generate(seeds=seeds, class_labels=labels.tolist())
+
+    async with running(server_config(tmp_path / "models")) as server:
+        await server.wait_until_ready()
+        served = await asyncio.to_thread(ask, server.address)
+    assert np.array_equal(served, model.run_batch(latents, labels))
 
 
 async def test_served_pixels_are_those_of_the_trained_generator(run_and_repository):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from gantrain.networks import dcgan, dcgan_2015, faces, keras_conv, mlp
@@ -19,6 +19,7 @@ __all__ = [
     "Shape",
     "count_parameters",
     "create_networks",
+    "run_network",
 ]
 
 
@@ -31,6 +32,7 @@ class GeneratorKind:
     lowest: float = -1.0  # of the values it makes, -1 for a tanh, 0 for a sigmoid; highest is 1
     points: bool = False  # it makes [batch, 2], in no bounds
     leaves_open: frozenset[str] = frozenset()  # which of `filters`, `kernel_size` change it
+    takes_labels: bool = False  # of a shape with classes
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class DiscriminatorKind:
     batch_norm: bool = False  # a logit depends on the whole batch
     points: bool = False  # it judges [batch, 2]
     leaves_open: frozenset[str] = frozenset()  # which of `filters`, `kernel_size` change it
+    takes_labels: bool = False  # of a shape with classes
 
 
 _Kind = TypeVar("_Kind")
@@ -50,7 +53,7 @@ _WIDTH = frozenset({"filters"})
 _WIDTH_AND_KERNEL = frozenset({"filters", "kernel_size"})
 
 GENERATORS: dict[str, GeneratorKind] = {
-    "dcgan": GeneratorKind(dcgan.build_generator, leaves_open=_WIDTH),
+    "dcgan": GeneratorKind(dcgan.build_generator, leaves_open=_WIDTH, takes_labels=True),
     "dcgan-2015": GeneratorKind(dcgan_2015.Generator, dcgan_2015.misfit, leaves_open=_WIDTH),
     "keras-mlp": GeneratorKind(mlp.keras_mlp_generator),
     "keras-conv": GeneratorKind(
@@ -64,7 +67,7 @@ GENERATORS: dict[str, GeneratorKind] = {
 }
 
 DISCRIMINATORS: dict[str, DiscriminatorKind] = {
-    "dcgan": DiscriminatorKind(dcgan.build_discriminator, leaves_open=_WIDTH),
+    "dcgan": DiscriminatorKind(dcgan.build_discriminator, leaves_open=_WIDTH, takes_labels=True),
     "dcgan-2015": DiscriminatorKind(
         dcgan_2015.Discriminator, dcgan_2015.misfit, batch_norm=True, leaves_open=_WIDTH
     ),
@@ -99,7 +102,7 @@ def create_networks(
     The generator's do not depend on which discriminator is chosen. With `spectral_norm` each
     weight of the discriminator is divided by its largest singular value, which power iteration
     follows in training mode (Miyato et al., "Spectral normalization for generative adversarial
-    networks", 2018).
+    networks", 2018). Where the shape has classes, both take labels: see `run_network`.
 
     Raises:
         ValueError: there is no such network, or it does not fit the shape.
@@ -107,6 +110,8 @@ def create_networks(
     generator_kind = _find(GENERATORS, "generator", generator)
     discriminator_kind = _find(DISCRIMINATORS, "discriminator", discriminator)
     problem = generator_kind.check(shape) or discriminator_kind.check(shape)
+    if shape.classes and not (generator_kind.takes_labels and discriminator_kind.takes_labels):
+        problem = f"classes: expected 0, as one of them takes no labels, got {shape.classes}"
     if problem:
         raise ValueError(f"networks {generator} and {discriminator}: {problem}")
     with torch.random.fork_rng(devices=[]):
@@ -115,6 +120,13 @@ def create_networks(
         if spectral_norm:
             _normalize_weights(networks[1])
     return networks
+
+
+def run_network(
+    network: Callable[..., Tensor], inputs: Tensor, labels: Tensor | None = None
+) -> Tensor:
+    """What a network makes of latents, images or points, and of labels [batch] if it takes them."""
+    return network(inputs) if labels is None else network(inputs, labels)
 
 
 def count_parameters(network: nn.Module) -> dict[str, int]:
@@ -130,7 +142,7 @@ def count_parameters(network: nn.Module) -> dict[str, int]:
 
 def _normalize_weights(discriminator: nn.Module) -> None:
     for module in list(discriminator.modules()):  # a list, for the change adds modules
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
             parametrizations.spectral_norm(module)
 
 

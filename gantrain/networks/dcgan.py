@@ -1,4 +1,7 @@
-"""A DCGAN-class generator and its mirror-image discriminator for any square size from 8 to 128."""
+"""A DCGAN-class generator and its mirror-image discriminator for any square size from 8 to 128.
+
+Both can be conditional: they then take a label, an index of a class, with each latent or image.
+"""
 
 from itertools import pairwise
 
@@ -31,13 +34,13 @@ def widths(image_size: int, filters: int) -> list[int]:
 def build_generator(shape: Shape) -> nn.Module:
     """The generator of images of that shape."""
     channels, size, _ = shape.image
-    return Generator(size, channels, shape.latent_dim, shape.filters)
+    return Generator(size, channels, shape.latent_dim, shape.filters, shape.classes)
 
 
 def build_discriminator(shape: Shape) -> nn.Module:
     """The discriminator of images of that shape."""
     channels, size, _ = shape.image
-    return Discriminator(size, channels, shape.filters)
+    return Discriminator(size, channels, shape.filters, shape.classes)
 
 
 class Generator(nn.Module):
@@ -46,9 +49,15 @@ class Generator(nn.Module):
     A dense layer makes the smallest map; each stride-2 transposed convolution (kernel 4) doubles
     it; BatchNorm and ReLU between them, tanh at the end (Radford et al. 2015). Where a size of the
     pyramid is odd, output padding restores the pixel that halving dropped.
+
+    With `classes`, labels [batch] come with the latents, and each class adds a map of its own to
+    the smallest one. That is a first layer that takes latents and one-hot labels side by side, as
+    in Mirza and Osindero, "Conditional generative adversarial nets", 2014.
     """
 
-    def __init__(self, image_size: int, channels: int, latent_dim: int, filters: int) -> None:
+    def __init__(
+        self, image_size: int, channels: int, latent_dim: int, filters: int, classes: int = 0
+    ) -> None:
         super().__init__()
         sizes = pyramid(image_size)[::-1]
         maps = [*widths(image_size, filters)[::-1], channels]
@@ -70,11 +79,17 @@ class Generator(nn.Module):
             )
         self.layers = nn.Sequential(*layers, nn.Tanh())
         self.apply(_initialize)
+        if classes:
+            self.embed = nn.Embedding(classes, self.project.out_features)
+            # As large as what the latents bring, so that neither drowns the other at first.
+            nn.init.normal_(self.embed.weight, std=nn.init.calculate_gain("leaky_relu", _LEAK))
 
-    def forward(self, latents: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         """See the class."""
-        features = self.project(latents).unflatten(1, self.smallest)
-        images: Tensor = self.layers(features)
+        features = self.project(latents)
+        if labels is not None:
+            features = features + self.embed(labels)
+        images: Tensor = self.layers(features.unflatten(1, self.smallest))
         return images
 
 
@@ -83,9 +98,13 @@ class Discriminator(nn.Module):
 
     A penalty on the gradient of each image needs logits that depend on that image alone, which
     BatchNorm would break.
+
+    With `classes`, labels [batch] come with the images, and the logit grows by the inner product of
+    the last feature map with a vector of the class: Miyato and Koyama, "cGANs with projection
+    discriminator", 2018, here without pooling the map, as the plain logit is made of all of it too.
     """
 
-    def __init__(self, image_size: int, channels: int, filters: int) -> None:
+    def __init__(self, image_size: int, channels: int, filters: int, classes: int = 0) -> None:
         super().__init__()
         maps = [channels, *widths(image_size, filters)]
         layers: list[nn.Module] = []
@@ -95,11 +114,15 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.judge = nn.Linear(maps[-1] * pyramid(image_size)[-1] ** 2, 1)
         self.apply(_initialize)
+        if classes:
+            self.embed = nn.Embedding(classes, self.judge.in_features)
+            nn.init.kaiming_normal_(self.embed.weight, a=_LEAK)  # as the weights of `judge`
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """See the class."""
-        logits: Tensor = self.judge(self.layers(images).flatten(1))
-        return logits.squeeze(1)
+        features = self.layers(images).flatten(1)
+        logits: Tensor = self.judge(features).squeeze(1)
+        return logits if labels is None else logits + (self.embed(labels) * features).sum(1)
 
 
 def _initialize(module: nn.Module) -> None:

@@ -12,6 +12,7 @@ class Shape:
     latent_dim: int
     filters: int  # capacity, in the unit that each network's docstring states
     kernel_size: int  # side of the kernels where a network leaves it open, pixels
+    classes: int = 0  # of a conditional pair, which takes labels; 0: it takes none
 
     @property
     def image(self) -> tuple[int, int, int]:

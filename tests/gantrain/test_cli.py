@@ -8,14 +8,16 @@ import sys
 import termios
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from gantrain.cli import run
 from gantrain.config import TrainConfig
+from tests.gantrain.conftest import nearest_class, tile_shades
 
 
 def gantrain(*arguments: object) -> int:
@@ -134,6 +136,71 @@ def test_interpolation_is_an_animation_of_every_frame(small_run: Path, tmp_path:
 def test_samples_that_make_no_sense_are_bad_usage(flags, message: str, small_run: Path, capsys):
     assert gantrain("sample", small_run, *flags) == 2
     assert message in capsys.readouterr().err
+
+
+def sampled_classes(source: Path, tmp_path: Path, *flags: str) -> list[int]:
+    """The classes of four tiles, told by their shades."""
+    out = tmp_path / "grid.png"
+    assert gantrain("sample", source, "--seeds=0-3", f"--out={out}", *flags) == 0
+    with Image.open(out) as image:
+        return [nearest_class(shade) for shade in tile_shades(image, side=2)]
+
+
+def test_classes_are_asked_for_by_name_or_index_and_come_in_turn_unasked(
+    conditional_run: Path, tmp_path: Path
+):
+    classes = partial(sampled_classes, conditional_run, tmp_path)
+    assert classes() == [0, 1, 2, 0]
+    assert classes("--class-labels=owl") == [2, 2, 2, 2]
+    assert classes("--class-labels=1") == [1, 1, 1, 1]
+    assert classes("--class-labels=dog,cat,2,0") == [1, 0, 2, 0]
+
+
+def test_an_animation_stays_in_the_first_class_or_follows_the_labels(
+    conditional_run: Path, tmp_path: Path
+):
+    out = tmp_path / "walk.gif"
+    flags = ["--seeds=0,1,2", "--interpolate", "--frames-per-segment=2", f"--out={out}"]
+    for labels, expected in (
+        ([], [0, 0, 0, 0, 0]),
+        (["--class-labels=dog"], [1, 1, 1, 1, 1]),
+        (["--class-labels=owl,cat,dog"], [2, 2, 0, 0, 1]),
+    ):
+        assert gantrain("sample", conditional_run, *flags, *labels) == 0
+        with Image.open(out) as image:
+            shades = [tile_shades(frame, side=1)[0] for frame in ImageSequence.Iterator(image)]
+        assert [nearest_class(shade) for shade in shades] == expected
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        pytest.param("bird", "--class-labels: expected a class (cat, dog, owl)", id="name"),
+        pytest.param("3", "or an index from 0 to 2, got '3'", id="index"),
+        pytest.param("0-2", "--class-labels: expected 1 label or 4, one for each", id="count"),
+    ],
+)
+def test_labels_that_make_no_sense_are_bad_usage(flag, message, conditional_run: Path, capsys):
+    flags = ["--seeds=0-3", "--out=x.png", f"--class-labels={flag}"]
+    assert gantrain("sample", conditional_run, *flags) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_generator_without_classes_refuses_labels_by_name(small_run: Path, capsys):
+    assert gantrain("sample", small_run, "--seeds=0", "--out=x.png", "--class-labels=0") == 2
+    assert "--class-labels: this generator takes no labels" in capsys.readouterr().err
+
+
+def test_a_conditional_run_is_reported_and_its_artifact_sampled_alike(
+    conditional_run: Path, tmp_path: Path
+):
+    assert gantrain("report", conditional_run) == 0
+    page = (conditional_run / "report.html").read_text()
+    assert "3: cat, dog, owl" in page
+    assert "image/gif" in page, "the interpolation"
+    assert gantrain("export", conditional_run, f"--repository={tmp_path}", "--name=animals") == 0
+    path = tmp_path / "animals" / "1" / "model.onnx"
+    assert sampled_classes(path, tmp_path, "--class-labels=owl,1,0,owl") == [2, 1, 0, 2]
 
 
 def test_export_prints_the_path_last(small_run: Path, tmp_path: Path, capsys):

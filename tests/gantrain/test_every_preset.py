@@ -53,6 +53,25 @@ def test_a_preset_cut_in_two_ends_with_the_bits_of_one_that_was_not(preset: str,
     assert_same_bits(whole, halves)
 
 
+def test_a_conditional_run_resumes_too(tmp_path: Path):
+    more = {"conditional": True, "discriminator_updates": 2, "generator_updates": 2}
+    train(settings("dcgan", tmp_path / "whole", **more))
+    train(settings("dcgan", tmp_path / "halves", total_images=4 * STEPS // 3, **more))
+    train(settings("dcgan", tmp_path / "halves", **more))
+    whole, halves = (
+        load_checkpoint(checkpoint_paths(tmp_path / name / "checkpoints")[0])
+        for name in ("whole", "halves")
+    )
+    assert whole["generator"]["embed.weight"].shape[0] == 10
+    assert_same_bits(whole, halves)
+
+
+def test_a_conditional_run_that_diverges_goes_back_too(tmp_path: Path):
+    more = {"conditional": True, "on_divergence": "rollback", "r1_weight": 1e38, "log_every": 4}
+    with pytest.raises(RunError, match="3 rollbacks have not helped"):
+        train(settings("dcgan", tmp_path / "run", **more))
+
+
 def test_several_updates_of_each_network_resume_too(tmp_path: Path):
     more = {"discriminator_updates": 3, "generator_updates": 2, "batch_size": 4}
     train(settings("keras-conv64", tmp_path / "whole", total_images=48, **more))

@@ -99,9 +99,63 @@ def test_the_artifact_agrees_with_the_trained_generator(
     run = load_run_generator(small_run)
     latents = draw_latents(np.arange(1000, 1000 + batch, dtype=np.uint64), 8)
     expected = generate(run.generator, latents).astype(int)
-    sample, latent_dim = open_sampler(artifact)
-    assert latent_dim == 8
-    assert np.abs(sample(latents) - expected).max() <= 1
+    sampler = open_sampler(artifact)
+    assert (sampler.latent_dim, sampler.class_names) == (8, ())
+    assert np.abs(sampler.generate(latents, None) - expected).max() <= 1
+
+
+@pytest.fixture(scope="module")
+def conditional_artifact(conditional_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_run(conditional_run, tmp_path_factory.mktemp("repository"), "animals")
+
+
+def test_the_graph_of_a_conditional_generator_takes_labels(conditional_artifact: Path):
+    model = onnx.load(conditional_artifact)
+    onnx.checker.check_model(model, full_check=True)
+    latents, labels = model.graph.input
+    assert [latents.name, labels.name] == ["latents", "labels"]
+    assert labels.type.tensor_type.elem_type == onnx.TensorProto.INT64
+    (batch,) = labels.type.tensor_type.shape.dim
+    assert batch.dim_param == latents.type.tensor_type.shape.dim[0].dim_param != ""
+    metadata = metadata_of(model)
+    assert metadata["class_names"] == ["cat", "dog", "owl"]
+    assert metadata["training"]["conditional"] is True
+
+
+def test_golden_images_of_a_conditional_generator_have_labels(conditional_artifact: Path):
+    golden = metadata_of(onnx.load(conditional_artifact))["golden"]["images"]
+    session = open_session(conditional_artifact.read_bytes())
+    assert [entry["label"] for entry in golden] == [0, 1, 2, 0]
+    for entry in golden:
+        latents = draw_latents(np.array([entry["seed"]], np.uint64), 8)
+        pixels = run_session(session, latents, np.array([entry["label"]]))
+        assert hashlib.sha256(pixels.tobytes()).hexdigest() == entry["sha256"]
+
+
+@pytest.mark.parametrize("batch", PROOF_BATCHES)
+def test_a_conditional_artifact_agrees_whatever_the_classes_of_the_batch(
+    batch: int, conditional_artifact: Path, conditional_run: Path
+):
+    run = load_run_generator(conditional_run)
+    latents = draw_latents(np.arange(1000, 1000 + batch, dtype=np.uint64), 8)
+    labels = np.random.default_rng(batch).integers(0, 3, batch)
+    expected = generate(run.generator, latents, labels).astype(int)
+    sampler = open_sampler(conditional_artifact)
+    assert sampler.class_names == ("cat", "dog", "owl")
+    assert np.abs(sampler.generate(latents, labels) - expected).max() <= 1
+    alone = [sampler.generate(latents[at : at + 1], labels[at : at + 1])[0] for at in range(batch)]
+    assert np.array_equal(np.stack(alone), sampler.generate(latents, labels))
+
+
+def test_a_graph_that_mixes_up_its_classes_is_found(
+    conditional_artifact: Path, conditional_run: Path
+):
+    other = load_run_generator(conditional_run)
+    embed = other.generator.generator.embed
+    with torch.no_grad():
+        embed.weight.copy_(embed.weight[[0, 2, 1]])
+    with pytest.raises(RunError, match="differ from the generator's in a batch of 2"):
+        prove(conditional_artifact.read_bytes(), other.generator, 8, classes=3)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,12 @@ from gantrain.networks import (
     Shape,
     count_parameters,
     create_networks,
+    run_network,
 )
 from gantrain.networks.dcgan import Discriminator, Generator, pyramid, widths
 
 SMALL_IMAGE = Shape(image_size=16, channels=3, latent_dim=5, filters=4, kernel_size=5)
+WITH_CLASSES = Shape(image_size=16, channels=3, latent_dim=5, filters=4, kernel_size=5, classes=7)
 POINTS = Shape(image_size=None, channels=None, latent_dim=2, filters=4, kernel_size=5)
 
 
@@ -139,6 +141,8 @@ def test_the_flagship_draws_its_weights_as_it_always_did():
         pytest.param("points", "dcgan", SMALL_IMAGE, "expected points", id="points-of-images"),
         pytest.param("dcgan", "points", SMALL_IMAGE, "expected points", id="points-judged"),
         pytest.param("keras-mlp", "sine", POINTS, "expected the size of images", id="no-images"),
+        pytest.param("dcgan-2015", "dcgan", WITH_CLASSES, "takes no labels, got 7", id="labels"),
+        pytest.param("dcgan", "dcgan-2015", WITH_CLASSES, "takes no labels, got 7", id="judged"),
     ],
 )
 def test_networks_that_do_not_fit_are_refused(generator, discriminator, shape, complaint):
@@ -155,7 +159,7 @@ def largest_singular_values(network: nn.Module) -> list[float]:
     return [
         float(torch.linalg.matrix_norm(module.weight.detach().flatten(1), ord=2))
         for module in network.modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding)
     ]
 
 
@@ -171,6 +175,16 @@ def test_spectral_norm_makes_every_largest_singular_value_one(name: str):
     assert len(values) == len(largest_singular_values(plain))
     assert values == pytest.approx([1.0] * len(values), abs=0.02)
     assert largest_singular_values(plain) != pytest.approx([1.0] * len(values), abs=0.02)
+
+
+def test_spectral_norm_covers_the_vectors_of_the_classes():
+    _, discriminator = create_networks("dcgan", "dcgan", WITH_CLASSES, seed=0, spectral_norm=True)
+    with torch.no_grad():
+        for _ in range(100):
+            discriminator(torch.randn(2, 3, 16, 16), torch.tensor([0, 6]))
+    values = largest_singular_values(discriminator.eval())
+    assert len(values) == 3 + 1 + 1, "convolutions, plain logit, classes"
+    assert values == pytest.approx([1.0] * len(values), abs=0.02)
 
 
 def test_spectral_norm_leaves_the_generator_alone():
@@ -207,3 +221,41 @@ def test_a_gradient_penalty_reaches_weights_under_spectral_norm(name: str):
 def test_every_generator_has_its_mirror():
     assert set(DISCRIMINATORS) - {"keras-mlp-conv"} == set(GENERATORS)
     assert all(GENERATORS[name].points == DISCRIMINATORS[name].points for name in GENERATORS)
+
+
+def test_classes_change_nothing_but_what_they_add():
+    # The generator is built first, so that what it draws for classes comes last of its own.
+    plain, _ = create_networks("dcgan", "dcgan", SMALL_IMAGE, seed=5)
+    generator, discriminator = create_networks("dcgan", "dcgan", WITH_CLASSES, seed=5)
+    added = {name: values.shape for name, values in generator.named_parameters()}
+    for name, values in plain.named_parameters():
+        assert torch.equal(values, generator.get_parameter(name))
+        del added[name]
+    assert added == {"embed.weight": (7, generator.project.out_features)}
+    assert discriminator.embed.weight.shape == (7, discriminator.judge.in_features)
+
+
+def test_a_class_adds_a_map_to_the_first_layer_as_a_one_hot_label_beside_the_latents_does():
+    generator, _ = create_networks("dcgan", "dcgan", WITH_CLASSES, seed=0)
+    latents, labels = torch.randn(6, 5), torch.tensor([0, 6, 6, 1, 2, 3])
+    weights = torch.cat([generator.project.weight, generator.embed.weight.T], dim=1)
+    side_by_side = torch.cat([latents, nn.functional.one_hot(labels, 7).float()], dim=1)
+    first_maps = (side_by_side @ weights.T).unflatten(1, generator.smallest)
+    expected = generator.layers(first_maps)
+    torch.testing.assert_close(run_network(generator, latents, labels), expected)
+
+
+def test_the_logit_of_a_class_is_the_plain_one_and_a_projection_on_its_vector():
+    _, discriminator = create_networks("dcgan", "dcgan", WITH_CLASSES, seed=0)
+    images, labels = torch.randn(4, 3, 16, 16), torch.tensor([5, 0, 0, 6])
+    features = discriminator.layers(images).flatten(1)
+    expected = [
+        discriminator.judge(row)[0] + discriminator.embed.weight[label] @ row
+        for row, label in zip(features, labels, strict=True)
+    ]
+    torch.testing.assert_close(run_network(discriminator, images, labels), torch.stack(expected))
+
+
+def test_only_some_networks_take_labels_and_say_so():
+    assert [name for name, kind in GENERATORS.items() if kind.takes_labels] == ["dcgan"]
+    assert [name for name, kind in DISCRIMINATORS.items() if kind.takes_labels] == ["dcgan"]

@@ -231,6 +231,15 @@ CONTRADICTIONS = [
     ({"preset": "keras-conv64", "image_size": 28}, "expected a multiple of 16, got 28"),
     ({"rho": 0.5}, "--rho: --optimizer adam has no such setting"),
     ({"preset": "selu-dense", "beta1": 0.5}, "--beta1: --optimizer rmsprop has no such setting"),
+    (
+        {"preset": "dcgan-2015", "conditional": True},
+        "--conditional: --generator dcgan-2015 takes no labels; use dcgan",
+    ),
+    (
+        {"discriminator": "faces", "conditional": True},
+        "--conditional: --discriminator faces takes no labels; use dcgan",
+    ),
+    ({"data": "ring8", "conditional": True}, "--conditional: --data ring8 holds points, which"),
     ({"kernel_size": 3}, "--kernel-size: --generator dcgan and --discriminator dcgan have fixed"),
     ({"ema_half_life_images": 0, "ema_ramp_up": 0.1}, "--ema-ramp-up: --ema-half-life-images 0"),
 ]
@@ -250,6 +259,18 @@ def test_they_are_refused_before_anything_is_loaded(tmp_path, capsys):
     assert gantrain(command) == 2
     assert capsys.readouterr().err.startswith("gantrain train: --rho: ")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_conditional_preset_is_described_with_its_classes(tmp_path, capsys):
+    file = tmp_path / "conditional.json"
+    file.write_text(json.dumps({"settings": {"conditional": True}}))
+    plain, conditional = describe_preset("dcgan"), describe_preset(str(file))
+    assert conditional["parameters_at"] == {"image_size": 64, "channels": 3, "classes": 10}
+    for network in ("generator", "discriminator"):
+        added = conditional["parameters"][network]["total"] - plain["parameters"][network]["total"]
+        assert added == 10 * 512 * 2 * 2, "a smallest map for each class"
+    assert gantrain(["presets", str(file)]) == 0
+    assert "at 64x64x3 with 10 classes" in capsys.readouterr().out
 
 
 def test_points_get_networks_for_points():

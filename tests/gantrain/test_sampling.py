@@ -56,6 +56,25 @@ def test_statistics_of_the_averaged_generator_are_those_of_its_own_maps():
     torch.testing.assert_close(measured.running_var, maps.var((0, 2, 3)), atol=0.1, rtol=0.1)
 
 
+def test_statistics_of_a_conditional_generator_are_those_of_the_datas_classes():
+    shape = Shape(8, 1, latent_dim=4, filters=4, kernel_size=5, classes=3)
+    generator, _ = create_networks("dcgan", "dcgan", shape, seed=0)
+    counts = (30, 10, 0)
+    finished = finished_generator(generator, settings(conditional=True), counts)
+    latents = torch.from_numpy(draw_latents(np.arange(4096, dtype=np.uint64), 4))
+    with torch.no_grad():
+        maps = [
+            (generator.project(latents) + generator.embed.weight[label]).unflatten(
+                1, generator.smallest
+            )
+            for label in (0, 0, 0, 1)
+        ]
+    measured = finished.generator.layers[0].running_mean
+    torch.testing.assert_close(measured, torch.cat(maps).mean((0, 2, 3)), atol=0.1, rtol=0)
+    even = torch.cat([maps[0], maps[3]]).mean((0, 2, 3))
+    assert (measured - even).abs().max() > 0.2, "evenly drawn labels would show"
+
+
 def test_the_averaged_generator_is_always_the_same():
     generator = small_generator()
     latents = draw_latents(np.arange(100, dtype=np.uint64), 4)

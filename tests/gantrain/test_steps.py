@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy
 
 from gantrain.batches import random_latents
+from gantrain.combinations import network_shape
 from gantrain.networks import create_networks
 from gantrain.presets import resolve
-from gantrain.combinations import network_shape
 from gantrain.steps import discriminator_step, generate_fakes, generator_step, take_step
 from gantrain.training import create_state
 
@@ -217,3 +217,100 @@ def test_every_loss_teaches_the_discriminator_which_images_are_real(settings):
         generator_step(state, reals, fakes, config)
     fakes = generate_fakes(state, config, noise, with_gradient=False)
     assert state.discriminator(fakes).mean() > before, "the generator follows"
+
+
+CLASSES = 5
+LABELS = torch.tensor([4, 0, 0, 2, 4, 0])  # of a batch; 1 and 3 do not occur
+
+
+def conditional_config(**more: object):
+    sizes = {"image_size": 8, "filters": 4, "latent_dim": 4}
+    penalties = {"r1_weight": 0.1, "r2_weight": 0.3}
+    return configure("dcgan", conditional=True, **{**sizes, **penalties, **more})
+
+
+def test_conditional_steps_pair_each_real_with_a_fake_of_its_class():
+    config = conditional_config()
+    batches = real_images(size=8)
+    state = create_state(config, CPU, CLASSES)
+    generator, discriminator = create_networks(
+        "dcgan", "dcgan", network_shape(config, CLASSES), seed=config.seed
+    )
+    adam = {"lr": config.lr, "betas": (0.0, 0.99)}
+    generator_adam = torch.optim.Adam(generator.parameters(), **adam)
+    discriminator_adam = torch.optim.Adam(discriminator.parameters(), **adam)
+    noise, same_noise = (torch.Generator().manual_seed(7) for _ in range(2))
+    for step, reals in enumerate(batches):
+        labels = LABELS.roll(step)
+        fakes = generate_fakes(state, config, noise, labels, with_gradient=False)
+        discriminator_step(state, reals, fakes, config, noise, labels)
+        fakes = generate_fakes(state, config, noise, labels, with_gradient=True)
+        generator_step(state, reals, fakes, config, labels)
+
+        fakes = generator(random_latents(BATCH, 4, same_noise), labels).detach().requires_grad_()
+        reals = reals.clone().requires_grad_()
+        real_logits = discriminator(reals, labels)
+        fake_logits = discriminator(fakes, labels)
+        loss = torch.log1p(torch.exp(fake_logits - real_logits)).mean()
+        for logits, images, weight in ((real_logits, reals, 0.1), (fake_logits, fakes, 0.3)):
+            (slope,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+            loss = loss + weight / 2 * slope.square().sum((1, 2, 3)).mean()
+        discriminator_adam.zero_grad()
+        loss.backward()
+        discriminator_adam.step()
+        fakes = generator(random_latents(BATCH, 4, same_noise), labels)
+        difference = discriminator(reals.detach(), labels) - discriminator(fakes, labels)
+        generator_adam.zero_grad()
+        torch.log1p(torch.exp(difference)).mean().backward()
+        generator_adam.step()
+    with torch.no_grad():  # it cancels in each pair, so its gradient is rounding alone
+        discriminator.judge.bias.copy_(state.discriminator.judge.bias)
+    assert_same(state.generator, generator, config.lr)
+    assert_same(state.discriminator, discriminator, config.lr)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="joint"),
+        pytest.param({"discriminator_step": "separate"}, id="separate"),
+        pytest.param({"loss": "bce", "discriminator_step": "two-steps"}, id="two-steps"),
+        pytest.param({"loss": "hinge", "spectral_norm": True}, id="spectral-norm"),
+        pytest.param(
+            {"loss": "wasserstein", "gradient_penalty_weight": 10.0, "r1_weight": 0.0}, id="wgan-gp"
+        ),
+    ],
+)
+def test_every_way_of_stepping_teaches_the_classes_that_occur_and_no_others(settings):
+    config = conditional_config(**settings)
+    state = create_state(config, CPU, CLASSES)
+    noise = torch.Generator().manual_seed(0)
+    (reals,) = real_images(1, size=8)
+    fakes = generate_fakes(state, config, noise, LABELS, with_gradient=True)
+    results = discriminator_step(state, reals, fakes, config, noise, LABELS)
+    assert results["real_logits"].shape == (BATCH,)
+    generator_step(state, reals, fakes, config, LABELS)
+    occurs = torch.bincount(LABELS, minlength=CLASSES) > 0
+    assert torch.equal(state.generator.embed.weight.grad.abs().sum(1) > 0, occurs)
+    if not config.spectral_norm:  # the largest singular value depends on all of them
+        assert torch.equal(state.discriminator.embed.weight.grad.abs().sum(1) > 0, occurs)
+
+
+def test_the_penalty_between_reals_and_fakes_is_that_of_their_class():
+    config = conditional_config(
+        loss="wasserstein", gradient_penalty_weight=10.0, r1_weight=0.0, r2_weight=0.0
+    )
+    state = create_state(config, CPU, CLASSES)
+    with torch.no_grad():
+        state.discriminator.embed.weight[4] *= 100  # steep for that class alone
+    (reals,) = real_images(1, size=8)
+    penalties = []
+    for label in (0, 4):
+        noise = torch.Generator().manual_seed(0)
+        labels = torch.full((BATCH,), label)
+        fakes = generate_fakes(state, config, noise, labels, with_gradient=False)
+        before = {name: values.clone() for name, values in state.discriminator.state_dict().items()}
+        results = discriminator_step(state, reals, fakes, config, noise, labels)
+        state.discriminator.load_state_dict(before)
+        penalties.append(float(results["gradient_penalty"]))
+    assert penalties[1] > 100 * penalties[0]

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +17,22 @@ import torch
 from PIL import Image
 
 from gantrain.checkpoint import TrainState, checkpoint_paths, load_checkpoint
+from gantrain.datasets import Dataset
 from gantrain.errors import RunError
+from gantrain.latents import draw_latents
 from gantrain.presets import resolve
 from gantrain.run_directory import RunDirectory, open_run
-from gantrain.sampling import load_run_generator
+from gantrain.sampling import generate, load_run_generator
 from gantrain.steps import discriminator_step, generate_fakes, generator_step, update_ema
-from gantrain.training import Diverged, check_bounds, choose_device, create_state, train
-from tests.gantrain.conftest import SMALL
+from gantrain.training import (
+    Diverged,
+    check_bounds,
+    choose_device,
+    create_state,
+    load_labels,
+    train,
+)
+from tests.gantrain.conftest import IMAGES, SHADES, SMALL, nearest_class, tile_shades
 
 TOTAL = 1024
 
@@ -351,6 +361,53 @@ def test_a_run_directory_that_cannot_be_written_is_refused_before_training(mount
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path):
     with pytest.raises(RunError, match="--batch-size 4096: the data have only 1797 images"):
         train(resolve({**SMALL, "run_dir": tmp_path, "batch_size": 4096}))
+
+
+def test_classes_are_not_learned_from_data_that_have_none(class_folders: Path, tmp_path: Path):
+    one_class = {**SMALL, "data": str(class_folders / "cat"), "run_dir": tmp_path / "run"}
+    with pytest.raises(RunError, match=r"--conditional: the data .*cat have no classes \(image"):
+        train(resolve({**one_class, "conditional": True, "total_images": 16}))
+
+
+def test_a_run_does_not_become_conditional(small_run: Path):
+    with pytest.raises(RunError, match="--conditional False, asked for is True"):
+        train(resolve({**SMALL, "run_dir": small_run, "total_images": 2048, "conditional": True}))
+
+
+def test_a_conditional_run_learns_which_class_is_which(conditional_run: Path):
+    run = load_run_generator(conditional_run)
+    assert run.class_names == tuple(SHADES)
+    assert run.data.class_counts == tuple(IMAGES.values())
+    latents = draw_latents(np.arange(64, dtype=np.uint64), run.config.latent_dim)
+    for label, (name, shade) in enumerate(SHADES.items()):
+        pixels = generate(run.generator, latents, np.full(64, label))
+        assert abs(pixels.mean() - shade) < 20, f"{name}: {pixels.mean()}"
+
+
+def test_the_grid_of_a_conditional_run_has_a_class_in_each_column(conditional_run: Path):
+    newest = max((conditional_run / "samples").iterdir())
+    with Image.open(newest) as grid:
+        classes = [nearest_class(shade) for shade in tile_shades(grid, side=8)]
+    assert classes == [0, 0, 0, 1, 1, 1, 2, 2] * 8
+
+
+def test_a_class_without_images_is_told(caplog: pytest.LogCaptureFixture):
+    labels = np.array([0, 3, 3], np.int64)
+    data = Dataset(np.zeros((3, 1, 8, 8), np.uint8), labels, ("a", "b", "c", "d"), "idx")
+    loaded = load_labels(data, settled(conditional=True), torch.device("cpu"))
+    assert loaded.tolist() == [0, 3, 3]
+    assert "no image of 2 of the 4 classes (b, c)" in caplog.text
+    assert load_labels(data, settled(), torch.device("cpu")) is None
+
+
+def test_a_run_from_before_there_were_conditional_ones_goes_on(small_run: Path, tmp_path: Path):
+    run_dir = Path(shutil.copytree(small_run, tmp_path / "run"))
+    values = json.loads((run_dir / "config.json").read_text())
+    del values["config"]["conditional"]
+    del values["data"]["class_counts"]
+    (run_dir / "config.json").write_text(json.dumps(values))
+    assert load_run_generator(run_dir).class_names == ()
+    assert train(resolve({**SMALL, "run_dir": run_dir, "total_images": 1040})).images_seen == 1040
 
 
 def test_cuda_is_refused_where_there_is_none():

@@ -1,80 +1,119 @@
-"""What does serving cost? The bare ONNX Runtime session and our server, in turns, in one run.
+"""What does serving cost? The bare runtime, a server that does nothing and ours, turn by turn.
 
-    python benchmarks/serving.py demo/models/digits/1/model.onnx --record
+python benchmarks/serving.py --record
 
-Both use the same threads: one session call on each CPU. The bare session runs at its best batch
-size with its latents ready and its images thrown away. The server gets RAW requests over loopback
-from a client on the same CPUs, which is why CPU seconds of the server alone are compared as well.
+Everything shares two CPUs: the bare ONNX Runtime session at its best batch size (one thread a CPU,
+latents ready, images thrown away), a Python gRPC echo whose replies are as long, our server, and
+the clients. CPU time is therefore compared as well as wall time. Each figure is a ratio of
+neighbours in time; medians and ranges are over the turns. Prints a table of bars and whether they
+were met; takes six to nine minutes.
 """
 
 import argparse
-import asyncio
-import contextlib
 import datetime as dt
+import io
 import os
 import platform
 import re
-import resource
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from serving_models import LATENT_DIM, write_models
+from serving_processes import (
+    H2LOAD,
+    Process,
+    ask_client,
+    call_with_h2load,
+    echoing,
+    own_cpu_seconds,
+    serving,
+)
 
-from ganserve.client import Client
 from ganserve.cpus import usable_cpus
 from ganserve.latents import draw_latents
-from ganserve.load_test import offer_load
 from ganserve.model import Model, load_model
+from ganserve.png import encode_pngs
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BATCH_SIZES = (4, 8, 16, 32)
-LOADS = {  # to images in a request, requests under way
-    "requests of 64 images, 4 under way": (64, 4),
-    "requests of 1 image, 64 under way": (1, 64),
-}
+CPUS = 2
+SMALL_REPLY = 28 * 28
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """How fast images came, and what one cost its maker (not its client)."""
+class Cost:
+    """What a number of images or calls took."""
 
-    images_per_second: float
-    cpu_seconds_per_image: float
+    seconds: float
+    cpu_seconds: float
+    count: int
+
+    @property
+    def per_second(self) -> float:
+        """Images, or calls, a second."""
+        return self.count / self.seconds
+
+    @property
+    def cpu_each(self) -> float:
+        """CPU seconds for one."""
+        return self.cpu_seconds / self.count
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A figure, what it must be, and what it was in each turn."""
+
+    name: str
+    limit: float
+    at_least: bool
+    values: list[float]
+    form: str = ".2f"
+
+    @property
+    def median(self) -> float:
+        """Of the turns."""
+        return statistics.median(self.values)
+
+    def row(self) -> str:
+        """As a row of Markdown."""
+        met = self.median >= self.limit if self.at_least else self.median <= self.limit
+        sign = "at least" if self.at_least else "at most"
+        spread = f"{min(self.values):{self.form}} to {max(self.values):{self.form}}"
+        measured = f"{self.median:{self.form}} ({spread})"
+        return f"| {self.name} | {sign} {self.limit:g} | {measured} | {'yes' if met else 'no'} |"
+
+
+Turns = dict[str, list[Cost]]
+Latencies = dict[str, list[dict[str, float]]]
 
 
 def main() -> None:
-    """Measure in turns and print a table; --record keeps it."""
+    """Measure, print the table; --record keeps it."""
     arguments = parse_arguments()
-    model = load_model(arguments.artifact, "cpu", threads=1)
-    batch_size = max(
-        BATCH_SIZES,
-        key=lambda size: measure_bare(model, size, arguments.seconds / 4).images_per_second,
-    )
-    bare = f"bare session, batches of {batch_size}"
-    measurements: dict[str, list[Measurement]] = {name: [] for name in (bare, *LOADS)}
-    with running_server(arguments.artifact) as (address, process_id):
-        for turn in range(arguments.turns + 1):
-            for name, rows in measurements.items():
-                measured = (
-                    measure_bare(model, batch_size, arguments.seconds)
-                    if name == bare
-                    else measure_served(address, process_id, arguments.seconds, LOADS[name])
-                )
-                print(f"turn {turn}, {name}: {measured.images_per_second:.0f} images/s", flush=True)
-                if turn > 0:  # the first one warms everything up
-                    rows.append(measured)
-    page = render_page(arguments, model, bare, measurements)
+    if hasattr(os, "sched_setaffinity"):  # children inherit it
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CPUS])
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        models = Path(folder)
+        write_models(models)
+        bars = measure_large(models, arguments)
+        bars += measure_small(models, arguments)
+        bars += measure_overload(models, arguments)
+        bars += measure_start(models, arguments)
+    page = render_page(arguments, bars, time.monotonic() - began)
     print(f"\n{page}")
     if arguments.record:
         path = RESULTS / f"serving_{slug(processor())}_{dt.date.today()}.md"
@@ -83,29 +122,165 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Read the command line; the artifact is by default the one that the demo made."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    demo = sorted((ROOT / "demo" / "models").glob("*/*/model.onnx"))
-    parser.add_argument("artifact", type=Path, nargs="?", default=demo[-1] if demo else None)
-    parser.add_argument("--seconds", type=float, default=8.0, help="length of one measurement")
-    parser.add_argument("--turns", type=int, default=5, help="measurements of each kind")
+    parser.add_argument("--seconds", type=float, default=2.5, help="length of one measurement")
+    parser.add_argument("--turns", type=int, default=7, help="measurements of each kind")
     parser.add_argument("--record", action="store_true", help="write to benchmarks/results")
-    arguments = parser.parse_args()
-    if arguments.artifact is None:
-        parser.error("give the path of an artifact, or run `make demo` first")
-    return arguments
+    return parser.parse_args()
 
 
-def measure_bare(model: Model, batch_size: int, seconds: float) -> Measurement:
+def measure_large(models: Path, arguments: argparse.Namespace) -> list[Bar]:
+    """The 64x64 generator, where the model takes most of the time."""
+    name, image_bytes = "dcgan64", 64 * 64 * 3
+    model = load_model(models / name / "1" / "model.onnx", "cpu", threads=1)
+    batch = best_batch(model, arguments.seconds / 4)
+    pixels = model.run_batch(draw_latents(np.arange(64, dtype=np.uint64), LATENT_DIM))
+    seconds = arguments.seconds
+    with serving(models) as ours:
+        kinds: dict[str, Callable[[], Cost]] = {
+            "bare": lambda: run_bare(model, batch, seconds),
+            "64": lambda: call(ours, name, 64, 4, seconds, image_bytes),
+            "1": lambda: call(ours, name, 1, 64, seconds, image_bytes),
+            "1, Python": lambda: call_from_python(ours, name, 1, 64, seconds),
+            "encoder": lambda: run_encoder(pixels, seconds / 2),
+            "png": lambda: call(ours, name, 64, 4, seconds, image_bytes // 10, "PNG"),
+        }
+        turns = in_turns(kinds, arguments.turns)
+    bare = turns["bare"]
+    encoder = turns["encoder"]
+    slower = [min(a.per_second, b.per_second) for a, b in zip(bare, encoder, strict=True)]
+    png = [cost.per_second / limit for cost, limit in zip(turns["png"], slower, strict=True)]
+    return [
+        Bar("64x64 RAW, requests of 64: images per server CPU-second over bare", 0.97, True,
+            ratios(bare, turns["64"], cpu)),
+        Bar("the same, images per second", 0.95, True, ratios(turns["64"], bare, wall)),
+        Bar("64x64 RAW, single images, 64 under way: images per server CPU-second over bare",
+            0.85, True, ratios(bare, turns["1"], cpu)),
+        Bar("the same, images per second", 0.82, True, ratios(turns["1"], bare, wall)),
+        Bar("the same with a client in Python", 0.82, True,
+            ratios(turns["1, Python"], bare, wall)),
+        Bar("PNG of 64x64 RGB: CPU microseconds an image", 75, False,
+            [cost.cpu_each * 1e6 for cost in encoder], ".0f"),
+        Bar("PNG of 64x64 RGB: bytes over those of Pillow's level 1", 1, False,
+            [png_bytes_over_pillow(pixels)], ".3f"),
+        Bar("64x64 PNG, requests of 64: images per second over the slower of model and encoder",
+            0.9, True, png),
+    ]  # fmt: skip
+
+
+def measure_small(models: Path, arguments: argparse.Namespace) -> list[Bar]:
+    """The dense 28x28 generator, where the calls take most of the time."""
+    name, seconds = "dense28", arguments.seconds / 2
+    model = load_model(models / name / "1" / "model.onnx", "cpu", threads=1)
+    batch = best_batch(model, arguments.seconds / 4)
+    with (
+        serving(models) as ours,
+        serving(models, silent=True) as silent,
+        echoing(SMALL_REPLY) as echo,
+    ):
+        kinds: dict[str, Callable[[], Cost]] = {
+            "bare": lambda: run_bare(model, batch, seconds / 2),
+            "echo": lambda: call(echo, name, 1, 64, seconds, SMALL_REPLY),
+            "ours": lambda: call(ours, name, 1, 64, seconds, SMALL_REPLY),
+            "silent": lambda: call(silent, name, 1, 64, seconds, SMALL_REPLY),
+        }
+        turns = in_turns(kinds, arguments.turns * 2)
+        latencies: Latencies = defaultdict(list)
+        for _ in range(arguments.turns):
+            latencies["bare"].append(bare_latency(model))
+            latencies["echo"].append(ask_client("latency", echo.address, name, 600))
+            latencies["ours"].append(ask_client("latency", ours.address, name, 600))
+    beyond = [
+        (mine.cpu_each - bare.cpu_each) * 1e6
+        for mine, bare in zip(turns["ours"], turns["bare"], strict=True)
+    ]
+    echo_us = statistics.median(cost.cpu_each * 1e6 for cost in turns["echo"])
+    ratio = [
+        mine.cpu_each / (echo.cpu_each + bare.cpu_each)
+        for mine, echo, bare in zip(turns["ours"], turns["echo"], turns["bare"], strict=True)
+    ]
+    return [
+        Bar("28x28 dense, single images, 64 under way: server CPU over echo and bare model",
+            1.25, False, ratio),
+        Bar("server CPU a small call beyond the model, microseconds "
+            f"(the echo: {echo_us:.0f})", 250, False, beyond, ".0f"),
+        Bar("added latency at concurrency 1, p50, ms", 0.3, False, added(latencies, "p50")),
+        Bar("added latency at concurrency 1, p99, ms", 1, False, added(latencies, "p99")),
+        Bar("metrics on: server CPU over that with metrics off", 1.02, False,
+            ratios(turns["ours"], turns["silent"], cpu), ".3f"),
+    ]  # fmt: skip
+
+
+def measure_overload(models: Path, arguments: argparse.Namespace) -> list[Bar]:
+    """Three times what it can carry."""
+    name, images, seconds = "dcgan64", 16, arguments.seconds * 3
+    goodput, refusals = [], []
+    with serving(models, "--queue-size", "512") as ours:
+        for _ in range(max(1, arguments.turns // 3)):
+            peak = call_from_python(ours, name, images, 8, seconds / 2).per_second
+            report = ask_client(
+                "open", ours.address, name, images, 3 * peak / images, seconds * 1.5
+            )
+            if report["other"]:
+                sys.exit(f"calls failed otherwise than refused: {set(report['other'])}")
+            goodput.append(report["images_per_second"] / peak)
+            refusals.append(report["refusal"]["p99"] * 1e3)
+    return [
+        Bar("three times the load: goodput over peak", 0.9, True, goodput),
+        Bar("three times the load: a refusal's p99 at the client, ms", 5, False, refusals, ".1f"),
+    ]
+
+
+def measure_start(models: Path, arguments: argparse.Namespace) -> list[Bar]:
+    """From starting the process to SERVING, with one small model."""
+    seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "dense28").symlink_to(models / "dense28")
+        for _ in range(min(5, arguments.turns)):
+            started = time.perf_counter()
+            with serving(Path(folder)):
+                seconds.append(time.perf_counter() - started)
+    return [Bar("process start to SERVING, small model, seconds", 1.5, False, seconds)]
+
+
+def in_turns(kinds: dict[str, Callable[[], Cost]], turns: int) -> Turns:
+    """Measure each kind in turn, once for warming up and then as often as asked."""
+    costs: Turns = defaultdict(list)
+    for turn in range(turns + 1):
+        for name, measure in kinds.items():
+            cost = measure()
+            if turn > 0:
+                costs[name].append(cost)
+        line = ", ".join(f"{name}: {rows[-1].per_second:.0f}/s" for name, rows in costs.items())
+        print(f"turn {turn} {line}", flush=True)
+    return costs
+
+
+def best_batch(model: Model, seconds: float) -> int:
+    """The batch size at which the bare session makes most images."""
+    return max(BATCH_SIZES, key=lambda size: run_bare(model, size, seconds).per_second)
+
+
+def run_bare(model: Model, batch_size: int, seconds: float) -> Cost:
     """Run the session from one thread on each CPU."""
-    latents = draw_latents(np.arange(batch_size, dtype=np.uint64), model.spec.latent_dim)
-    labels = np.zeros(batch_size, np.int64) if model.spec.class_names else None
+    latents = draw_latents(np.arange(batch_size, dtype=np.uint64), LATENT_DIM)
+    return in_threads(lambda: len(model.run_batch(latents)), seconds)
+
+
+def run_encoder(pixels: NDArray[np.uint8], seconds: float) -> Cost:
+    """Run the PNG encoder in one thread on each CPU."""
+    return in_threads(lambda: len(encode_pngs(pixels)), seconds)
+
+
+def in_threads(work: Callable[[], int], seconds: float) -> Cost:
+    """Repeat work that returns how much it was, in one thread on each CPU."""
     counts = [0] * usable_cpus()
     end = time.perf_counter() + seconds
 
     def run(worker: int) -> None:
         while time.perf_counter() < end:
-            counts[worker] += len(model.run_batch(latents, labels))
+            counts[worker] += work()
 
     workers = [threading.Thread(target=run, args=(worker,)) for worker in range(len(counts))]
     start, cpu_start = time.perf_counter(), own_cpu_seconds()
@@ -113,118 +288,116 @@ def measure_bare(model: Model, batch_size: int, seconds: float) -> Measurement:
         worker.start()
     for worker in workers:
         worker.join()
-    elapsed, cpu_seconds = time.perf_counter() - start, own_cpu_seconds() - cpu_start
-    return Measurement(sum(counts) / elapsed, cpu_seconds / sum(counts))
+    return Cost(time.perf_counter() - start, own_cpu_seconds() - cpu_start, sum(counts))
 
 
-def measure_served(
-    address: str, process_id: int, seconds: float, load: tuple[int, int]
-) -> Measurement:
-    """Keep calls under way; every one must succeed."""
-    cpu_start = cpu_seconds_of(process_id)
-    report = asyncio.run(
-        offer_load(
-            address,
-            images_per_request=load[0],
-            concurrency=load[1],
-            seconds=seconds,
-            warm_up_seconds=0,
-        )
+def call(
+    process: Process,
+    model: str,
+    images: int,
+    concurrency: int,
+    seconds: float,
+    image_bytes: int,
+    image_format: str = "RAW",
+) -> Cost:
+    """Keep calls under way, with h2load where there is one; every call must succeed."""
+    if H2LOAD is None:
+        return call_from_python(process, model, images, concurrency, seconds, image_format)
+    key = (process.id, model, images, image_format)
+    calls = max(concurrency * 4, int(_RATES.get(key, 0) * seconds))
+    cpu_start = process.cpu_seconds()
+    elapsed = call_with_h2load(
+        process, model, images, concurrency, calls, image_format, images * image_bytes
     )
-    cpu_seconds = cpu_seconds_of(process_id) - cpu_start
-    if report.errors:
-        sys.exit(f"calls failed, so there is nothing to compare: {report.errors}")
-    images = report.images_per_second * report.seconds
-    return Measurement(report.images_per_second, cpu_seconds / images)
+    _RATES[key] = calls / elapsed
+    return Cost(elapsed, process.cpu_seconds() - cpu_start, calls * images)
 
 
-@contextlib.contextmanager
-def running_server(artifact: Path) -> Iterator[tuple[str, int]]:
-    """Serve the artifact in a process of its own; yields HOST:PORT and the process id."""
-    with tempfile.TemporaryDirectory() as folder:
-        version_folder = Path(folder) / "model" / "1"
-        version_folder.mkdir(parents=True)
-        (version_folder / "model.onnx").symlink_to(artifact.resolve())
-        port = free_port()
-        flags = ["--host", "127.0.0.1", "--port", str(port), "--metrics-port", "0"]
-        flags += ["--device", "cpu", "--drain-seconds", "0", "--log-level", "warning"]
-        command = [sys.executable, "-m", "ganserve", "serve", "--models", folder, *flags]
-        with subprocess.Popen(command) as server:
-            try:
-                with Client(f"127.0.0.1:{port}") as client:
-                    client.generate(seeds=[0])  # returns once the model is served
-                yield f"127.0.0.1:{port}", server.pid
-            finally:
-                server.send_signal(signal.SIGTERM)
+# Calls a second of each kind of load, as measured the last time: h2load wants a number of calls.
+_RATES: dict[tuple[int, str, int, str], float] = {}
 
 
-def free_port() -> int:
-    """A port that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def call_from_python(
+    process: Process,
+    model: str,
+    images: int,
+    concurrency: int,
+    seconds: float,
+    image_format: str = "RAW",
+) -> Cost:
+    """Keep calls under way with gRPC's own client for asyncio."""
+    cpu_start = process.cpu_seconds()
+    report = ask_client(
+        "closed", process.address, model, images, concurrency, seconds, image_format
+    )
+    cpu_seconds = process.cpu_seconds() - cpu_start
+    return Cost(report["seconds"], cpu_seconds, int(report["calls"]) * images)
 
 
-def own_cpu_seconds() -> float:
-    """CPU time of all threads of this process."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+def bare_latency(model: Model) -> dict[str, float]:
+    """Of single model calls: median and 99th percentile."""
+    latents, times = draw_latents(np.arange(1, dtype=np.uint64), LATENT_DIM), []
+    for _ in range(600):
+        started = time.perf_counter()
+        model.run_batch(latents)
+        times.append(time.perf_counter() - started)
+    return {"p50": float(np.percentile(times, 50)), "p99": float(np.percentile(times, 99))}
 
 
-def cpu_seconds_of(process_id: int) -> float:
-    """CPU time of all threads of another process, to a hundredth of a second."""
-    stat = Path(f"/proc/{process_id}/stat").read_text()
-    fields = stat.rpartition(")")[2].split()  # the name before it may hold spaces
-    user_ticks, system_ticks = int(fields[11]), int(fields[12])
-    return (user_ticks + system_ticks) / os.sysconf("SC_CLK_TCK")
+def added(latencies: Latencies, percentile: str) -> list[float]:
+    """What our server adds to the echo and the bare model, in milliseconds."""
+    rows = zip(latencies["ours"], latencies["echo"], latencies["bare"], strict=True)
+    return [(o[percentile] - e[percentile] - b[percentile]) * 1e3 for o, e, b in rows]
 
 
-def render_page(
-    arguments: argparse.Namespace,
-    model: Model,
-    bare: str,
-    measurements: dict[str, list[Measurement]],
-) -> str:
-    """The result as Markdown: medians, their spread, and shares of the bare session's speed."""
-    spec = model.spec
-    versions = [f"{name} {version(name)}" for name in ("onnxruntime", "grpcio", "numpy")]
-    facts = [
-        f"command: `python benchmarks/serving.py {' '.join(sys.argv[1:])}`",
-        f"commit {commit()}, {', '.join(versions)}, Python {platform.python_version()}",
-        f"{processor()}, {usable_cpus()} CPUs, which the client shares with the server",
-        f"{spec.height}x{spec.width}x{spec.channels} images from {spec.latent_dim} latents",
-        f"artifact of {arguments.artifact.stat().st_size / 1e6:.1f} MB, sha256 {spec.digest[:12]}",
-        f"medians (lowest to highest) of {arguments.turns} turns of {arguments.seconds:g} s each",
-        "CPU time is that of the bare session or of the server, without the client",
-    ]
+def png_bytes_over_pillow(pixels: NDArray[np.uint8]) -> float:
+    """How large our files are beside those of Pillow's compression level 1."""
+    ours = sum(map(len, encode_pngs(pixels)))
+    pillows = 0
+    for image in pixels:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG", compress_level=1)
+        pillows += len(file.getvalue())
+    return ours / pillows
+
+
+def wall(cost: Cost) -> float:
+    """Its speed."""
+    return cost.per_second
+
+
+def cpu(cost: Cost) -> float:
+    """Its CPU time for one image."""
+    return cost.cpu_each
+
+
+def ratios(over: list[Cost], under: list[Cost], figure: Callable[[Cost], float]) -> list[float]:
+    """A figure of one kind over that of another, turn by turn."""
+    return [figure(a) / figure(b) for a, b in zip(over, under, strict=True)]
+
+
+def render_page(arguments: argparse.Namespace, bars: list[Bar], seconds: float) -> str:
+    """The result as Markdown."""
+    names = ("onnxruntime", "grpcio", "numpy", "isal")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    client = (
+        "h2load (C)" if H2LOAD else "gRPC's asyncio client, which takes as much CPU as a server"
+    )
     lines = [
-        f"# Serving beside the bare session, {dt.date.today()}",
+        f"# Serving beside the bare runtime and an echo, {dt.date.today()}",
         "",
-        *(f"- {fact}" for fact in facts),
+        f"- command: `python benchmarks/serving.py {' '.join(sys.argv[1:])}`, {seconds:.0f} s",
+        f"- commit {commit()}, {versions}, Python {platform.python_version()}",
+        f"- {processor()}, {usable_cpus()} CPUs, shared by server, client and bare session",
+        f"- client, where nothing else is said: {client}",
+        f"- medians (lowest to highest) of {arguments.turns} or more turns of each kind",
+        f"- load at the end: {os.getloadavg()[0]:.1f} runnable threads over the last minute",
         "",
-        "| | images/s | CPU ms an image | images/s over bare | images per CPU-s over bare |",
-        "|---|---|---|---|---|",
+        "| bar | value | measured | met |",
+        "|---|---|---|---|",
+        *(bar.row() for bar in bars),
     ]
-    for name, rows in measurements.items():
-        pairs = list(zip(measurements[bare], rows, strict=True))
-        cells = [
-            spread([row.images_per_second for row in rows], ".0f"),
-            spread([row.cpu_seconds_per_image * 1000 for row in rows], ".3f"),
-            spread([row.images_per_second / base.images_per_second for base, row in pairs], ".2f"),
-            spread(
-                [base.cpu_seconds_per_image / row.cpu_seconds_per_image for base, row in pairs],
-                ".2f",
-            ),
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
-
-
-def spread(values: list[float], form: str) -> str:
-    """The median and the range of values."""
-    middle, low, high = statistics.median(values), min(values), max(values)
-    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
 def processor() -> str:

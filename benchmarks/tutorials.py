@@ -1,4 +1,4 @@
-"""Trains every system of the tutorials at its own settings and gathers what docs/tutorials.md shows.
+"""Trains every system of the tutorials and gathers what docs/tutorials.md shows.
 
 Each run is an ordinary `gantrain train`; shorter than its source's where the arguments say so. Give
 the folders of the data; runs whose data are missing are left out and said to be. A run that was cut

@@ -2,20 +2,25 @@
 
 Worker threads take batches from one bounded queue: what waits while a model call runs forms the
 next batch. Requests take turns, so a large one, split over several calls, does not hold up a small
-one. All waiting is on one condition; nothing polls.
+one. All waiting is on one condition; nothing polls. Threads change places once a batch, not once a
+request: what arrives in one turn of the event loop enters the queue together, the latents of a
+batch are drawn together, and its answers return together.
 """
 
 import asyncio
+import contextlib
+import os
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ganserve.call_times import CallTimes
+from ganserve.entries import Batch, Entry, Generated, Part, gather
 from ganserve.errors import DeadlineExceeded, Overloaded, RequestError, ShuttingDown
 from ganserve.metrics import AbandonReason, Metrics
 
@@ -24,43 +29,11 @@ RunBatch = Callable[[NDArray[np.float32], NDArray[np.int64] | None], NDArray[np.
 # gRPC and we read the clock at different moments: a caller cancelled this close to its deadline
 # was cancelled by it.
 DEADLINE_SLACK_SECONDS = 0.005
-
-
-class Generated(NamedTuple):
-    """The images of one submission, and where its time went."""
-
-    pixels: NDArray[np.uint8]  # [n, height, width, channels]
-    queue_seconds: float  # from admission to the first model call with a row of it
-    compute_seconds: float  # summed over the model calls with rows of it
-
-
-@dataclass(eq=False)
-class Entry:
-    """One submission. Its fields belong to whoever holds the batcher's lock."""
-
-    latents: NDArray[np.float32]  # [n, latent_dim]
-    labels: NDArray[np.int64] | None  # [n]
-    pixels: NDArray[np.uint8]  # [n, height, width, channels], filled in by the workers
-    deadline: float  # on time.monotonic
-    answer: asyncio.Future[Generated]
-    admitted_at: float = field(default_factory=time.monotonic)
-    taken: int = 0  # rows handed to the model
-    done: int = 0  # rows that came back
-    queue_seconds: float = 0.0
-    compute_seconds: float = 0.0
-
-    @property
-    def waiting(self) -> int:
-        """Rows not yet handed to the model."""
-        return len(self.latents) - self.taken
-
-
-class Part(NamedTuple):
-    """Rows start to stop of an entry, within one batch."""
-
-    entry: Entry
-    start: int
-    stop: int
+# Of a batch in the event loop. Measured with 64 calls under way: a server's CPU time for a call
+# falls up to 8 turns and no further.
+_MOST_PATIENT_TURNS = 8
+_LONGEST_GROWTH = 0.005  # seconds
+_WORKER_NICENESS = 5
 
 
 class Batcher:
@@ -73,32 +46,60 @@ class Batcher:
         metrics: Metrics,
         *,
         model_name: str,
+        latent_dim: int,
         max_batch_size: int = 16,
+        batch_sizes: Sequence[int] = (),
         max_wait_seconds: float = 0.0,
         queue_size: int = 2048,
         instances: int = 1,
+        inline_seconds: float = 0.0,
     ) -> None:
+        """Start the workers.
+
+        Args:
+            run_batch: Latents [n, latent_dim] (and labels) to images; called in several threads.
+            image_shape: Height, width, channels.
+            metrics: Where batches and waiting times are counted.
+            model_name: The label of the metrics.
+            latent_dim: Of the latents that are drawn from seeds.
+            max_batch_size: Rows in one model call, at most.
+            batch_sizes: The only sizes the model is called with; batches are padded up to the
+                next one. The largest is `max_batch_size`. None: every size, nothing is padded.
+            max_wait_seconds: How long the oldest row may wait for its batch to fill up.
+            queue_size: Rows that may wait.
+            instances: Model calls at the same time.
+            inline_seconds: Model calls that are expected to be shorter than this are made in the
+                event loop where no worker is busy: changing threads would take longer.
+        """
+        assert not batch_sizes or max(batch_sizes) == max_batch_size, batch_sizes
         self._run_batch = run_batch
         self._image_shape = image_shape
+        self._latent_dim = latent_dim
         self._max_batch_size = max_batch_size
+        self._batch_sizes = sorted(batch_sizes)
         self._max_wait_seconds = max_wait_seconds
         self._queue_size = queue_size
         self._instances = instances
+        self._inline_seconds = inline_seconds
 
-        self._queue_seconds = metrics.queue_seconds
+        self._queue_seconds = metrics.queue_seconds.labels()
         self._compute_seconds = metrics.compute_seconds.labels(model_name)
         self._batch_images = metrics.batch_images.labels(model_name)
-        metrics.padding_images.labels(model_name)
+        self._padding_images = metrics.padding_images.labels(model_name)
         self._pending_images = metrics.pending_images
         self._abandoned_images = metrics.abandoned_images
 
         self._loop = asyncio.get_running_loop()
-        self._changed = threading.Condition()
+        self._arrived: list[Entry] = []  # in this turn of the event loop, on the way to the queue
+        self._arrived_rows = 0
+        self._quiet_turns = self._seen_rows = 0  # turns since more rows than these had arrived
+        self._patient_turns = 1  # so many quiet turns end the growth of a batch
+        self._changed = threading.Condition(threading.Lock())
         self._queue: deque[Entry] = deque()
         self._waiting = 0  # rows in the queue
         self._idle = 0  # workers waiting for work
         self._closing = False
-        self._seconds_per_image = 0.01  # of the last batch; a guess until there is one
+        self._call_times = CallTimes()
         self._workers = [
             threading.Thread(target=self._work, name=f"{model_name}-{index}", daemon=True)
             for index in range(instances)
@@ -108,14 +109,16 @@ class Batcher:
 
     async def submit(
         self,
-        latents: NDArray[np.float32],  # [n, latent_dim]
+        rows: NDArray[np.float32] | NDArray[np.uint64],  # latents [n, latent_dim] or seeds [n]
         labels: NDArray[np.int64] | None = None,  # [n]
         *,
         deadline: float,  # on time.monotonic
+        truncation: float = 1.0,
         admitted: bool = False,
     ) -> Generated:
-        """Wait for the images of these latents.
+        """Wait for the images of these seeds or latents.
 
+        The latents of seeds are multiplied by `truncation`; given ones are taken as they are.
         `admitted` marks a further part of a call that was admitted before: it is never refused.
 
         Raises:
@@ -123,40 +126,96 @@ class Batcher:
             ShuttingDown: the batcher is closing.
             DeadlineExceeded: the deadline passed before the last row reached the model.
         """
-        pixels = np.empty((len(latents), *self._image_shape), np.uint8)
-        entry = Entry(latents, labels, pixels, deadline, self._loop.create_future())
-        self._enqueue(entry, admitted)
+        entry = Entry(rows, labels, truncation, deadline, self._loop.create_future())
+        self._admit(entry, admitted)
         try:
             return await entry.answer
         except asyncio.CancelledError:
             on_time = time.monotonic() < deadline - DEADLINE_SLACK_SECONDS
+            self._enqueue_arrived()
             with self._changed:
                 self._abandon(entry, "cancelled" if on_time else "deadline")
             raise
 
     async def close(self) -> None:
         """Refuse what is new, answer what was accepted, stop the workers."""
+        self._enqueue_arrived()
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         for worker in self._workers:
             await asyncio.to_thread(worker.join)
 
-    def _enqueue(self, entry: Entry, admitted: bool) -> None:
-        rows = len(entry.latents)
+    def _admit(self, entry: Entry, admitted: bool) -> None:
+        if self._closing:
+            raise ShuttingDown("the model is being taken out of service")
+        # Only this thread adds to what waits, so without the lock it can at most be too strict.
+        waiting = self._waiting + self._arrived_rows
+        if waiting + entry.size > self._queue_size and not admitted:
+            wait = waiting * self._call_times.seconds_per_row / self._instances
+            raise Overloaded(
+                f"the queue is full: {waiting} images wait, {entry.size} more would pass the "
+                f"limit of {self._queue_size}",
+                retry_seconds=min(max(wait, 0.01), 10.0),
+            )
+        if not self._arrived:
+            self._loop.call_soon(self._start_arrived)
+        self._arrived.append(entry)
+        self._arrived_rows += entry.size
+
+    def _enqueue_arrived(self, *, notify: bool = True) -> None:
         with self._changed:
-            if self._closing:
-                raise ShuttingDown("the model is being taken out of service")
-            if self._waiting + rows > self._queue_size and not admitted:
-                wait = self._waiting * self._seconds_per_image / self._instances
-                raise Overloaded(
-                    f"the queue is full: {self._waiting} images wait, {rows} more would pass the "
-                    f"limit of {self._queue_size}",
-                    retry_seconds=min(max(wait, 0.01), 10.0),
-                )
-            self._queue.append(entry)
-            self._count_waiting(rows)
-            self._changed.notify()
+            self._queue.extend(self._arrived)
+            self._count_waiting(self._arrived_rows)
+            self._arrived.clear()
+            self._arrived_rows = 0
+            if notify and self._idle and self._queue:
+                self._changed.notify()
+
+    def _start_arrived(self) -> None:
+        """Bring what arrived to the model: here and now if that is quick, else by a worker."""
+        waiting = self._waiting + self._arrived_rows
+        is_quick = self._is_quick(waiting)
+        if is_quick and waiting < self._max_batch_size and self._is_growing():
+            self._loop.call_soon(self._start_arrived)
+            return
+        self._quiet_turns = self._seen_rows = 0
+        self._enqueue_arrived(notify=not is_quick)
+        if is_quick:
+            self._run_inline()
+
+    def _is_quick(self, rows: int) -> bool:
+        if self._idle < self._instances or self._max_wait_seconds:
+            return False
+        return self._call_times.expect(min(rows, self._max_batch_size)) <= self._inline_seconds
+
+    def _is_growing(self) -> bool:
+        """Whether more is likely to arrive in the next turns of the event loop.
+
+        gRPC takes one call a turn, or one in several, off a connection where many wait.
+        """
+        if not self._arrived:
+            return False
+        if time.monotonic() > self._arrived[0].admitted_at + _LONGEST_GROWTH:
+            return False
+        self._quiet_turns = self._quiet_turns + 1 if self._seen_rows == self._arrived_rows else 0
+        self._seen_rows = self._arrived_rows
+        return self._quiet_turns < self._patient_turns
+
+    def _run_inline(self) -> None:
+        """Run one batch; the event loop takes another turn before the next."""
+        with self._changed:
+            parts = self._take(alone=True)
+            if self._queue:
+                self._loop.call_soon(self._start_arrived)
+        # Where batches stay alone patience wears off; the first company brings it back.
+        alone = len(parts) == 1
+        self._patient_turns = max(1, self._patient_turns - 1) if alone else _MOST_PATIENT_TURNS
+        if parts:
+            try:
+                self._finish(self._run(parts))
+            except Exception as error:  # fails this batch alone, whatever it is
+                self._fail(parts, error)
 
     def _count_waiting(self, rows: int) -> None:
         self._waiting += rows
@@ -164,30 +223,33 @@ class Batcher:
 
     def _abandon(self, entry: Entry, reason: AbandonReason) -> None:
         """Take what is left of an entry out of the queue; the lock is held."""
-        if entry.waiting:
-            self._abandoned_images.labels(reason).inc(entry.waiting)
-            self._count_waiting(-entry.waiting)
-            entry.taken = len(entry.latents)
+        left = entry.size - entry.taken
+        if left:
+            self._abandoned_images.labels(reason).inc(left)
+            self._count_waiting(-left)
+            entry.taken = entry.size
             self._queue.remove(entry)
 
     # From here on in the worker threads.
 
     def _work(self) -> None:
-        while batch := self._next_batch():
+        _let_others_first()
+        while parts := self._next_parts():
             try:
-                finished = self._run(batch)
+                batch = self._run(parts)
             except Exception as error:  # fails this batch alone, whatever it is
-                self._fail(batch, error)
+                self._fail(parts, error)
             else:
-                self._loop.call_soon_threadsafe(_answer, finished)
+                self._loop.call_soon_threadsafe(self._finish, batch)
+                del batch  # or the last batch would stay while no other comes
 
-    def _next_batch(self) -> list[Part]:
+    def _next_parts(self) -> list[Part]:
         """Wait for rows and take them; empty when closing and nothing is left."""
         with self._changed:
             while True:
                 patience = self._patience()
                 if self._queue and patience <= 0:
-                    if batch := self._take():
+                    if parts := self._take():
                         break
                 elif self._closing:
                     return []
@@ -195,9 +257,9 @@ class Batcher:
                     self._idle += 1
                     self._changed.wait(patience if self._queue else None)
                     self._idle -= 1
-            if self._queue:
+            if self._queue and self._idle:
                 self._changed.notify()
-            return batch
+            return parts
 
     def _patience(self) -> float:
         """How long the batch that could be taken now should wait for more, in seconds."""
@@ -206,14 +268,18 @@ class Batcher:
         oldest = min(entry.admitted_at for entry in self._queue) if self._max_wait_seconds else 0.0
         return oldest + self._max_wait_seconds - time.monotonic()
 
-    def _take(self) -> list[Part]:
-        """Take one batch off the queue: each entry in turn, what is left of it to the back."""
-        # Idle workers share what waits, but halves of a batch are as small as pays off.
-        share = -(-self._waiting // (1 + self._idle))
+    def _take(self, *, alone: bool = False) -> list[Part]:
+        """Take one batch off the queue: each entry in turn, what is left of it to the back.
+
+        Idle workers share what waits, except with a caller that is to be `alone`; but halves of a
+        batch are as small as pays off.
+        """
+        share = self._waiting if alone else -(-self._waiting // (1 + self._idle))
         room = min(self._max_batch_size, max(share, -(-self._max_batch_size // 2)))
-        batch: list[Part] = []
+        parts: list[Part] = []
+        taken = 0
         now = time.monotonic()
-        while room and self._queue:
+        while taken < room and self._queue:
             entry = self._queue[0]
             if entry.deadline <= now:  # the event loop had no time to notice
                 self._abandon(entry, "deadline")
@@ -221,73 +287,83 @@ class Batcher:
                 self._loop.call_soon_threadsafe(_refuse, entry, error)
                 continue
             self._queue.popleft()
-            rows = min(room, entry.waiting)
-            batch.append(Part(entry, entry.taken, entry.taken + rows))
-            entry.taken += rows
-            room -= rows
-            self._count_waiting(-rows)
-            if entry.waiting:
+            stop = min(entry.size, entry.taken + room - taken)
+            parts.append(Part(entry, entry.taken, stop))
+            taken += stop - entry.taken
+            entry.taken = stop
+            if stop < entry.size:
                 self._queue.append(entry)
-        return batch
+        self._count_waiting(-taken)
+        return parts
 
-    def _run(self, batch: list[Part]) -> list[Entry]:
-        """Run the model on one batch; return the entries whose last rows these were."""
-        latents, labels = _gather(batch)
-        started = time.monotonic()
+    def _run(self, parts: list[Part]) -> Batch:
+        latents, labels = gather(parts, self._latent_dim)
+        rows = len(latents)
+        padding = self._padding(rows)
+        if padding:
+            latents = np.concatenate([latents, np.zeros((padding, self._latent_dim), np.float32)])
+            if labels is not None:
+                labels = np.concatenate([labels, np.zeros(padding, np.int64)])
+        started_at = time.monotonic()
         images = self._run_batch(latents, labels)
-        seconds = time.monotonic() - started
-        assert images.shape == (len(latents), *self._image_shape), images.shape
+        seconds = time.monotonic() - started_at
+        assert images.shape == (rows + padding, *self._image_shape), images.shape
         self._compute_seconds.observe(seconds)
-        self._batch_images.observe(len(latents))
-        offset = 0
-        for entry, start, stop in batch:
-            entry.pixels[start:stop] = images[offset : offset + stop - start]
-            offset += stop - start
-        with self._changed:
-            self._seconds_per_image = seconds / len(latents)
-            return self._count_done(batch, started, seconds)
+        self._batch_images.observe(rows)
+        if padding:
+            self._padding_images.inc(padding)
+        return Batch(parts, images, started_at, seconds)
 
-    def _count_done(self, batch: list[Part], started: float, seconds: float) -> list[Entry]:
-        finished = []
-        for entry, start, stop in batch:
-            if start == 0:
-                entry.queue_seconds = started - entry.admitted_at
-                self._queue_seconds.observe(entry.queue_seconds)
-            entry.compute_seconds += seconds
-            entry.done += stop - start
-            if entry.done == len(entry.latents):
-                finished.append(entry)
-        return finished
+    def _padding(self, rows: int) -> int:
+        """How many rows are missing for the next size that the model is called with."""
+        return next((size - rows for size in self._batch_sizes if size >= rows), 0)
 
-    def _fail(self, batch: list[Part], cause: Exception) -> None:
+    def _fail(self, parts: list[Part], cause: Exception) -> None:
         """Fail the entries of a batch; their other rows need not reach the model any more."""
         with self._changed:
-            for part in batch:
+            for part in parts:
                 self._abandon(part.entry, "failed")
-        for part in batch:
+        for part in parts:
             error = RuntimeError("the model failed on a batch")
             error.__cause__ = cause
             self._loop.call_soon_threadsafe(_refuse, part.entry, error)
 
+    # In the event loop again. A caller that has gone has cancelled its future.
 
-def _gather(batch: list[Part]) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
-    """Bring the rows of a batch together: latents [rows, latent_dim] and labels [rows]."""
-    latents = [entry.latents[start:stop] for entry, start, stop in batch]
-    labels = [entry.labels[start:stop] for entry, start, stop in batch if entry.labels is not None]
-    if len(batch) == 1:
-        return latents[0], labels[0] if labels else None
-    return np.concatenate(latents), np.concatenate(labels) if labels else None
+    def _finish(self, batch: Batch) -> None:
+        """Hand the images out; answer the entries whose last rows these were."""
+        offset = 0
+        for entry, start, stop in batch.parts:
+            images = batch.images[offset : offset + stop - start]
+            offset += stop - start
+            if start == 0:
+                entry.queue_seconds = batch.started_at - entry.admitted_at
+                self._queue_seconds.observe(entry.queue_seconds)
+            entry.compute_seconds += batch.seconds
+            entry.done += stop - start
+            if stop - start == entry.size:
+                entry.pixels = images  # all of them: nothing to copy
+            else:
+                if entry.pixels is None:
+                    entry.pixels = np.empty((entry.size, *self._image_shape), np.uint8)
+                entry.pixels[start:stop] = images
+            if entry.done == entry.size and not entry.answer.done():
+                entry.answer.set_result(
+                    Generated(entry.pixels, entry.queue_seconds, entry.compute_seconds)
+                )
+        self._call_times.note(offset, batch.seconds)
 
 
-# In the event loop again. A caller that has gone has cancelled its future.
+def _let_others_first() -> None:
+    """Lower this thread's priority, so that the event loop refuses and answers at once.
 
-
-def _answer(entries: list[Entry]) -> None:
-    for entry in entries:
-        if not entry.answer.done():
-            entry.answer.set_result(
-                Generated(entry.pixels, entry.queue_seconds, entry.compute_seconds)
-            )
+    Under three times the load refusals came sooner in the few runs that were compared.
+    """
+    if sys.platform == "linux":  # elsewhere it would be that of the whole process
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):  # forbidden: then not
+            priority = os.getpriority(os.PRIO_PROCESS, 0) + _WORKER_NICENESS
+            os.setpriority(os.PRIO_PROCESS, thread, priority)
 
 
 def _refuse(entry: Entry, error: RequestError | RuntimeError) -> None:

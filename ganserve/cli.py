@@ -20,6 +20,7 @@ from ganserve.cli_options import Ganserve, Generate, LoadTest, Models, is_folder
 from ganserve.config import ServerConfig
 
 if TYPE_CHECKING:
+    from ganserve.channel_security import ChannelSecurity
     from ganserve.client import Client, ImageRequest
     from ganserve.v1.image_generation_pb2 import Model
 
@@ -97,11 +98,22 @@ def _generate(command: Generate) -> None:
     write = _write_files if is_folder(command.out) else _write_grid
     try:
         with Client(
-            command.address, model=command.model or "", timeout_seconds=command.timeout_seconds
+            command.address,
+            model=command.model or "",
+            timeout_seconds=command.timeout_seconds,
+            security=_security(command),
         ) as client:
             write(client, command, Path(command.out))
     except (CallError, OSError, ValueError) as error:
         raise CommandError(str(error)) from error
+
+
+def _security(command: Generate | Models | LoadTest) -> "ChannelSecurity":
+    from ganserve.channel_security import ChannelSecurity
+
+    return ChannelSecurity(
+        command.tls_ca, command.tls_certificate, command.tls_key, command.token_file
+    )
 
 
 def _write_grid(client: "Client", command: Generate, out: Path) -> None:
@@ -144,9 +156,13 @@ def _models(command: Models) -> None:
     from ganserve.client import CallError, Client
 
     try:
-        with Client(command.address, timeout_seconds=command.timeout_seconds) as client:
+        with Client(
+            command.address,
+            timeout_seconds=command.timeout_seconds,
+            security=_security(command),
+        ) as client:
             models = client.models()
-    except CallError as error:
+    except (CallError, OSError, ValueError) as error:
         raise CommandError(str(error)) from error
     print(_render_models(models))
 
@@ -188,9 +204,10 @@ def _load_test(command: LoadTest) -> None:
                 warm_up_seconds=command.warm_up_seconds,
                 connections=command.connections,
                 timeout_seconds=command.timeout_seconds,
+                security=_security(command),
             )
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise CommandError(str(error)) from error
     print(json.dumps(asdict(report), indent=2) if command.json_ else render_report(report))
     if not report.latency_seconds:

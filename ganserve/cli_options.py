@@ -46,6 +46,15 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 TimeoutSeconds = Annotated[
     PositiveFloat, Field(description="How long one call may take, further attempts included.")
 ]
+TlsCa = Annotated[
+    Path | None,
+    Field(description="PEM file of the authorities that vouch for the server. Unset: no TLS."),
+]
+TlsCertificate = Annotated[
+    Path | None, Field(description="PEM file of this client's certificate, if it has one.")
+]
+TlsKey = Annotated[Path | None, Field(description="PEM file of the certificate's private key.")]
+TokenFile = Annotated[Path | None, Field(description="File with the token to show to the server.")]
 
 
 class Generate(BaseModel):
@@ -69,6 +78,10 @@ class Generate(BaseModel):
         description="FILE.png: one picture of all images; FOLDER/: one PNG file a seed.",
     )
     timeout_seconds: TimeoutSeconds = 30.0
+    tls_ca: TlsCa = None
+    tls_certificate: TlsCertificate = None
+    tls_key: TlsKey = None
+    token_file: TokenFile = None
 
     @model_validator(mode="after")
     def _labels_match_seeds(self) -> Self:
@@ -85,6 +98,10 @@ class Models(BaseModel):
 
     address: Address
     timeout_seconds: TimeoutSeconds = 30.0
+    tls_ca: TlsCa = None
+    tls_certificate: TlsCertificate = None
+    tls_key: TlsKey = None
+    token_file: TokenFile = None
 
 
 class LoadTest(BaseModel):
@@ -111,6 +128,10 @@ class LoadTest(BaseModel):
         default=1, description="Connections the calls are spread over."
     )
     timeout_seconds: TimeoutSeconds = 30.0
+    tls_ca: TlsCa = None
+    tls_certificate: TlsCertificate = None
+    tls_key: TlsKey = None
+    token_file: TokenFile = None
     json_: CliToggleFlag[bool] = Field(
         default=False, alias="json", description="Print JSON instead of a table."
     )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from ganserve.channel_security import ChannelSecurity, open_channel
 from ganserve.encoding import to_picture
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
@@ -89,18 +90,31 @@ class Client:
     5 attempts are used up or its time is over. What fails for good raises `CallError`.
     """
 
-    def __init__(self, address: str, *, model: str = "", timeout_seconds: float = 30.0) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        model: str = "",
+        timeout_seconds: float = 30.0,
+        security: ChannelSecurity | None = None,
+    ) -> None:
         """Connect to HOST:PORT once a call needs it.
 
         Args:
             address: The server, HOST:PORT.
             model: The model's name where a call gives none; empty is the server's default.
             timeout_seconds: How long a call may take where it gives no time of its own.
+            security: TLS and token, where the server asks for them.
+
+        Raises:
+            OSError: a file of `security` cannot be read.
         """
         self._address = address
         self._model = model
         self._timeout_seconds = timeout_seconds
-        self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        security = security or ChannelSecurity()
+        self._metadata = security.metadata()
+        self._channel = open_channel(address, security, _CHANNEL_OPTIONS)
         self._stub = ImageGenerationServiceStub(self._channel)
 
     def generate(self, **request: Unpack[ImageRequest]) -> NDArray[np.uint8]:
@@ -135,7 +149,7 @@ class Client:
         message = _build_message(request, self._model, "raw")
         timeout = request.get("timeout_seconds", self._timeout_seconds)
         with self._readable_errors(timeout):
-            call = self._stub.StreamImages(message, timeout=timeout)
+            call = self._stub.StreamImages(message, timeout=timeout, metadata=self._metadata)
             try:
                 for response in call:
                     yield _read_pixels(response)
@@ -146,7 +160,10 @@ class Client:
         """List what serves and what could not be loaded, by name, newest version first."""
         timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
         with self._readable_errors(timeout):
-            return list(self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout).models)
+            reply = self._stub.ListModels(
+                pb.ListModelsRequest(), timeout=timeout, metadata=self._metadata
+            )
+            return list(reply.models)
 
     def close(self) -> None:
         """Close the connection; calls under way fail with CANCELLED."""
@@ -168,7 +185,7 @@ class Client:
     ) -> pb.GenerateImagesResponse:
         timeout = request.get("timeout_seconds", self._timeout_seconds)
         with self._readable_errors(timeout):
-            return self._stub.GenerateImages(message, timeout=timeout)
+            return self._stub.GenerateImages(message, timeout=timeout, metadata=self._metadata)
 
     @contextlib.contextmanager
     def _readable_errors(self, timeout: float) -> Iterator[None]:

@@ -1,16 +1,58 @@
 """Hides where a setting comes from: a flag, a GANSERVE_ variable or its default."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from typing_extensions import TypeAliasType
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+VersionPolicy = Literal["latest", "all", "specific"]
+_VERSION = re.compile(r"(.+):([1-9][0-9]{0,17})")
+
+
+def parse_versions(text: object) -> object:
+    """The versions of `faces:3,faces:5,digits:1`, in the order written; no text is left as it is.
+
+    Raises:
+        ValueError: not of this form.
+    """
+    if not isinstance(text, str):
+        return text
+    found = [_VERSION.fullmatch(part.strip()) for part in text.split(",")]
+    if not all(found):
+        raise ValueError(f"expected NAME:VERSION,... such as faces:3,faces:5, got {text!r}")
+    return tuple((match[1], int(match[2])) for match in found if match)
+
+
+def parse_sizes(text: object) -> object:
+    """The numbers of `1,4,16`; no text is left as it is.
+
+    Raises:
+        ValueError: not of this form.
+    """
+    if not isinstance(text, str):
+        return text
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise ValueError(f"expected numbers such as 1,4,16, got {text!r}")
+    return tuple(map(int, parts))
+
+
+# A named type, for help texts show the name; the text is not JSON, so it is not decoded first.
+VersionList = TypeAliasType(
+    "VersionList", Annotated[tuple[tuple[str, int], ...], NoDecode, BeforeValidator(parse_versions)]
+)
+BatchSizes = TypeAliasType(
+    "BatchSizes", Annotated[tuple[PositiveInt, ...], NoDecode, BeforeValidator(parse_sizes)]
+)
+PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ServerConfig(BaseSettings):
@@ -27,8 +69,21 @@ class ServerConfig(BaseSettings):
         min_length=1,
         description="The model meant where a request names none. Unset: the only one there is.",
     )
-    poll_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        default=2.0, description="How often the repository is looked through for new versions."
+    version_policy: VersionPolicy = Field(
+        default="latest",
+        description="Which versions serve. latest: of each model the newest that can be loaded; "
+        "specific: those of --versions.",
+    )
+    versions: VersionList = Field(
+        default=(), description="With the policy specific: NAME:VERSION,... and no others."
+    )
+    poll_seconds: Seconds = Field(
+        default=2.0,
+        description="How often the repository is looked through for new versions, and the files of "
+        "certificates and tokens for changes. 0: at SIGHUP only.",
+    )
+    max_model_bytes: int = Field(
+        default=2**30, ge=1024, le=2**31 - 1, description="The largest model.onnx that is loaded."
     )
 
     host: str = Field(
@@ -61,6 +116,12 @@ class ServerConfig(BaseSettings):
     max_batch_size: int = Field(
         default=16, ge=1, le=4096, description="Images in one model call, at most."
     )
+    # Said again, or a single size in the variable would be taken for JSON.
+    batch_sizes: Annotated[BatchSizes | None, NoDecode] = Field(
+        default=None,
+        description="The only sizes of a model call: batches are padded up to the next one. The "
+        "largest is --max-batch-size. Unset: 1, 2, 4 and so on on GPUs; on CPUs every size.",
+    )
     max_wait_seconds: Seconds = Field(
         default=0.0,
         le=60,
@@ -87,8 +148,64 @@ class ServerConfig(BaseSettings):
         description="The largest request accepted.",
     )
 
-    deadline_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="PEM file of the server's certificate and those that lead to its authority. "
+        "Unset: no TLS.",
+    )
+    tls_key: Path | None = Field(
+        default=None, description="PEM file of the certificate's private key, without a password."
+    )
+    tls_client_ca: Path | None = Field(
+        default=None,
+        description="PEM file of the authorities whose clients may connect. Unset: all may.",
+    )
+    token_file: Path | None = Field(
+        default=None,
+        description="File of the bearer tokens that may call, one a line. Unset: all may.",
+    )
+    rate_limit_images_per_second: PositiveSeconds | None = Field(
+        default=None,
+        description="Images a second for each client, told by its token or else its address. "
+        "Unset: no limit.",
+    )
+    rate_limit_burst_images: PositiveInt | None = Field(
+        default=None,
+        description="Images a client may have at once after a pause. Unset: those of one second, "
+        "or of the largest request if they are more.",
+    )
+    max_concurrent_calls: PositiveInt = Field(
+        default=4096,
+        description="Calls under way at any time; more are refused, health checks excepted.",
+    )
+    max_streams_per_connection: PositiveInt = Field(
+        default=4096, le=2**31 - 1, description="Calls under way on one connection; more wait."
+    )
+    max_connections: PositiveInt = Field(
+        default=1024, le=2**31 - 1, description="Connections; more are closed at once."
+    )
+    max_connection_age_seconds: PositiveSeconds = Field(
+        default=3600.0,
+        le=2**31 / 1000 - 1,
+        description="After this time a connection takes no more calls, those it has are answered; "
+        "clients connect anew, to another replica perhaps.",
+    )
+    keepalive_seconds: Annotated[float, Field(ge=1, le=2**31 / 1000 - 1)] = Field(
+        default=60.0,
+        description="A connection silent for so long is asked for a sign of life, and closed "
+        "where none comes within 20 seconds.",
+    )
+    min_ping_seconds: Annotated[float, Field(ge=0, le=2**31 / 1000 - 1)] = Field(
+        default=10.0,
+        description="How often clients may ask for a sign of life; those that do more often are "
+        "disconnected.",
+    )
+
+    deadline_seconds: PositiveSeconds = Field(
         default=60.0, description="The deadline of a call whose caller sets none."
+    )
+    max_deadline_seconds: Annotated[float, Field(gt=0, le=2**31 / 1000 - 1)] = Field(
+        default=600.0, description="No call takes longer, whatever deadline its caller sets."
     )
     drain_seconds: Seconds = Field(
         default=5.0,
@@ -102,5 +219,40 @@ class ServerConfig(BaseSettings):
             raise ValueError(
                 f"max_images_per_request: expected at most queue_size ({self.queue_size}), "
                 f"got {self.max_images_per_request}: such a request could never be admitted"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_largest_batch_is_the_limit(self) -> Self:
+        if self.batch_sizes and max(self.batch_sizes) != self.max_batch_size:
+            raise ValueError(
+                f"batch_sizes: expected max_batch_size ({self.max_batch_size}) as the largest, "
+                f"got {max(self.batch_sizes)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_deadline_beyond_the_longest(self) -> Self:
+        if self.deadline_seconds > self.max_deadline_seconds:
+            raise ValueError(
+                f"deadline_seconds: expected at most max_deadline_seconds "
+                f"({self.max_deadline_seconds:g}), got {self.deadline_seconds:g}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate, tls_key: expected both or none, got one")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca: expected tls_certificate and tls_key too, got none")
+        return self
+
+    @model_validator(mode="after")
+    def _versions_go_with_their_policy(self) -> Self:
+        if (self.version_policy == "specific") != bool(self.versions):
+            raise ValueError(
+                "versions: expected NAME:VERSION,... with the version_policy specific and only "
+                f"there, got {self.version_policy} with {len(self.versions)} versions"
             )
         return self

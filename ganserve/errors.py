@@ -80,6 +80,25 @@ class Overloaded(RequestError):
         return (RetryInfo(retry_delay=delay),)
 
 
+class RateLimited(Overloaded):
+    """The client has had its share."""
+
+    reason = "rate_limited"
+
+
+class TooManyCalls(Overloaded):
+    """As many calls as allowed are under way."""
+
+    reason = "too_many_calls"
+
+
+class Unauthenticated(RequestError):
+    """The call carries no token, or none that is known."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "unauthenticated"
+
+
 class Loading(RequestError):
     """The model is not ready, but may become so."""
 
@@ -113,6 +132,9 @@ REQUEST_ERRORS = (
     InvalidRequest,
     UnknownModel,
     Overloaded,
+    RateLimited,
+    TooManyCalls,
+    Unauthenticated,
     Loading,
     ShuttingDown,
     DeadlineExceeded,

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 
+from ganserve.channel_security import ChannelSecurity, open_async_channel
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 
 if TYPE_CHECKING:
     from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceAsyncStub
 
-_CHANNEL_OPTIONS = [
+_CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", -1),
     # Channels to one address share a connection unless each has a pool of its own.
     ("grpc.use_local_subchannel_pool", 1),
@@ -69,6 +70,7 @@ async def offer_load(
     warm_up_seconds: float = 1.0,
     connections: int = 1,
     timeout_seconds: float = 30.0,
+    security: ChannelSecurity | None = None,
 ) -> LoadReport:
     """Ask for images for some time and report; open loop if `rate` (calls a second) is given.
 
@@ -77,10 +79,13 @@ async def offer_load(
 
     Raises:
         ConnectionError: no server answers within `timeout_seconds`.
+        OSError: a file of `security` cannot be read.
     """
     outcomes: list[Outcome] = []
     first_seeds = itertools.count(step=images_per_request)
-    async with _connected(address, connections, timeout_seconds) as stubs:
+    security = security or ChannelSecurity()
+    metadata = security.metadata()
+    async with _connected(address, connections, timeout_seconds, security) as stubs:
 
         async def call(start: float) -> None:
             first_seed = next(first_seeds)
@@ -90,7 +95,7 @@ async def offer_load(
                 format=pb.ImageFormat.Value(f"IMAGE_FORMAT_{image_format.upper()}"),
             )
             stub = stubs[first_seed // images_per_request % len(stubs)]
-            code, images = await _call(stub, message, timeout_seconds)
+            code, images = await _call(stub, message, timeout_seconds, metadata)
             outcomes.append(Outcome(start, time.perf_counter(), code, images))
 
         begin = time.perf_counter()
@@ -140,13 +145,11 @@ def render_report(report: LoadReport) -> str:
 
 @contextlib.asynccontextmanager
 async def _connected(
-    address: str, connections: int, timeout_seconds: float
+    address: str, connections: int, timeout_seconds: float, security: ChannelSecurity
 ) -> "AsyncIterator[list[ImageGenerationServiceAsyncStub]]":
     async with contextlib.AsyncExitStack() as stack:
         channels = [
-            await stack.enter_async_context(
-                grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-            )
+            await stack.enter_async_context(open_async_channel(address, security, _CHANNEL_OPTIONS))
             for _ in range(connections)
         ]
         try:
@@ -163,10 +166,11 @@ async def _call(
     stub: "ImageGenerationServiceAsyncStub",
     message: pb.GenerateImagesRequest,
     timeout_seconds: float,
+    metadata: tuple[tuple[str, str], ...],
 ) -> tuple[str, int]:
     """The status code's name and the number of images received."""
     try:
-        response = await stub.GenerateImages(message, timeout=timeout_seconds)
+        response = await stub.GenerateImages(message, timeout=timeout_seconds, metadata=metadata)
     except grpc.aio.AioRpcError as error:
         return error.code().name, 0
     return "OK", response.count

@@ -6,6 +6,7 @@ import sys
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 _LARGEST_MMAP_THRESHOLD = 32 * 1024 * 1024  # what glibc accepts on 64 bits
 _TRIM_THRESHOLD = 256 * 1024 * 1024
+_LARGE_ENOUGH_TO_TRIM = 256 * 1024  # when it frees this much, glibc looks at the end of its memory
 
 
 def keep_large_buffers() -> bool:
@@ -19,3 +20,20 @@ def keep_large_buffers() -> bool:
         return False
     accepted = mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
     return bool(accepted and mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD))
+
+
+def return_free_memory() -> bool:
+    """Give what is free back to the system at once, such as that of a model that was let go.
+
+    To be called in the thread that allocated it: glibc gives threads memory of their own and, below
+    the threshold set above, keeps the end of it; of other threads only what lies before the end is
+    given back. False where the C library is not glibc.
+    """
+    libc = ctypes.CDLL(None)
+    if sys.platform != "linux" or not hasattr(libc, "malloc_trim"):
+        return False
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
+    libc.mallopt(_M_TRIM_THRESHOLD, 0)
+    libc.free(libc.malloc(_LARGE_ENOUGH_TO_TRIM))
+    libc.malloc_trim(0)
+    return bool(libc.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD))

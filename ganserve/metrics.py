@@ -1,19 +1,21 @@
 """Hides how metrics are kept and shown: every metric in one class, and the HTTP port for them."""
 
+import contextlib
 import logging
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from socketserver import ThreadingMixIn
-from typing import Literal, Self, get_args
+from socketserver import TCPServer, ThreadingMixIn
+from typing import Any, Literal, Self, get_args
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 
 from ganserve.errors import REQUEST_ERRORS, StartupError
+from ganserve.tallies import CounterTallies, HistogramTallies
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,8 @@ SECONDS_BUCKETS = (
     *(0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0),
 )
+# Probes and scrapes last milliseconds; whoever holds more open than this is up to no good.
+_MOST_CONNECTIONS = 64
 IMAGES_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 AbandonReason = Literal["cancelled", "deadline", "failed"]
@@ -40,24 +44,31 @@ class Metrics:
         def counter(name: str, what: str, *labels: str) -> Counter:
             return Counter(name, what, labels, registry=registry)
 
+        # Written by the event loop alone, and at every call.
+        def call_counter(name: str, what: str, *labels: str) -> CounterTallies:
+            return CounterTallies(name, what, labels, registry=registry)
+
+        def call_seconds(name: str, what: str, *labels: str) -> HistogramTallies:
+            return HistogramTallies(name, what, labels, registry=registry, buckets=SECONDS_BUCKETS)
+
         def gauge(name: str, what: str, *labels: str) -> Gauge:
             return Gauge(name, what, labels, registry=registry)
 
         def seconds(name: str, what: str, *labels: str) -> Histogram:
             return Histogram(name, what, labels, registry=registry, buckets=SECONDS_BUCKETS)
 
-        self.started = counter("grpc_server_started_total", "Calls begun.", *_CALL_LABELS)
-        self.handled = counter(
+        self.started = call_counter("grpc_server_started_total", "Calls begun.", *_CALL_LABELS)
+        self.handled = call_counter(
             "grpc_server_handled_total", "Calls ended, by their status.", *_CALL_LABELS, "grpc_code"
         )
-        self.handling_seconds = seconds(
+        self.handling_seconds = call_seconds(
             "grpc_server_handling_seconds", "From a call's begin to its end.", *_CALL_LABELS
         )
-        self.queue_seconds = seconds(
+        self.queue_seconds = call_seconds(
             "ganserve_queue_seconds", "From admission to the first model call with an image of it."
         )
         self.compute_seconds = seconds("ganserve_compute_seconds", "One model call.", "model")
-        self.encode_seconds = seconds(
+        self.encode_seconds = call_seconds(
             "ganserve_encode_seconds", "Encoding the images of one message.", "format"
         )
         self.batch_images = Histogram(
@@ -67,7 +78,9 @@ class Metrics:
             registry=registry,
             buckets=IMAGES_BUCKETS,
         )
-        self.images = counter("ganserve_images_total", "Images answered with.", "model", "version")
+        self.images = call_counter(
+            "ganserve_images_total", "Images answered with.", "model", "version"
+        )
         self.padding_images = counter(
             "ganserve_padding_images_total", "Images made only to fill a batch up.", "model"
         )
@@ -98,6 +111,29 @@ class Metrics:
         self.model_load_seconds = seconds(
             "ganserve_model_load_seconds", "Reading, checking and warming up a version.", "model"
         )
+        self.certificate_expiry = gauge(
+            "ganserve_certificate_expiry_timestamp_seconds",
+            "When a certificate in use expires, in seconds since 1970.",
+            "certificate",
+        )
+        self.credential_reloads = counter(
+            "ganserve_credential_reloads_total",
+            "Changed files of certificates or tokens, taken over or refused.",
+            *("credential", "outcome"),
+        )
+
+    def forget_version(self, model: str, version: int) -> None:
+        """Drop the count of a version's images."""
+        with contextlib.suppress(KeyError):
+            self.images.remove(model, str(version))
+
+    def forget_model(self, model: str) -> None:
+        """Drop every series of a model."""
+        for metric in (
+            *(self.compute_seconds, self.batch_images, self.images, self.padding_images),
+            *(self.model_info, self.model_ready, self.model_loads, self.model_load_seconds),
+        ):
+            metric.remove_by_labels({"model": model})
 
 
 class _ThreadingServer(ThreadingMixIn, WSGIServer):
@@ -106,6 +142,32 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     # A port that another process listens on must be an error.
     allow_reuse_port = False
+
+    def server_bind(self) -> None:
+        """Take the port; the standard library would also ask the network for this host's name."""
+        TCPServer.server_bind(self)
+        host, self.server_port = self.server_address[:2]
+        self.server_name = str(host)
+        self.setup_environ()
+        self._open: dict[socket.socket, None] = {}  # the oldest first
+        self._lock = threading.Lock()
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - inherited
+        """Make room: where there are too many, the oldest connection has had its time."""
+        with self._lock:
+            if len(self._open) >= _MOST_CONNECTIONS:
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                with contextlib.suppress(OSError):  # closed just now
+                    oldest.shutdown(socket.SHUT_RDWR)
+            self._open[request] = None
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401 - inherited
+        """Close a connection."""
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
         """Say nothing of a client that leaves or never asks; by default all print a traceback."""

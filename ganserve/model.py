@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from ganserve.artifact import Golden, Metadata, check_golden_image, parse_metada
 from ganserve.config import Device
 from ganserve.errors import ModelError, ProviderUnavailable, StartupError
 from ganserve.latents import SEED_CONTRACT, draw_latents
+from ganserve.model_files import read_model_file
+from ganserve.onnx_file import check_onnx_file
 
 logger = logging.getLogger(__name__)
 
@@ -76,21 +78,29 @@ class Model:
 
 
 def load_model(
-    path: Path, device: Device, *, threads: int, warm_batch_sizes: Sequence[int] = (1,)
+    path: Path,
+    device: Device,
+    *,
+    threads: int,
+    warm_batch_sizes: Sequence[int] | Callable[[str], Sequence[int]] = (1,),
+    max_bytes: int = 2**30,
 ) -> Model:
-    """Read, check and warm up an artifact.
+    """Read, check and warm up an artifact; the sizes to warm up may depend on the provider.
 
     Raises:
         ModelError: the file cannot be served.
         ProviderUnavailable: it could, but not on this device.
     """
     try:
-        content = path.read_bytes()
+        content = read_model_file(path, max_bytes)
+        check_onnx_file(content)
         session = open_session(content, device, threads)
         metadata = parse_metadata(session.get_modelmeta().custom_metadata_map.get("gan"))
         spec = read_spec(session, metadata, hashlib.sha256(content).hexdigest())
         model = Model(spec, session)
         check_golden(model, metadata.golden)
+        if callable(warm_batch_sizes):
+            warm_batch_sizes = warm_batch_sizes(spec.provider)
         for batch_size in warm_batch_sizes:
             warm_up(model, batch_size)
     except OSError as error:

@@ -1,10 +1,11 @@
 """Hides the layout of the repository's folder: NAME/VERSION/model.onnx."""
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from ganserve.errors import StartupError
+from ganserve.errors import ModelError, StartupError
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,27 @@ def scan(root: Path) -> tuple[dict[str, list[Candidate]], dict[str, OSError]]:
     return found, unreadable
 
 
+def read_model_file(path: Path, max_bytes: int) -> bytes:
+    """Read a file, if it is one and no larger than allowed.
+
+    Raises:
+        ModelError: it is no file, or too large.
+        OSError: it cannot be read.
+    """
+    # Without waiting: a pipe under this name would otherwise hold up every load after it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - an open descriptor has no path
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError("expected a file, got a pipe, a device or the like")
+        if status.st_size > max_bytes:
+            raise ModelError(
+                f"expected a file of at most {max_bytes} bytes, got {status.st_size}: see "
+                "--max-model-bytes"
+            )
+        return file.read(status.st_size)
+
+
 def _candidates(folder: Path) -> list[Candidate]:
     if not folder.is_dir():
         return []
@@ -76,7 +98,7 @@ def _candidate(name: str, folder: Path) -> Candidate | None:
         return None
     path = folder / "model.onnx"
     try:
-        stat = path.stat()
+        status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return Candidate(name, int(number), path, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return Candidate(name, int(number), path, (status.st_ino, status.st_size, status.st_mtime_ns))

@@ -5,11 +5,14 @@ import contextlib
 import enum
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ganserve.batcher import Batcher
+from ganserve.config import VersionPolicy
 from ganserve.errors import (
     InvalidRequest,
     Loading,
@@ -18,11 +21,16 @@ from ganserve.errors import (
     StartupError,
     UnknownModel,
 )
+from ganserve.memory import return_free_memory
 from ganserve.metrics import Metrics
 from ganserve.model import Model, ModelSpec
 from ganserve.model_files import Candidate, scan
 
 logger = logging.getLogger(__name__)
+
+# Versions that serve no more and whose images are still counted in the metrics: a last scrape finds
+# them, and the number of series stays bounded.
+_COUNTED_VERSIONS = 200
 
 
 class ModelState(enum.Enum):
@@ -48,10 +56,11 @@ class Version:
 
     candidate: Candidate
     state: ModelState = ModelState.LOADING
-    served: Served | None = None  # set where READY or RETIRING
+    served: Served | None = None  # set where READY, or RETIRING and in use
     error: str = ""  # set where FAILED
     calls: int = 0  # under way
     idle: asyncio.Event = field(default_factory=asyncio.Event)  # retired, and no call under way
+    count_images: Callable[[float], None] = lambda _: None  # that were answered with
 
     @property
     def name(self) -> str:
@@ -65,7 +74,11 @@ class Version:
 
 
 class Repository:
-    """The models of a folder `NAME/VERSION/model.onnx`; the newest loadable version serves.
+    """The models of a folder `NAME/VERSION/model.onnx`.
+
+    Which versions serve is the policy's: of each model the newest that can be loaded (`latest`),
+    all that can be loaded, or those of the names and numbers in `versions` (`specific`). Where a
+    call asks for none, the newest of those that serve is meant.
 
     `load` is called in a thread; `start_batcher` and `on_change`, called whenever a version
     changes its state, in the event loop.
@@ -79,6 +92,8 @@ class Repository:
         metrics: Metrics,
         *,
         default_model: str | None = None,
+        version_policy: VersionPolicy = "latest",
+        versions: Sequence[tuple[str, int]] = (),
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._root = root
@@ -86,12 +101,20 @@ class Repository:
         self._start_batcher = start_batcher
         self._metrics = metrics
         self._default_model = default_model
+        self._version_policy = version_policy
+        self._wanted = frozenset(versions)
         self._on_change = on_change
         self._names: list[str] = []
         self._versions: list[Version] = []
-        self._serving: dict[str, Version] = {}
+        # By name and number, newest first. Threads ask as well, so a model's dict never changes:
+        # another takes its place.
+        self._serving: dict[str, dict[int, Version]] = {}
         self._retirements: set[asyncio.Task[None]] = set()
         self._scan_errors: set[str] = set()
+        self._missing: set[tuple[str, int]] = set()  # wanted, but not on disk
+        self._counted: deque[tuple[str, int]] = deque()  # retired, their images still shown
+        # One thread for all: each would keep memory of its own that a model leaves behind.
+        self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="models")
         self.settled = False  # all models were looked at once
 
     @property
@@ -114,7 +137,7 @@ class Repository:
 
         Raises:
             InvalidRequest: no name is given and there is no default.
-            UnknownModel: there is no such model, or another version of it serves.
+            UnknownModel: there is no such model, or other versions of it serve.
             Loading: no version of it serves yet.
         """
         version = self._find_serving(name, number)
@@ -135,7 +158,7 @@ class Repository:
         """
         name = self._resolve_name("name", name)
         if number is None and name in self._serving:
-            return self._serving[name]
+            return _newest(self._serving[name])
         for version in self.versions:
             if version.name == name and number in (None, version.number):
                 return version
@@ -153,6 +176,8 @@ class Repository:
             self._report_scan_errors([error])
             return
         self._report_scan_errors(unreadable.values())
+        if self._version_policy == "specific":
+            found = self._choose(found, unreadable)
         self._names = sorted({*found, *(name for name in self._names if name in unreadable)})
         known = {*found, *self._serving, *(version.name for version in self._versions)}
         for name in sorted(known - unreadable.keys()):
@@ -163,8 +188,10 @@ class Repository:
     async def close(self) -> None:
         """Retire everything; return when the last call was answered."""
         while self._serving:
-            self._retire(self._serving.popitem()[1])
+            for version in self._serving.popitem()[1].values():
+                self._retire(version)
         await asyncio.gather(*self._retirements)
+        self._loader.shutdown(wait=False, cancel_futures=True)  # what loads now is of no use
 
     def _resolve_name(self, field: str, name: str) -> str:
         name = name or self._default_model or ""
@@ -181,35 +208,67 @@ class Repository:
 
     def _find_serving(self, name: str, number: int | None) -> Version:
         name = self._resolve_name("model_name", name)
-        version = self._serving.get(name)
-        if version is None:
+        serving = self._serving.get(name)
+        if serving is None:
             errors = [v.error for v in self.versions if v.name == name and v.error]
             raise Loading(f"model {name!r}: {errors[0] if errors else 'is being loaded'}")
-        if number not in (None, version.number):
+        if number is None:
+            return _newest(serving)
+        if number not in serving:
             raise self._unknown_version(name, number)
-        return version
+        return serving[number]
 
     def _unknown_version(self, name: str, number: int | None) -> UnknownModel | Loading:
-        version = self._serving.get(name)
-        if version is None:
+        serving = self._serving.get(name)
+        if serving is None:
             return Loading(f"model {name!r}: is being loaded")
-        return UnknownModel(f"model {name!r} version {number}: expected {version.number}")
+        there_are = ", ".join(map(str, serving))
+        one_of = "one of " if len(serving) > 1 else ""
+        return UnknownModel(f"model {name!r} version {number}: expected {one_of}{there_are}")
 
     async def _refresh_model(self, name: str, candidates: list[Candidate]) -> None:
-        """Bring the newest loadable of these candidates, newest first, into service."""
+        """Bring those of these candidates, newest first, into service that the policy wants."""
         self._forget_failures(name, candidates)
+        stay = set()
         for candidate in candidates:
             if self._version_of(candidate) is None:
                 await self._load_version(candidate)
             # Also where it is not this candidate that serves, but the file which this one replaced.
-            if name in self._serving and self._serving[name].number == candidate.version:
-                return
-        if name in self._serving:
-            self._retire(self._serving.pop(name))
-            self._metrics.model_ready.labels(name).set(0)
+            if candidate.version in self._serving.get(name, {}):
+                stay.add(candidate.version)
+                if self._version_policy == "latest":
+                    break
+        self._keep_serving(name, stay)
         if not candidates:
             with contextlib.suppress(KeyError):
                 self._metrics.model_ready.remove(name)
+
+    def _choose(
+        self, found: dict[str, list[Candidate]], unreadable: Container[str]
+    ) -> dict[str, list[Candidate]]:
+        """Leave only what the policy `specific` names; say what of it is not there."""
+        there_are = {(name, c.version) for name, candidates in found.items() for c in candidates}
+        missing = {(name, n) for name, n in self._wanted - there_are if name not in unreadable}
+        for name, number in sorted(missing - self._missing):  # one line a change, not one a poll
+            logger.warning("model %s version %d is to serve, but is not there", name, number)
+        self._missing = missing
+        chosen = {
+            name: [c for c in candidates if (name, c.version) in self._wanted]
+            for name, candidates in found.items()
+        }
+        return {name: candidates for name, candidates in chosen.items() if candidates}
+
+    def _keep_serving(self, name: str, numbers: set[int]) -> None:
+        """Retire all other versions of a model."""
+        serving = self._serving.get(name, {})
+        kept = {number: version for number, version in serving.items() if number in numbers}
+        if kept:
+            self._serving[name] = kept
+        elif serving:
+            del self._serving[name]
+            self._metrics.model_ready.labels(name).set(0)
+        for number in serving.keys() - numbers:
+            self._retire(serving[number])
 
     def _forget_failures(self, name: str, candidates: list[Candidate]) -> None:
         self._versions = [
@@ -234,7 +293,9 @@ class Repository:
         self._on_change()
         started = time.monotonic()
         try:
-            model = await asyncio.to_thread(self._load, candidate.path)
+            model = await asyncio.get_running_loop().run_in_executor(
+                self._loader, self._load, candidate.path
+            )
         except ModelError as error:
             self._fail(version, error)
         else:
@@ -244,10 +305,15 @@ class Repository:
     def _put_into_service(self, version: Version, model: Model, seconds: float) -> None:
         version.served = Served(model.spec, self._start_batcher(version.name, model))
         version.state = ModelState.READY
-        before = self._serving.get(version.name)
-        self._serving[version.name] = version  # at any moment one of the two: threads ask as well
-        if before is not None:
-            self._retire(before)
+        # Looked up once: the look-up of a series costs more than its change.
+        version.count_images = self._metrics.images.labels(version.name, str(version.number)).inc
+        serving = self._serving.get(version.name, {})
+        added = serving | {version.number: version}
+        self._serving[version.name] = dict(sorted(added.items(), reverse=True))
+        if self._version_policy == "latest":
+            self._keep_serving(version.name, {version.number})
+        if version.number in serving:
+            self._retire(serving[version.number])
         self._metrics.model_info.labels(*_info_labels(version)).set(1)
         self._metrics.model_ready.labels(version.name).set(1)
         self._metrics.model_loads.labels(version.name, "success").inc()
@@ -283,14 +349,38 @@ class Repository:
         assert version.served is not None
         await version.served.batcher.close()
         self._versions.remove(version)
+        self._forget_series(version)
+        # Nobody waits for it: behind a load it may have to wait itself.
+        self._loader.submit(_let_go, version)
         logger.info("model %s version %d is retired", version.name, version.number)
         self._on_change()
+
+    def _forget_series(self, version: Version) -> None:
+        """Drop from the metrics what would grow with every version and model there ever was."""
+        known = {(other.name, other.number) for other in self._versions}
+        self._counted.append((version.name, version.number))
+        while len(self._counted) > _COUNTED_VERSIONS:
+            oldest = self._counted.popleft()
+            if oldest not in known and oldest not in self._counted:
+                self._metrics.forget_version(*oldest)
+        if version.name not in self._names and all(name != version.name for name, _ in known):
+            self._metrics.forget_model(version.name)
 
     def _report_scan_errors(self, errors: Iterable[OSError]) -> None:
         problems = {f"{error.filename}: {error.strerror}" for error in errors}
         for problem in sorted(problems - self._scan_errors):  # one line an outage, not one a poll
             logger.error("cannot be read, what serves goes on: %s", problem)
         self._scan_errors = problems
+
+
+def _let_go(version: Version) -> None:
+    """Free a retired version's memory, in the thread that loaded it."""
+    version.served = None
+    return_free_memory()
+
+
+def _newest(serving: dict[int, Version]) -> Version:
+    return next(iter(serving.values()))
 
 
 def _info_labels(version: Version) -> tuple[str, ...]:

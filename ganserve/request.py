@@ -93,6 +93,19 @@ def latents_of(
             return interpolate_latents(seeds, frames_per_segment, latent_dim, generation.truncation)
 
 
+def rows_of(
+    generation: GenerationRequest, latent_dim: int
+) -> tuple[NDArray[np.uint64] | NDArray[np.float32], float]:
+    """What a batcher takes, and the truncation that is still to come.
+
+    Seeds stay seeds, for their latents cost less when drawn with those of others; all else becomes
+    latents.
+    """
+    if isinstance(generation.source, FromSeeds):
+        return generation.source.seeds, generation.truncation
+    return latents_of(generation, latent_dim), 1.0
+
+
 def parse_version(field: str, text: str) -> int | None:
     """Read a model's version; None for the newest."""
     if text == "":
@@ -103,23 +116,52 @@ def parse_version(field: str, text: str) -> int | None:
     return int(text)
 
 
+def check_count(field: str, count: int, what: str, max_images: int) -> int:
+    """Refuse what is empty or more than one request may ask for."""
+    if not 1 <= count <= max_images:
+        raise InvalidRequest(field, f"expected 1 to {max_images} {what}, got {count}")
+    return count
+
+
+def check_finite(field: str, values: NDArray[np.float32]) -> None:
+    """Refuse NaN and infinities; `values` has one dimension."""
+    finite = np.isfinite(values)
+    if not finite.all():
+        index = int(np.argmin(finite))
+        raise InvalidRequest(field, f"expected finite numbers, got {values[index]} at {index}")
+
+
+def check_labels(field: str, labels: NDArray[np.int64], classes: int) -> None:
+    """Refuse labels of classes that the model does not have."""
+    for label in (labels.min(), labels.max()):
+        if not 0 <= label < classes:
+            raise InvalidRequest(field, f"expected labels from 0 to {classes - 1}, got {label}")
+
+
+def check_truncation(field: str, truncation: float) -> float:
+    """Refuse what is outside of (0, 1]."""
+    if not 0 < truncation <= 1:
+        raise InvalidRequest(field, f"expected more than 0 and at most 1, got {truncation:g}")
+    return truncation
+
+
 def _parse_source(
     request: pb.GenerateImagesRequest, spec: ModelSpec, max_images: int
 ) -> tuple[int, FromSeeds | FromLatents | FromInterpolation]:
     match request.WhichOneof("source"):
         case "seeds":
             values = request.seeds.values
-            count = _check_count("seeds.values", len(values), "seeds", max_images)
+            count = check_count("seeds.values", len(values), "seeds", max_images)
             return count, FromSeeds(np.fromiter(values, np.uint64, count))
         case "seed_range":
             start = request.seed_range.start
-            count = _check_count("seed_range.count", request.seed_range.count, "seeds", max_images)
+            count = check_count("seed_range.count", request.seed_range.count, "seeds", max_images)
             if start + count - 1 > _LARGEST_SEED:
                 raise InvalidRequest(
                     "seed_range",
                     f"expected seeds up to 2^64 - 1, got start {start} and count {count}",
                 )
-            return count, FromSeeds(np.uint64(start) + np.arange(count, dtype=np.uint64))
+            return count, FromSeeds(np.fromiter(range(start, start + count), np.uint64, count))
         case "latents":
             return _parse_latents(request.latents, spec.latent_dim, max_images)
         case "interpolation":
@@ -130,12 +172,6 @@ def _parse_source(
             )
 
 
-def _check_count(field: str, count: int, what: str, max_images: int) -> int:
-    if not 1 <= count <= max_images:
-        raise InvalidRequest(field, f"expected 1 to {max_images} {what}, got {count}")
-    return count
-
-
 def _parse_latents(
     latents: pb.Latents, latent_dim: int, max_images: int
 ) -> tuple[int, FromLatents]:
@@ -144,12 +180,9 @@ def _parse_latents(
         raise InvalidRequest(
             field, f"expected a multiple of latent_dim ({latent_dim}) numbers, got {length}"
         )
-    count = _check_count(field, length // latent_dim, "rows", max_images)
+    count = check_count(field, length // latent_dim, "rows", max_images)
     values = np.fromiter(latents.values, np.float32, length)
-    finite = np.isfinite(values)
-    if not finite.all():
-        index = int(np.argmin(finite))
-        raise InvalidRequest(field, f"expected finite numbers, got {values[index]} at {index}")
+    check_finite(field, values)
     return count, FromLatents(values.reshape(count, latent_dim))
 
 
@@ -164,7 +197,7 @@ def _parse_interpolation(
             "interpolation.frames_per_segment", f"expected at least 1 frame, got {frames}"
         )
     count = frames * (stations - 1) + 1
-    _check_count("interpolation", count, "frames in all", max_images)
+    check_count("interpolation", count, "frames in all", max_images)
     seeds = np.fromiter(interpolation.seeds, np.uint64, stations)
     return count, FromInterpolation(seeds, frames)
 
@@ -183,19 +216,14 @@ def _parse_labels(
         expected = "1 label" if count == 1 else f"1 label for all images or {count}, one for each"
         raise InvalidRequest(field, f"expected {expected}, got {given}")
     labels = np.fromiter(request.class_labels, np.int64, given)
-    if labels.max() >= classes:
-        raise InvalidRequest(field, f"expected labels from 0 to {classes - 1}, got {labels.max()}")
+    check_labels(field, labels, classes)
     return np.ascontiguousarray(np.broadcast_to(labels, (count,)))
 
 
 def _parse_truncation(request: pb.GenerateImagesRequest) -> float:
     if not request.HasField("truncation"):
         return 1.0
-    if not 0 < request.truncation <= 1:
-        raise InvalidRequest(
-            "truncation", f"expected more than 0 and at most 1, got {request.truncation:g}"
-        )
-    return request.truncation
+    return check_truncation("truncation", request.truncation)
 
 
 def _parse_format(request: pb.GenerateImagesRequest) -> ImageFormat:

@@ -1,18 +1,21 @@
 """Hides the way from a call to its images: each RPC is the table of contents of its work."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from grpc.aio import ServicerContext
 
-from ganserve.batcher import Generated
+from ganserve.admission import Admission
 from ganserve.encoding import Encoder, ImageFormat
+from ganserve.entries import Generated
 from ganserve.errors import Overloaded
 from ganserve.metrics import Metrics
+from ganserve.replies import Reply, reply_head
 from ganserve.repository import ModelState, Repository, Served, Version
-from ganserve.request import GenerationRequest, latents_of, parse_request, parse_version
+from ganserve.request import GenerationRequest, parse_request, parse_version, rows_of
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
 
@@ -42,46 +45,71 @@ class ImageGenerationService(ImageGenerationServiceServicer):
     """`ganserve.v1.ImageGenerationService`."""
 
     def __init__(
-        self, repository: Repository, encoder: Encoder, metrics: Metrics, limits: Limits
+        self,
+        repository: Repository,
+        encoder: Encoder,
+        admission: Admission,
+        metrics: Metrics,
+        limits: Limits,
     ) -> None:
         self._repository = repository
+        self._admission = admission
         self._encoder = encoder
         self._metrics = metrics
         self._limits = limits
+        # Looked up once: the look-up of a series costs more than its change.
+        self._observe_encode_seconds = {
+            image_format: metrics.encode_seconds.labels(image_format.value).observe
+            for image_format in ImageFormat
+        }
 
-    async def GenerateImages(
+    async def GenerateImages(  # type: ignore[override]  # a reply may serialize itself
         self, request: pb.GenerateImagesRequest, context: Context
-    ) -> pb.GenerateImagesResponse:
+    ) -> Reply:
         """Generate all images, then answer."""
         deadline = self._deadline(context)
         number = parse_version("model_version", request.model_version)
         with self._repository.use(request.model_name, number) as (version, served):
             generation = parse_request(request, served.spec, max_images=self._limits.max_images)
             self._check_encoder(generation)
-            latents = latents_of(generation, served.spec.latent_dim)
-            generated = await served.batcher.submit(latents, generation.labels, deadline=deadline)
-            return await self._respond(version, served, generation, generated, first=0)
+            self._admission.take_images(context, generation.count)
+            rows, truncation = rows_of(generation, served.spec.latent_dim)
+            generated = await served.batcher.submit(
+                rows, generation.labels, deadline=deadline, truncation=truncation
+            )
+            reply = await self._respond(version, served, generation, generated, first=0)
+            version.count_images(generation.count)
+            return reply
 
-    async def StreamImages(
+    async def StreamImages(  # type: ignore[override]  # a reply may serialize itself
         self, request: pb.GenerateImagesRequest, context: Context
-    ) -> AsyncIterator[pb.GenerateImagesResponse]:
-        """Answer in chunks. The next is made when the reader has taken the one before."""
+    ) -> AsyncIterator[Reply]:
+        """Answer in chunks. While one is sent the next is made; a slow reader holds that up."""
         deadline = self._deadline(context)
         number = parse_version("model_version", request.model_version)
         with self._repository.use(request.model_name, number) as (version, served):
             generation = parse_request(request, served.spec, max_images=self._limits.max_images)
             self._check_encoder(generation)
-            latents, labels = latents_of(generation, served.spec.latent_dim), generation.labels
+            self._admission.take_images(context, generation.count)
+            rows, truncation = rows_of(generation, served.spec.latent_dim)
+            labels = generation.labels
             chunk_images = max(1, self._limits.chunk_bytes // served.spec.image_bytes)
-            for first in range(0, generation.count, chunk_images):
+
+            async def make(first: int) -> Reply:
                 chunk = slice(first, first + chunk_images)
                 generated = await served.batcher.submit(
-                    latents[chunk],
+                    rows[chunk],
                     None if labels is None else labels[chunk],
                     deadline=deadline,
+                    truncation=truncation,
                     admitted=first > 0,
                 )
-                yield await self._respond(version, served, generation, generated, first=first)
+                return await self._respond(version, served, generation, generated, first=first)
+
+            starts = range(0, generation.count, chunk_images)
+            async for first, reply in one_ahead(make, starts):
+                yield reply
+                version.count_images(min(chunk_images, generation.count - first))
 
     async def ListModels(self, _: pb.ListModelsRequest, __: Context) -> pb.ListModelsResponse:
         """Describe every version that has a state."""
@@ -122,35 +150,54 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         generated: Generated,
         *,
         first: int,
-    ) -> pb.GenerateImagesResponse:
+    ) -> Reply:
         """Encode the images from `first` on and build their message."""
+        spec, image_format = served.spec, generation.format
         count = len(generated.pixels)
-        response = pb.GenerateImagesResponse(
-            count=count,
-            seeds=generation.seeds[first : first + count].tolist(),
-            height=served.spec.height,
-            width=served.spec.width,
-            channels=served.spec.channels,
-            media_type=generation.format.media_type,
-            model=pb.ModelIdentity(
-                name=version.name, version=str(version.number), digest=served.spec.digest
-            ),
-            first_index=first,
-        )
         started = time.perf_counter()
-        if generation.format is ImageFormat.RAW:
-            response.pixels = generated.pixels.tobytes()
-        else:
-            response.images.extend(
-                await self._encoder.encode(generated.pixels, generation.format, generation.quality)
-            )
+        images: Sequence[bytes] = ()
+        if image_format is not ImageFormat.RAW:
+            images = await self._encoder.encode(generated.pixels, image_format, generation.quality)
         encode_seconds = time.perf_counter() - started
-        response.timing.queue_seconds = generated.queue_seconds
-        response.timing.compute_seconds = generated.compute_seconds
-        response.timing.encode_seconds = encode_seconds
-        self._metrics.encode_seconds.labels(generation.format.value).observe(encode_seconds)
-        self._metrics.images.labels(version.name, str(version.number)).inc(count)
-        return response
+        self._observe_encode_seconds[image_format](encode_seconds)
+        return Reply(
+            reply_head(
+                *(version.name, version.number, spec.digest),
+                (spec.height, spec.width, spec.channels),
+                image_format.media_type,
+            ),
+            pb.GenerateImagesResponse(
+                images=images,
+                count=count,
+                seeds=generation.seeds[first : first + count].tolist(),
+                timing=pb.Timing(
+                    queue_seconds=generated.queue_seconds,
+                    compute_seconds=generated.compute_seconds,
+                    encode_seconds=encode_seconds,
+                ),
+                first_index=first,
+            ),
+            generated.pixels if image_format is ImageFormat.RAW else None,
+        )
+
+
+async def one_ahead(
+    make: Callable[[int], Coroutine[Any, Any, Reply]], starts: Sequence[int]
+) -> AsyncGenerator[tuple[int, Reply]]:
+    """Make one reply after the other, the next while the consumer is busy with the last."""
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(make(starts[0]))
+    try:
+        for index, start in enumerate(starts):
+            reply = await task
+            if index + 1 < len(starts):
+                task = loop.create_task(make(starts[index + 1]))
+            yield start, reply
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # of a reply that nobody waits for any more
 
 
 def describe_version(version: Version) -> pb.Model:

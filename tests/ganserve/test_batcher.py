@@ -1,5 +1,7 @@
 import asyncio
 import contextlib
+import os
+import sys
 import threading
 import time
 
@@ -9,7 +11,9 @@ from prometheus_client import CollectorRegistry
 
 from ganserve.batcher import Batcher
 from ganserve.errors import DeadlineExceeded, Overloaded, ShuttingDown
+from ganserve.latents import draw_latents
 from ganserve.metrics import Metrics
+from tests.ganserve.conftest import eventually
 
 SHAPE = (1, 2, 1)
 
@@ -45,7 +49,11 @@ class GatedModel:
 async def running(model, **settings):
     metrics = Metrics(CollectorRegistry())
     batcher = Batcher(
-        model, SHAPE, metrics, model_name="m", **{"max_batch_size": 4, "queue_size": 64} | settings
+        model,
+        SHAPE,
+        metrics,
+        model_name="m",
+        **{"latent_dim": 2, "max_batch_size": 4, "queue_size": 64} | settings,
     )
     batcher.metrics = metrics
     try:
@@ -353,4 +361,205 @@ async def test_under_random_load_and_cancels_everyone_who_stays_gets_their_own_i
             if not leaves:
                 assert ((await request).pixels == images(*values)).all()
         await asyncio.wait([request for _, request, _ in requests])
+        assert sample(batcher, "ganserve_pending_images") == 0
+
+
+class SeenModel:
+    """Keeps the latents and labels of every batch; its images are the rows' places in them."""
+
+    def __init__(self):
+        self.batches = []
+        self.labels = []
+        self.threads = []
+        self.error = None
+
+    def __call__(self, latents, labels):
+        self.batches.append(latents)
+        self.labels.append(labels)
+        self.threads.append(threading.current_thread())
+        if self.error is not None:
+            raise self.error
+        places = np.arange(len(latents), dtype=np.uint8)
+        return np.repeat(places, 2).reshape(-1, *SHAPE)
+
+    def release(self):
+        """Never holds anything."""
+
+
+def submit(batcher, rows, **arguments):
+    return asyncio.ensure_future(batcher.submit(rows, deadline=time.monotonic() + 60, **arguments))
+
+
+async def become_quick(batcher):
+    """Let the batcher learn how long a call takes; the worker waits again afterwards."""
+    await submit(batcher, seeds(1))
+    await eventually(lambda: batcher._idle == batcher._instances)
+
+
+def seeds(*values):
+    return np.array(values, np.uint64)
+
+
+async def test_latents_of_seeds_are_drawn_with_the_batch_each_with_its_truncation():
+    model = SeenModel()
+    async with running(model, max_batch_size=16) as batcher:
+        given = rows(7, 8)
+        requests = [
+            submit(batcher, seeds(1, 2)),
+            submit(batcher, given),
+            submit(batcher, seeds(3), truncation=0.5),
+            submit(batcher, seeds(2**64 - 1)),
+        ]
+        answers = [answer.pixels[:, 0, 0, 0].tolist() for answer in await asyncio.gather(*requests)]
+    (batch,) = model.batches
+    expected = [
+        draw_latents(seeds(1, 2), 2),
+        given,
+        draw_latents(seeds(3), 2, 0.5),
+        draw_latents(seeds(2**64 - 1), 2),
+    ]
+    assert batch.dtype == np.float32
+    assert (batch == np.concatenate(expected)).all()
+    assert answers == [[0, 1], [2, 3], [4], [5]]
+
+
+async def test_seeds_of_a_split_request_are_drawn_once_each():
+    model = SeenModel()
+    async with running(model) as batcher:
+        await submit(batcher, seeds(*range(10)))
+    assert [len(batch) for batch in model.batches] == [4, 4, 2]
+    assert (np.concatenate(model.batches) == draw_latents(seeds(*range(10)), 2)).all()
+
+
+async def test_what_arrives_in_one_turn_of_the_event_loop_shares_a_call():
+    model = SeenModel()
+    async with running(model) as batcher:
+        await asyncio.gather(*(submit(batcher, seeds(value)) for value in range(4)))
+    assert [len(batch) for batch in model.batches] == [4]
+
+
+async def test_a_caller_that_leaves_before_it_is_queued_never_reaches_the_model():
+    model = SeenModel()
+    async with running(model) as batcher:
+        leaver, stayer = submit(batcher, seeds(1)), submit(batcher, seeds(2))
+        await asyncio.sleep(0)  # both have arrived, neither is queued
+        leaver.cancel()
+        await stayer
+    assert [len(batch) for batch in model.batches] == [1]
+    assert sample(batcher, "ganserve_abandoned_images_total", reason="cancelled") == 1
+    assert sample(batcher, "ganserve_pending_images") == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "calls"), [(1, [2]), (2, [2]), (3, [8]), (8, [8]), (9, [8, 2]), (20, [8, 8, 8])]
+)
+async def test_batches_are_padded_up_to_the_next_size_and_that_is_counted(count, calls):
+    model = SeenModel()
+    async with running(model, max_batch_size=8, batch_sizes=(8, 2)) as batcher:
+        pixels = (await submit(batcher, seeds(*range(count)))).pixels
+    assert [len(batch) for batch in model.batches] == calls
+    assert (np.concatenate(model.batches)[:count] == draw_latents(seeds(*range(count)), 2)).all()
+    assert len(pixels) == count
+    assert sample(batcher, "ganserve_padding_images_total", model="m") == sum(calls) - count
+    assert sample(batcher, "ganserve_batch_images_sum", model="m") == count
+
+
+async def test_padding_has_labels_too():
+    model = SeenModel()
+    async with running(model, batch_sizes=(4,)) as batcher:
+        await submit(batcher, seeds(1, 2), labels=np.array([5, 6], np.int64))
+    assert model.labels[0].tolist() == [5, 6, 0, 0]
+
+
+async def test_quick_calls_are_made_in_the_event_loop_once_they_are_known_to_be():
+    model = SeenModel()
+    async with running(model, inline_seconds=60) as batcher:
+        await become_quick(batcher)
+        for _ in range(2):
+            await submit(batcher, seeds(1))
+    here = threading.current_thread()
+    assert [thread is here for thread in model.threads] == [False, True, True]
+
+
+async def test_calls_that_are_not_quick_are_made_by_the_workers():
+    model = SeenModel()
+    async with running(model, inline_seconds=1e-9) as batcher:
+        await become_quick(batcher)
+        for _ in range(2):
+            await submit(batcher, seeds(1))
+    assert threading.current_thread() not in model.threads
+
+
+async def test_a_fault_in_the_event_loop_fails_its_batch_alone():
+    model = SeenModel()
+    async with running(model, inline_seconds=60) as batcher:
+        await become_quick(batcher)
+        model.error = ArithmeticError("a fault of the model")
+        with pytest.raises(RuntimeError, match="failed on a batch") as failure:
+            await submit(batcher, seeds(2))
+        assert failure.value.__cause__ is model.error
+        model.error = None
+        assert len((await submit(batcher, seeds(3))).pixels) == 1
+    assert threading.current_thread() in model.threads
+
+
+async def test_a_large_request_in_the_event_loop_leaves_turns_to_others():
+    model = SeenModel()
+    async with running(model, inline_seconds=60) as batcher:
+        await become_quick(batcher)
+        large, turns = submit(batcher, seeds(*range(40))), 0
+        while not large.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert len((await large).pixels) == 40
+    assert turns >= 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux")
+async def test_the_models_threads_let_the_event_loop_go_first():
+    priorities = []
+    model = SeenModel()
+
+    def run_batch(latents, labels):
+        priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return model(latents, labels)
+
+    run_batch.release = model.release
+    async with running(run_batch) as batcher:
+        await submit(batcher, seeds(1))
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert priorities == [min(own + 5, 19)]
+
+
+async def test_closing_answers_what_has_arrived_but_is_not_queued():
+    model = SeenModel()
+    async with running(model, inline_seconds=60) as batcher:
+        await become_quick(batcher)
+        request = submit(batcher, seeds(2))
+        await asyncio.sleep(0)
+        await batcher.close()
+        assert len((await request).pixels) == 1
+
+
+async def test_under_random_quick_load_everyone_gets_their_own_images():
+    random = np.random.default_rng(8)
+    seen = {}
+
+    def model(latents, _):
+        return (latents[:, :1] * 16 + 128).astype(np.uint8).repeat(2, 1).reshape(-1, *SHAPE)
+
+    model.release = lambda: None
+    async with running(model, inline_seconds=60, instances=2, queue_size=100_000) as batcher:
+        for _ in range(300):
+            values = seeds(*random.integers(0, 1000, size=random.integers(1, 11)))
+            seen[submit(batcher, values)] = values
+            if random.random() < 0.3:
+                await settle()
+        leavers = [request for request in seen if random.random() < 0.1]
+        for request in leavers:
+            request.cancel()
+        await asyncio.wait(seen)
+        for request, values in seen.items():
+            if not request.cancelled():
+                assert (request.result().pixels == model(draw_latents(values, 2), None)).all()
         assert sample(batcher, "ganserve_pending_images") == 0

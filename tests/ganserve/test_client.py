@@ -143,7 +143,7 @@ async def test_a_stream_that_is_not_read_to_its_end_is_cancelled(repository, run
         handled = server.metrics.handled.labels(
             "server_stream", "ganserve.v1.ImageGenerationService", "StreamImages", "CANCELLED"
         )
-        assert handled._value.get() == 1
+        assert handled.value == 1
     assert (first == expected_pixels([0])).all()
 
 

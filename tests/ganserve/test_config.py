@@ -20,14 +20,20 @@ def test_each_setting_is_also_a_variable(monkeypatch):
         "default_model": "digits",
         "host": "::1",
         "log_level": "debug",
+        "version_policy": "specific",
+        "versions": "digits:3",
     }
     for name in FIELDS:
         monkeypatch.setenv(f"GANSERVE_{name.upper()}", values.get(name, "3"))
     monkeypatch.setenv("GANSERVE_MAX_MESSAGE_BYTES", "2048")
+    monkeypatch.setenv("GANSERVE_MAX_MODEL_BYTES", "2048")
     config = ServerConfig()
     assert config.models == Path("/models")
     assert config.device == "cpu"
     assert config.max_message_bytes == 2048
+    assert config.versions == (("digits", 3),)
+    assert config.batch_sizes == (3,)
+    assert config.tls_certificate == config.token_file == Path("3")
     assert config.port == config.instances == config.queue_size == config.poll_seconds == 3
 
 
@@ -59,9 +65,19 @@ def test_every_setting_says_what_it_is():
         pytest.param("deadline_seconds", 0, id="no time"),
         pytest.param("deadline_seconds", "inf", id="no deadline"),
         pytest.param("drain_seconds", -1, id="negative time"),
-        pytest.param("poll_seconds", 0, id="polling without pause"),
+        pytest.param("poll_seconds", -1, id="negative pause"),
         pytest.param("poll_seconds", "nan", id="not a number"),
         pytest.param("max_wait_seconds", 61, id="waiting too long"),
+        pytest.param("max_deadline_seconds", "inf", id="no longest call"),
+        pytest.param("max_connection_age_seconds", 0, id="no connection"),
+        pytest.param("keepalive_seconds", 0.5, id="pings without end"),
+        pytest.param("max_concurrent_calls", 0, id="no calls"),
+        pytest.param("rate_limit_images_per_second", 0, id="no images for anybody"),
+        pytest.param("max_model_bytes", 2**31, id="more than protobuf reads"),
+        pytest.param("version_policy", "oldest", id="unknown policy"),
+        pytest.param("versions", "faces", id="version without number"),
+        pytest.param("versions", "faces:0", id="version 0"),
+        pytest.param("versions", "faces:1,:2", id="version without name"),
         pytest.param("log_level", "loud", id="unknown level"),
         pytest.param("colour", "red", id="unknown setting"),
     ],
@@ -75,3 +91,41 @@ def test_a_bad_setting_is_refused_by_name(name, value):
 def test_a_request_that_could_never_be_admitted_is_refused_at_start():
     with pytest.raises(ValidationError, match=r"max_images_per_request.*at most queue_size \(8\)"):
         ServerConfig(models="m", queue_size=8, max_images_per_request=9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        pytest.param({"tls_key": "k"}, "expected both or none", id="key without certificate"),
+        pytest.param({"tls_certificate": "c"}, "expected both or none", id="certificate alone"),
+        pytest.param({"tls_client_ca": "a"}, "tls_client_ca: expected tls_cert", id="ca alone"),
+        pytest.param({"version_policy": "specific"}, "versions: expected", id="no versions"),
+        pytest.param({"versions": "m:1"}, "versions: expected", id="versions without policy"),
+        pytest.param(
+            {"deadline_seconds": 20, "max_deadline_seconds": 10},
+            r"deadline_seconds: expected at most max_deadline_seconds \(10\), got 20",
+            id="deadline beyond the longest",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused_at_start(settings, problem):
+    with pytest.raises(ValidationError, match=problem):
+        ServerConfig(models="m", **settings)
+
+
+def test_versions_are_listed_by_name():
+    config = ServerConfig(models="m", version_policy="specific", versions="a:1, a:20,b:c:3")
+    assert config.versions == (("a", 1), ("a", 20), ("b:c", 3))
+
+
+def test_batch_sizes_are_a_list_with_the_limit_as_the_largest():
+    config = ServerConfig(models="m", max_batch_size=16, batch_sizes="1, 4,16")
+    assert config.batch_sizes == (1, 4, 16)
+    with pytest.raises(ValidationError, match=r"max_batch_size \(16\) as the largest, got 8"):
+        ServerConfig(models="m", max_batch_size=16, batch_sizes="4,8")
+
+
+@pytest.mark.parametrize("text", ["", "x", "1,,2", "-1", "0", "1.5", "16,0"])
+def test_batch_sizes_that_are_none_are_refused(text):
+    with pytest.raises(ValidationError, match="batch_sizes"):
+        ServerConfig(models="m", max_batch_size=16, batch_sizes=text)

@@ -5,6 +5,7 @@ import re
 
 import grpc
 import pytest
+from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
@@ -80,7 +81,7 @@ class Behaviours:
 
 
 @contextlib.asynccontextmanager
-async def running(behaviours, **settings):
+async def running(behaviours, *, deserialize=None, **settings):
     interceptor = Interceptor(
         Metrics(CollectorRegistry()), **{"deadline_seconds": 20, "exempt_services": ()} | settings
     )
@@ -92,7 +93,7 @@ async def running(behaviours, **settings):
         "Stream": grpc.unary_stream_rpc_method_handler(behaviours.stream),
         "Endless": grpc.unary_stream_rpc_method_handler(behaviours.endless),
         "Flood": grpc.unary_stream_rpc_method_handler(behaviours.flood),
-        "Chat": grpc.stream_stream_rpc_method_handler(behaviours.chat),
+        "Chat": grpc.stream_stream_rpc_method_handler(behaviours.chat, deserialize),
         "Collect": grpc.stream_unary_rpc_method_handler(behaviours.collect),
     }
     for service in (SERVICE, "test.Exempt"):
@@ -255,7 +256,7 @@ async def test_the_status_of_a_handler_that_aborts_is_kept():
             grpc.StatusCode.ALREADY_EXISTS,
             "as the handler wants",
         )
-        assert handled(channel) == {("unary", "Abort", "ALREADY_EXISTS"): 1}
+        await handled_soon(channel, ("unary", "Abort", "ALREADY_EXISTS"))
 
 
 async def test_unknown_methods_share_one_label():
@@ -372,3 +373,21 @@ async def test_new_calls_are_refused_while_those_under_way_are_answered():
         behaviours.gate.set()
         assert await call == b"request"
         await asyncio.wait_for(idle, 20)
+
+
+async def test_bytes_that_are_no_message_are_the_callers_mistake_in_streams_too():
+    def deserialize(content):
+        if content == b"rubbish":
+            raise DecodeError
+        return content.decode()
+
+    class Chatty(Behaviours):
+        async def chat(self, requests, _):
+            async for request in requests:
+                assert isinstance(request, str)
+                yield request.encode()
+
+    async with running(Chatty(), deserialize=deserialize) as channel:
+        chat = channel.stream_stream(f"/{SERVICE}/Chat")(iter([b"a", b"rubbish", b"b"]))
+        assert await chat.read() == b"a"
+        assert (await failure(chat.read())).code() is grpc.StatusCode.INVALID_ARGUMENT

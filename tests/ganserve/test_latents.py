@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ganserve.latents import draw_latents, interpolate_latents, philox4x32, truncate
+from ganserve.latents import (
+    draw_latents,
+    few_philox4x32,
+    interpolate_latents,
+    philox4x32,
+    truncate,
+)
 
 # Random123's published known answers for philox4x32 with 10 rounds: counter, key, result.
 KNOWN_ANSWERS = [
@@ -141,3 +147,26 @@ def test_truncation_comes_after_interpolation():
     walk = interpolate_latents(seeds(1, 2), 3, 8)
     truncated = interpolate_latents(seeds(1, 2), 3, 8, truncation=0.5)
     assert (truncated == walk * np.float32(0.5)).all()
+
+
+@given(
+    values=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20),
+    blocks=st.integers(1, 70),
+)
+def test_few_blocks_are_drawn_as_many_are(values, blocks):
+    key = np.stack([seeds(*values) & np.uint64(2**32 - 1), seeds(*values) >> np.uint64(32)])
+    counter = np.zeros((4, len(values), blocks), np.uint64)
+    counter[0] = np.arange(blocks)
+    few = few_philox4x32(key[:, :, None], blocks)
+    assert few.dtype == np.uint64
+    assert (few == philox4x32(counter, key[:, :, None])).all()
+
+
+@pytest.mark.parametrize("latent_dim", [1, 4, 99, 100])
+def test_latents_do_not_depend_on_how_many_are_drawn_together(latent_dim):
+    many = np.random.default_rng(3).integers(0, 2**64, 300, dtype=np.uint64)
+    together = draw_latents(many, latent_dim)
+    for count in (1, 2, 3, 7, 8, 9, 16, 50):
+        for first in range(0, 300, 37):
+            part = draw_latents(many[first : first + count], latent_dim)
+            assert (part == together[first : first + count]).all()

@@ -174,7 +174,7 @@ async def test_a_real_server_answers_every_call(settings, repository, running_se
         report = await offer_load(
             server.address, images_per_request=3, seconds=0.5, warm_up_seconds=0.1, **settings
         )
-        images = server.metrics.images.labels("tiny", "1")._value.get()
+        images = server.metrics.images.labels("tiny", "1").value
     assert report.errors == {}
     assert report.calls > 10
     assert images >= 3 * report.calls

@@ -1,3 +1,4 @@
+import contextlib
 import socket
 import struct
 import threading
@@ -28,6 +29,8 @@ CONTRACT = {
     "ganserve_model_ready": {"model"},
     "ganserve_model_loads": {"model", "outcome"},
     "ganserve_model_load_seconds": {"model"},
+    "ganserve_certificate_expiry_timestamp_seconds": {"certificate"},
+    "ganserve_credential_reloads": {"credential", "outcome"},
 }
 
 
@@ -143,3 +146,27 @@ def test_a_client_that_never_asks_is_no_event(http, monkeypatch, capfd, caplog, 
         if "process_request_thread" in thread.name:
             thread.join(20)
     assert (capfd.readouterr().err, caplog.records) == ("", [])
+
+
+def test_more_connections_than_sensible_cost_the_oldest_theirs(http, monkeypatch):
+    monkeypatch.setattr("ganserve.metrics._MOST_CONNECTIONS", 3)
+    port = http()
+    with contextlib.ExitStack() as stack:
+        loiterers = []
+        for _ in range(6):  # as fast as they are accepted
+            loiterers.append(stack.enter_context(socket.create_connection(("127.0.0.1", port))))
+            loiterers[-1].sendall(b"GET /metrics HTT")
+        for loiterer in loiterers[:3]:
+            loiterer.settimeout(20)
+            assert loiterer.recv(1) == b""
+        assert get(port, "/healthz")[0] == 200  # which takes the fourth's place
+        for _ in range(20):
+            assert get(port, "/metrics")[0] == 200
+
+
+def test_a_start_asks_no_name_server(monkeypatch, http):
+    def ask(*_):
+        raise AssertionError("a name server was asked")
+
+    monkeypatch.setattr("socket.getfqdn", ask)
+    assert get(http(), "/healthz")[0] == 200

@@ -100,8 +100,8 @@ def test_wrong_metadata_is_named(tmp_path, metadata, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param(b"", "cannot load it", id="empty"),
-        pytest.param(b"not a model", "cannot load it", id="text"),
+        pytest.param(b"", "expected an ONNX file", id="empty"),
+        pytest.param(b"not a model", "expected an ONNX file", id="text"),
         pytest.param(foreign_onnx(), "metadata: expected the key gan", id="another ONNX model"),
     ],
 )

@@ -52,7 +52,7 @@ async def opened(root, load=LOAD, **settings):
     metrics = Metrics(CollectorRegistry())
 
     def start_batcher(name, model):
-        return Batcher(model.run_batch, (4, 4, 3), metrics, model_name=name)
+        return Batcher(model.run_batch, (4, 4, 3), metrics, model_name=name, latent_dim=4)
 
     repository = Repository(root, load, start_batcher, metrics, **settings)
     repository.metrics = metrics
@@ -78,6 +78,13 @@ def serving(repository, name="tiny"):
 async def pixels_of(served, latents=(0, 0, 0, 0)):
     rows = np.array([latents], np.float32)
     return (await served.batcher.submit(rows, deadline=time.monotonic() + 20)).pixels
+
+
+async def until(condition):
+    """Wait for what a retirement does in its own time."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.002)
 
 
 async def settle():
@@ -154,7 +161,7 @@ async def test_a_version_that_cannot_be_loaded_leaves_the_one_before_serving(tmp
         await repository.refresh()
         assert serving(repository) == 1
         assert states(repository) == [("tiny", 2, "FAILED"), ("tiny", 1, "READY")]
-        assert "cannot load it" in repository.describe("tiny", 2).error
+        assert "expected an ONNX file" in repository.describe("tiny", 2).error
         assert str(path) in caplog.text
         loads = {"model": "tiny", "outcome": "failure"}
         assert sample(repository, "ganserve_model_loads_total", **loads) == 1
@@ -308,7 +315,7 @@ async def test_a_model_without_a_loadable_version_says_why(tmp_path):
     publish(tmp_path, "tiny", 1, b"rubbish")
     async with opened(tmp_path) as repository:
         await repository.refresh()
-        with pytest.raises(Loading, match=r"'tiny': .*cannot load it"):
+        with pytest.raises(Loading, match=r"'tiny': .*expected an ONNX file"):
             repository.use("tiny", None).__enter__()
         assert repository.describe("", None).state is ModelState.FAILED
 
@@ -398,3 +405,129 @@ async def test_every_change_is_announced(tmp_path):
         await settle()
     assert [("tiny", 2, "READY"), ("tiny", 1, "RETIRING")] in seen
     assert seen[-1] == []
+
+
+def refused(repository, number, name="tiny"):
+    with pytest.raises(UnknownModel) as error, repository.use(name, number):
+        pass
+    return str(error.value)
+
+
+class TestVersionPolicies:
+    async def test_latest_serves_the_newest_alone(self, tmp_path):
+        for version in (1, 2, 3):
+            write_artifact(tmp_path, version=version)
+        async with opened(tmp_path) as repository:
+            await repository.refresh()
+            assert states(repository) == [("tiny", 3, "READY")]
+            assert refused(repository, 2) == "model 'tiny' version 2: expected 3"
+
+    async def test_all_serves_every_version_that_can_be_loaded(self, tmp_path):
+        for version in (1, 2, 4):
+            write_artifact(tmp_path, version=version, offset=version)
+        publish(tmp_path, "tiny", 3, b"rubbish")
+        async with opened(tmp_path, version_policy="all") as repository:
+            await repository.refresh()
+            assert states(repository) == [
+                ("tiny", 4, "READY"),
+                ("tiny", 3, "FAILED"),
+                ("tiny", 2, "READY"),
+                ("tiny", 1, "READY"),
+            ]
+            assert serving(repository) == repository.describe("tiny", None).number == 4
+            for version in (1, 2, 4):  # each by its number, with pixels of its own
+                with repository.use("tiny", version) as (used, served):
+                    assert used.number == version
+                    assert (await pixels_of(served) == 128 + version).all()
+            assert refused(repository, 3) == "model 'tiny' version 3: expected one of 4, 2, 1"
+
+    async def test_all_takes_versions_in_and_lets_them_go_one_by_one(self, tmp_path):
+        paths = {version: write_artifact(tmp_path, version=version) for version in (1, 2)}
+        async with opened(tmp_path, version_policy="all") as repository:
+            await repository.refresh()
+            write_artifact(tmp_path, version=3)
+            remove(paths[1])
+            await repository.refresh()
+            await until(lambda: [number for _, number, _ in states(repository)] == [3, 2])
+            assert serving(repository) == 3
+            remove(tmp_path / "tiny" / "3" / "model.onnx")
+            await repository.refresh()
+            assert serving(repository) == 2
+            assert sample(repository, "ganserve_model_ready", model="tiny") == 1
+
+    async def test_all_replaces_a_version_whose_file_changed(self, tmp_path):
+        path = write_artifact(tmp_path)
+        write_artifact(tmp_path, version=2)
+        async with opened(tmp_path, version_policy="all") as repository:
+            await repository.refresh()
+            remove(path)
+            write_artifact(tmp_path, offset=9)
+            await repository.refresh()
+            with repository.use("tiny", 1) as (_, served):
+                assert (await pixels_of(served) == 137).all()
+            await until(lambda: len(repository.versions) == 2)
+
+    async def test_specific_serves_what_is_named_and_nothing_else(self, tmp_path, caplog):
+        for version in (1, 2, 3):
+            write_artifact(tmp_path, version=version)
+        write_artifact(tmp_path, "other")
+        wanted = (("tiny", 1), ("tiny", 2), ("absent", 7))
+        settings = {"version_policy": "specific", "versions": wanted}
+        async with opened(tmp_path, **settings) as repository:
+            await repository.refresh()
+            await repository.refresh()
+            assert repository.names == ["tiny"]
+            assert states(repository) == [("tiny", 2, "READY"), ("tiny", 1, "READY")]
+            assert refused(repository, 3) == "model 'tiny' version 3: expected one of 2, 1"
+            assert refused(repository, 1, "other") == "model 'other': expected one of tiny"
+            assert caplog.text.count("model absent version 7 is to serve, but is not there") == 1
+
+
+class TestSeriesOfVersions:
+    async def test_images_of_retired_versions_stay_counted_but_not_for_ever(
+        self, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr("ganserve.repository._COUNTED_VERSIONS", 2)
+        async with opened(tmp_path) as repository:
+            for number in range(1, 6):
+                path = write_artifact(tmp_path, version=number)
+                await repository.refresh()
+                with repository.use("tiny", None) as (version, _):
+                    version.count_images(number)
+                await until(lambda: len(repository.versions) == 1)
+            counts = [
+                sample(repository, "ganserve_images_total", model="tiny", version=str(number))
+                for number in range(1, 6)
+            ]
+            assert counts == [None, None, 3, 4, 5]
+            # One that comes back counts on from where it was shown, and is shown.
+            remove(path)
+            await repository.refresh()
+            with repository.use("tiny", None) as (version, _):
+                assert version.number == 4
+                version.count_images(1)
+            labels = {"model": "tiny", "version": "4"}
+            assert sample(repository, "ganserve_images_total", **labels) == 5
+
+    async def test_a_model_that_went_leaves_no_series(self, tmp_path):
+        path = write_artifact(tmp_path)
+        write_artifact(tmp_path, "other")
+        async with opened(tmp_path) as repository:
+            await repository.refresh()
+            with repository.use("tiny", None) as (version, served):
+                await pixels_of(served)
+                version.count_images(1)
+
+            def models():
+                return {
+                    one.labels["model"]
+                    for family in repository.metrics.registry.collect()
+                    for one in family.samples
+                    if "model" in one.labels
+                }
+
+            assert models() == {"tiny", "other"}
+            remove(path)
+            path.parent.parent.rmdir()
+            await repository.refresh()
+            await until(lambda: models() == {"other"})

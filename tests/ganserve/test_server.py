@@ -14,7 +14,9 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from ganserve.config import ServerConfig
 from ganserve.errors import StartupError
+from ganserve.server import fixed_batch_sizes
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 from tests.ganserve.conftest import connected, eventually, fetch, metric, scrape
@@ -109,6 +111,7 @@ class TestInProcess:
             call.cancel()
         assert {service.name for service in reply.list_services_response.service} == {
             "ganserve.v1.ImageGenerationService",
+            "inference.GRPCInferenceService",
             "grpc.health.v1.Health",
             "grpc.reflection.v1alpha.ServerReflection",
         }
@@ -331,3 +334,19 @@ class TestProcess:
         assert status == 1
         assert f"device {device}: expected" in log.splitlines()[-1]
         assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    ("provider", "settings", "sizes"),
+    [
+        pytest.param("CPUExecutionProvider", {}, (), id="every size on a CPU"),
+        pytest.param("CUDAExecutionProvider", {}, (1, 2, 4, 8, 16), id="powers of two on a GPU"),
+        pytest.param(
+            "CUDAExecutionProvider", {"max_batch_size": 12}, (1, 2, 4, 8, 12), id="and the limit"
+        ),
+        pytest.param("CPUExecutionProvider", {"batch_sizes": (16,)}, (16,), id="as wanted"),
+    ],
+)
+def test_batches_are_padded_to_a_short_list_of_sizes_where_that_pays(provider, settings, sizes):
+    config = ServerConfig(models="m", **settings)
+    assert fixed_batch_sizes(config, provider) == sizes

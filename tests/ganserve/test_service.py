@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ganserve.latents import draw_latents, interpolate_latents
+from ganserve.service import one_ahead
 from ganserve.v1 import image_generation_pb2 as pb
 from tests.ganserve.conftest import connected, metric
 from tests.ganserve.tiny import publish, reveal_pixels, write_artifact
@@ -26,6 +27,12 @@ def expected(*seeds, **settings):
 def pixels_of(response):
     shape = (response.count, response.height, response.width, response.channels)
     return np.frombuffer(response.pixels, np.uint8).reshape(shape)
+
+
+async def settle():
+    """Let every task that can run do so."""
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
 async def failure(call):
@@ -196,7 +203,7 @@ async def test_models_are_listed_with_those_that_could_not_be_loaded(repository,
         ("cats", "1", pb.MODEL_STATE_READY),
         ("tiny", "1", pb.MODEL_STATE_READY),
     ]
-    assert "cannot load it" in models[0].error
+    assert "expected an ONNX file" in models[0].error
     assert (one, failed) == (models[1], models[0])
     assert (one.latent_dim, one.height, one.width, one.channels) == (4, 4, 4, 1)
     assert list(one.class_names) == ["tabby", "black"]
@@ -287,3 +294,92 @@ async def test_a_client_that_goes_away_leaves_the_others_unharmed(tmp_path, runn
             assert reply.pixels == alone.pixels
         await asyncio.gather(*leaving, return_exceptions=True)
         assert (await stub.GenerateImages(request(*range(16)))).pixels == alone.pixels
+
+
+async def test_padding_is_counted_and_changes_no_image(repository, running_server):
+    async with running_server(repository) as server, connected(server) as stub:
+        plain = [await stub.GenerateImages(request(*range(n))) for n in (1, 3, 16)]
+        assert await metric(server, "ganserve_padding_images_total") == 0
+    sizes = {"max_batch_size": 16, "batch_sizes": (4, 16), "instances": 1}
+    async with running_server(repository, **sizes) as server, connected(server) as stub:
+        padded = [await stub.GenerateImages(request(*range(n))) for n in (1, 3, 16)]
+        assert await metric(server, "ganserve_padding_images_total", model="tiny") == 3 + 1
+        assert await metric(server, "ganserve_batch_images_sum", model="tiny") == 20
+        assert await metric(server, "ganserve_images_total", model="tiny") == 20
+    assert [reply.pixels for reply in padded] == [reply.pixels for reply in plain]
+
+
+async def test_while_one_reply_is_sent_the_next_is_made_and_no_more():
+    made, released = [], asyncio.Semaphore(0)
+
+    async def make(start):
+        made.append(start)
+        await released.acquire()
+        return f"reply {start}"
+
+    replies = one_ahead(make, range(0, 12, 4))
+    first = asyncio.ensure_future(anext(replies))
+    await settle()
+    assert made == [0]
+    released.release()
+    assert await first == (0, "reply 0")
+    await settle()
+    assert made == [0, 4]  # while the consumer has the first in its hands
+    released.release()
+    await settle()
+    assert made == [0, 4]
+    assert await anext(replies) == (4, "reply 4")
+    released.release()
+    assert [reply async for reply in replies] == [(8, "reply 8")]
+    assert made == [0, 4, 8]
+
+
+async def test_whoever_stops_reading_stops_what_is_made_ahead():
+    cancelled = asyncio.Event()
+
+    async def make(start):
+        if start:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+        return "reply"
+
+    replies = one_ahead(make, range(3))
+    assert await anext(replies) == (0, "reply")
+    await asyncio.sleep(0)
+    await replies.aclose()
+    assert cancelled.is_set()
+
+
+async def test_a_fault_ahead_is_raised_in_its_turn():
+    async def make(start):
+        if start:
+            raise ArithmeticError("ahead")
+        return "reply"
+
+    replies = one_ahead(make, range(3))
+    assert await anext(replies) == (0, "reply")
+    await asyncio.sleep(0)
+    with pytest.raises(ArithmeticError):
+        await anext(replies)
+
+
+async def test_a_fault_ahead_that_nobody_waits_for_is_silent():
+    async def make(start):
+        if start:
+            raise ArithmeticError("ahead")
+        return "reply"
+
+    replies = one_ahead(make, range(3))
+    await anext(replies)
+    await asyncio.sleep(0)
+    await replies.aclose()
+
+
+async def test_images_of_a_stream_are_counted_as_they_are_taken(tmp_path, running_server):
+    write_artifact(tmp_path, height=128, width=128)
+    async with running_server(tmp_path, chunk_bytes=1) as server, connected(server) as stub:
+        whole = [reply async for reply in stub.StreamImages(request(*range(20)))]
+        assert len(whole) == 20
+        assert await metric(server, "ganserve_images_total") == 20

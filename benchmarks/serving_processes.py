@@ -1,0 +1,165 @@
+"""Hides the processes of the serving benchmark: servers, clients, and the CPU time they take."""
+
+import contextlib
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from ganserve.v1 import image_generation_pb2 as pb
+
+FOLDER = Path(__file__).resolve().parent
+_METHOD = "/ganserve.v1.ImageGenerationService/GenerateImages"
+H2LOAD = shutil.which("h2load")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A running server."""
+
+    port: int
+    id: int
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT."""
+        return f"127.0.0.1:{self.port}"
+
+    def cpu_seconds(self) -> float:
+        """CPU time of all its threads so far."""
+        stat = Path(f"/proc/{self.id}/stat").read_text()
+        fields = stat.rpartition(")")[2].split()  # the name before it may hold spaces
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def own_cpu_seconds() -> float:
+    """CPU time of all threads of this process."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+@contextlib.contextmanager
+def running(command: list[str], port: int) -> Iterator[Process]:
+    """A process of ours, until the end of the block; the first call waits for its port."""
+    with subprocess.Popen([sys.executable, *command], cwd=FOLDER.parent) as process:
+        try:
+            wait_for_port(port)
+            yield Process(port, process.pid)
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def serving(models: Path, *flags: str, silent: bool = False) -> Iterator[Process]:
+    """Our server; yields once it serves. `silent` leaves the metrics out."""
+    port = free_port()
+    program = [str(FOLDER / "serving_silent.py")] if silent else ["-m", "ganserve"]
+    command = [*program, "serve", "--models", str(models), "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--metrics-port", "0", "--device", "cpu"]
+    command += ["--drain-seconds", "0", "--log-level", "warning", *flags]
+    with running(command, port) as process:
+        wait_until_serving(process.address)
+        yield process
+
+
+@contextlib.contextmanager
+def echoing(reply_bytes: int) -> Iterator[Process]:
+    """The server that does nothing."""
+    port = free_port()
+    with running([str(FOLDER / "serving_echo.py"), str(port), str(reply_bytes)], port) as process:
+        yield process
+
+
+def wait_for_port(port: int, seconds: float = 30) -> None:
+    """Return once something listens."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.01)
+    raise TimeoutError(f"nothing listens on port {port}")
+
+
+def wait_until_serving(address: str, seconds: float = 60) -> None:
+    """Return once the health service says so."""
+    end = time.monotonic() + seconds
+    with grpc.insecure_channel(address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        while time.monotonic() < end:
+            with contextlib.suppress(grpc.RpcError):
+                reply = stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=5)
+                if reply.status == health_pb2.HealthCheckResponse.SERVING:
+                    return
+            time.sleep(0.01)
+    raise TimeoutError(f"{address} does not serve")
+
+
+def free_port() -> int:
+    """A port that nothing listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def ask_client(*arguments: object) -> dict[str, Any]:
+    """Run a client of serving_client.py to its end and read what it prints."""
+    command = [sys.executable, str(FOLDER / "serving_client.py"), *map(str, arguments)]
+    output = subprocess.run(
+        command, cwd=FOLDER.parent, capture_output=True, text=True, check=True
+    ).stdout
+    result: dict[str, Any] = json.loads(output)
+    return result
+
+
+def call_with_h2load(
+    process: Process,
+    model: str,
+    images: int,
+    concurrency: int,
+    calls: int,
+    image_format: str,
+    least_bytes: int,
+) -> float:
+    """Make calls with h2load, a client in C that takes next to no CPU; the seconds it took.
+
+    A refused call is a success to HTTP, so the replies must have `least_bytes` each.
+    """
+    assert H2LOAD is not None
+    message = pb.GenerateImagesRequest(
+        model_name=model,
+        seed_range=pb.SeedRange(start=1, count=images),
+        format=pb.ImageFormat.Value(f"IMAGE_FORMAT_{image_format}"),
+    ).SerializeToString()
+    with tempfile.NamedTemporaryFile() as body:
+        body.write(b"\0" + struct.pack(">I", len(message)) + message)
+        body.flush()
+        command = [H2LOAD, "-n", str(calls), "-c", "1", "-m", str(concurrency), "-d", body.name]
+        command += ["-w", "24", "-W", "26"]  # windows that hold several replies of a megabyte
+        command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
+        output = subprocess.run(
+            [*command, f"http://{process.address}{_METHOD}"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    received = re.findall(r"\((\d+)\) data", output)
+    if f" {calls} succeeded" not in output or int(received[0]) < calls * least_bytes:
+        sys.exit(f"calls failed, so there is nothing to compare:\n{output}")
+    value, unit = re.findall(r"finished in ([\d.]+)(us|ms|s)", output)[0]
+    return float(value) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[unit]

@@ -1,0 +1,276 @@
+"""Hides where certificates and tokens come from: files, read anew when they change.
+
+What a file says is used only once it was found right. A changed file that is wrong is reported and
+changes nothing: a server goes on with the certificate and the tokens that it has.
+"""
+
+import hashlib
+import hmac
+import logging
+import re
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import grpc
+
+from ganserve.errors import StartupError
+from ganserve.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+
+_SHORTEST_TOKEN = 16
+_TOKEN = re.compile(rb"[A-Za-z0-9._~+/-]{16,}=*")  # a bearer token, as RFC 6750 spells it
+
+
+class ReloadedFiles(Generic[Value]):
+    """The value that some files have together, read anew by each `refresh`.
+
+    Attributes:
+        value: what the files last said that was right.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        files: dict[str, Path],
+        parse: Callable[..., Value],
+        on_reload: Callable[[str], None],
+    ) -> None:
+        """Read the files for the first time.
+
+        Args:
+            kind: what the files hold, in the plural, for messages.
+            files: each file's path under the setting that names it.
+            parse: takes the files' contents in that order; raises ValueError for wrong ones.
+            on_reload: called with `success` or `failure` after each reading of changed files.
+
+        Raises:
+            StartupError: a file cannot be read, or what it says is wrong.
+        """
+        self._kind = kind
+        self._files = files
+        self._parse = parse
+        self._on_reload = on_reload
+        self._seen = self._read()
+        self.value = self._parse_all(self._seen)
+
+    def refresh(self) -> None:
+        """Take over what has changed; blocks while it reads. Never raises for what files hold."""
+        seen = self._read()
+        if seen == self._seen:
+            return
+        self._seen = seen  # also where it is wrong: one line a change, not one a look
+        try:
+            self.value = self._parse_all(seen)
+        except StartupError as error:
+            logger.error("the %s before stay in use: %s", self._kind, error)
+            self._on_reload("failure")
+        else:
+            logger.info("the %s were read anew", self._kind)
+            self._on_reload("success")
+
+    def _read(self) -> list[bytes | str]:
+        """Read each file's content, or why it cannot be had."""
+        contents: list[bytes | str] = []
+        for setting, path in self._files.items():
+            try:
+                contents.append(path.read_bytes())
+            except OSError as error:
+                contents.append(f"{setting}: {path}: {error.strerror}")
+        return contents
+
+    def _parse_all(self, contents: Sequence[bytes | str]) -> Value:
+        for content in contents:
+            if isinstance(content, str):
+                raise StartupError(content)
+        try:
+            return self._parse(*contents)
+        except ValueError as error:
+            raise StartupError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A certificate that a client can shake hands with."""
+
+    configuration: grpc.ServerCertificateConfiguration
+    expiries: dict[str, float]  # by what expires, in seconds since 1970
+
+
+class ServerCertificate:
+    """The server's certificate; new connections get the newest."""
+
+    def __init__(
+        self, certificate: Path, key: Path, client_ca: Path | None, metrics: Metrics
+    ) -> None:
+        """Read the files.
+
+        Raises:
+            StartupError: they cannot be read or do not fit together.
+        """
+        self._paths = (certificate, key)
+        self._metrics = metrics
+        files = {"tls_certificate": certificate, "tls_key": key}
+        if client_ca is not None:
+            files["tls_client_ca"] = client_ca
+        self._needs_client = client_ca is not None
+        reloads = metrics.credential_reloads
+        self._files = ReloadedFiles(
+            "certificates",
+            files,
+            self._parse,
+            lambda outcome: reloads.labels("certificate", outcome).inc(),
+        )
+        self._show_expiry()
+
+    def refresh(self) -> None:
+        """Take over what has changed."""
+        self._files.refresh()
+        self._show_expiry()
+
+    def make_credentials(self) -> grpc.ServerCredentials:
+        """Build what a port needs; it asks for the newest certificate at each handshake."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._files.value.configuration,
+            lambda: self._files.value.configuration,
+            require_client_authentication=self._needs_client,
+        )
+
+    def _show_expiry(self) -> None:
+        for name, seconds in self._files.value.expiries.items():
+            self._metrics.certificate_expiry.labels(name).set(seconds)
+
+    def _parse(self, certificate: bytes, key: bytes, client_ca: bytes | None = None) -> Certificate:
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            # Files by their paths are all that it takes; a password keeps it from asking for one.
+            server.load_cert_chain(*self._paths, password="")
+        except (ssl.SSLError, OSError) as error:
+            raise ValueError(
+                "tls_certificate, tls_key: expected PEM files of a certificate and its key, "
+                f"without a password, got {_reason(error)}"
+            ) from None
+        if [path.read_bytes() for path in self._paths] != [certificate, key]:
+            raise ValueError("tls_certificate, tls_key: they changed while they were read")
+        expiries = {"server": _shake_hands(server, certificate)}
+        if client_ca is not None:
+            expiries |= _authority_expiry(client_ca)
+        configuration = grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca)
+        return Certificate(configuration, expiries)
+
+
+def _authority_expiry(client_ca: bytes) -> dict[str, float]:
+    """Find when the first of the authorities expires; what is no authority shows no time."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_verify_locations(cadata=client_ca.decode("ascii"))
+    except (ssl.SSLError, ValueError) as error:
+        raise ValueError(
+            f"tls_client_ca: expected certificates as PEM, got {_reason(error)}"
+        ) from None
+    ends = [
+        float(ssl.cert_time_to_seconds(str(authority["notAfter"])))
+        for authority in context.get_ca_certs()
+    ]
+    return {"client_ca": min(ends)} if ends else {}
+
+
+def _shake_hands(server: ssl.SSLContext, certificate: bytes) -> float:
+    """Let a client that trusts the certificate try it, within memory; return its expiry."""
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    # The first certificate is trusted itself, for whoever issued it need not be in the file.
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    client.load_verify_locations(cadata=certificate.decode("ascii", errors="replace"))
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [
+        client.wrap_bio(to_client, to_server),
+        server.wrap_bio(to_server, to_client, server_side=True),
+    ]
+    try:
+        for end in ends * 2:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:  # the other end's turn
+                continue
+    except ssl.SSLError as error:
+        raise ValueError(
+            f"tls_certificate: expected one that clients can use now, got {_reason(error)}"
+        ) from None
+    shown = ends[0].getpeercert()
+    assert shown is not None
+    return float(ssl.cert_time_to_seconds(str(shown["notAfter"])))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    return str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error)
+
+
+class Tokens:
+    """The tokens that may call, kept as hashes only."""
+
+    def __init__(self, file: Path, metrics: Metrics) -> None:
+        """Read the file.
+
+        Raises:
+            StartupError: it cannot be read, or a line of it is no token.
+        """
+        reloads = metrics.credential_reloads
+        self._files = ReloadedFiles(
+            "tokens",
+            {"token_file": file},
+            parse_tokens,
+            lambda outcome: reloads.labels("tokens", outcome).inc(),
+        )
+
+    def refresh(self) -> None:
+        """Take over what has changed."""
+        self._files.refresh()
+
+    def identify(self, authorization: str | bytes | None) -> bytes | None:
+        """Find the token of an `authorization` header; return what stands for it, or None.
+
+        Takes equally long for all tokens, so that nothing can be learnt from the time.
+        """
+        if authorization is None:
+            return None
+        if isinstance(authorization, str):
+            authorization = authorization.encode()
+        scheme, _, token = authorization.partition(b" ")
+        if scheme.lower() != b"bearer":
+            return None
+        digest = hashlib.sha256(token.strip()).digest()
+        found = None
+        for known in self._files.value:
+            if hmac.compare_digest(known, digest):
+                found = known
+        return found
+
+
+def parse_tokens(content: bytes) -> tuple[bytes, ...]:
+    """Hash the tokens of a file: one a line; empty lines and those that begin with # mean nothing.
+
+    Raises:
+        ValueError: there is none, or a line is no token; its number is named, never the line.
+    """
+    digests = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        token = line.strip()
+        if not token or token.startswith(b"#"):
+            continue
+        if not _TOKEN.fullmatch(token):
+            raise ValueError(
+                f"token_file: line {number}: expected a token of at least {_SHORTEST_TOKEN} "
+                "letters, digits and -._~+/, got something else"
+            )
+        digests.append(hashlib.sha256(token).digest())
+    if not digests:
+        raise ValueError("token_file: expected at least one token, got none")
+    return tuple(digests)

@@ -1,0 +1,54 @@
+"""Hides the deadline of calls whose callers set none."""
+
+import asyncio
+from typing import Any
+
+
+class Deadlines:
+    """The deadline of calls whose callers set none: one timer for all, for it is as long for each.
+
+    A call is its task, which is cancelled when its time is up.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._ends: dict[asyncio.Task[Any], float] = {}  # on the loop's clock, the earliest first
+        self._passed: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def impose(self) -> None:
+        """Give the current task its deadline."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
+        assert task is not None
+        self._ends[task] = end = loop.time() + self.seconds
+        if self._timer is None:
+            self._timer = loop.call_at(end, self._cancel_late)
+
+    def lift(self) -> None:
+        """Take the deadline off the current task, if it has one."""
+        if self._ends:
+            task = asyncio.current_task()
+            assert task is not None
+            self._ends.pop(task, None)
+
+    def has_passed(self) -> bool:
+        """Whether it was this deadline, and nothing else, that cancelled the current task."""
+        task = asyncio.current_task()
+        assert task is not None
+        if task not in self._passed:
+            return False
+        self._passed.remove(task)
+        return task.uncancel() == 0
+
+    def _cancel_late(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._ends:
+            task, end = next(iter(self._ends.items()))
+            if end > loop.time():
+                self._timer = loop.call_at(end, self._cancel_late)
+                return
+            del self._ends[task]
+            self._passed.add(task)
+            task.cancel()
+        self._timer = None

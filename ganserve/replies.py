@@ -1,0 +1,55 @@
+"""Hides how a reply becomes bytes: what never changes is kept, and pixels are copied once."""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ganserve.v1 import image_generation_pb2 as pb
+
+# As protobuf writes `bytes pixels`: the field's number, and 2 for "a length and as many bytes".
+_PIXELS_TAG = pb.GenerateImagesResponse.PIXELS_FIELD_NUMBER << 3 | 2
+assert _PIXELS_TAG < 0x80, "the tag is one byte"
+
+
+class Reply(NamedTuple):
+    """A `GenerateImagesResponse`, as far as gRPC needs to know."""
+
+    head: bytes  # the fields that all replies of a model have in common
+    message: pb.GenerateImagesResponse  # the others, but for the pixels
+    pixels: NDArray[np.uint8] | None  # [count, height, width, channels]
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 - spelled as in protobuf
+        """The bytes of the whole message; protobuf lets fields come in any order."""
+        rest = self.message.SerializeToString()
+        if self.pixels is None:
+            return self.head + rest
+        pixels = np.ascontiguousarray(self.pixels)
+        tag = bytes((_PIXELS_TAG,)) + varint(pixels.size)
+        return b"".join((self.head, rest, tag, pixels.data))
+
+
+@functools.lru_cache(maxsize=64)
+def reply_head(
+    name: str, version: int, digest: str, shape: tuple[int, int, int], media_type: str
+) -> bytes:
+    """The bytes of the fields that all replies of a version in one format have in common."""
+    height, width, channels = shape
+    return pb.GenerateImagesResponse(
+        height=height,
+        width=width,
+        channels=channels,
+        media_type=media_type,
+        model=pb.ModelIdentity(name=name, version=str(version), digest=digest),
+    ).SerializeToString()
+
+
+def varint(number: int) -> bytes:
+    """A number as protobuf writes it: seven bits a byte, the lowest first, 0x80 for "more"."""
+    written = bytearray()
+    while number >= 0x80:
+        written.append(number & 0x7F | 0x80)
+        number >>= 7
+    written.append(number)
+    return bytes(written)

@@ -1,0 +1,126 @@
+"""Hides counters and histograms that one thread writes: no locks, at a fraction of the cost.
+
+They look like those of `prometheus_client`, which lock at every step so that any thread may write.
+Here the event loop alone writes, and a scrape in another thread reads what is there: every number
+is whole, and a histogram's count is the sum of its buckets as they were read.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+
+class CounterTally:
+    """One series of a counter."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def inc(self, amount: float = 1) -> None:
+        """Count one, or `amount`."""
+        self.value += amount
+
+
+class HistogramTally:
+    """One series of a histogram."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)  # the last for what exceeds all bounds
+        self.total = 0.0
+
+    def observe(self, amount: float) -> None:
+        """Count an observation in its bucket, whose bound is inclusive."""
+        self.counts[bisect_left(self.bounds, amount)] += 1
+        self.total += amount
+
+
+class CounterTallies(Collector):
+    """A counter with its series; one thread writes."""
+
+    def __init__(
+        self, name: str, what: str, labels: Sequence[str], *, registry: CollectorRegistry
+    ) -> None:
+        self._name = name.removesuffix("_total")
+        self._what = what
+        self._labelnames = tuple(labels)
+        self._series: dict[tuple[str, ...], CounterTally] = {}
+        registry.register(self)
+
+    def labels(self, *values: str) -> CounterTally:
+        """The series of these label values; keep it, for the look-up costs more than counting."""
+        assert len(values) == len(self._labelnames), values
+        return self._series.setdefault(values, CounterTally())
+
+    def remove(self, *values: str) -> None:
+        """Show a series no more.
+
+        Raises:
+            KeyError: there is none with these label values.
+        """
+        del self._series[values]
+
+    def remove_by_labels(self, labels: Mapping[str, str]) -> None:
+        """Show all series no more that have these values of these labels."""
+        places = {self._labelnames.index(name): value for name, value in labels.items()}
+        for values in list(self._series):
+            if all(values[place] == value for place, value in places.items()):
+                del self._series[values]
+
+    def describe(self) -> Iterable[CounterMetricFamily]:
+        """What it is, without values."""
+        return [CounterMetricFamily(self._name, self._what, labels=self._labelnames)]
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        """The values, as `prometheus_client` wants them."""
+        family = CounterMetricFamily(self._name, self._what, labels=self._labelnames)
+        for values, tally in list(self._series.items()):
+            family.add_metric(values, tally.value)
+        return [family]
+
+
+class HistogramTallies(Collector):
+    """A histogram with its series; one thread writes."""
+
+    def __init__(
+        self,
+        name: str,
+        what: str,
+        labels: Sequence[str],
+        *,
+        buckets: Sequence[float],
+        registry: CollectorRegistry,
+    ) -> None:
+        self._name = name
+        self._what = what
+        self._labelnames = tuple(labels)
+        self._bounds = tuple(buckets)
+        self._series: dict[tuple[str, ...], HistogramTally] = {}
+        registry.register(self)
+
+    def labels(self, *values: str) -> HistogramTally:
+        """The series of these label values; keep it, for the look-up costs more than observing."""
+        assert len(values) == len(self._labelnames), values
+        return self._series.setdefault(values, HistogramTally(self._bounds))
+
+    def describe(self) -> Iterable[HistogramMetricFamily]:
+        """What it is, without values."""
+        return [HistogramMetricFamily(self._name, self._what, labels=self._labelnames)]
+
+    def collect(self) -> Iterable[HistogramMetricFamily]:
+        """The values, as `prometheus_client` wants them."""
+        family = HistogramMetricFamily(self._name, self._what, labels=self._labelnames)
+        bounds = [_bound_label(bound) for bound in (*self._bounds, float("inf"))]
+        for values, tally in list(self._series.items()):
+            total, counts = tally.total, list(tally.counts)
+            family.add_metric(values, list(zip(bounds, accumulate(counts), strict=True)), total)
+        return [family]
+
+
+def _bound_label(bound: float) -> str:
+    return str(floatToGoString(bound))  # type: ignore[no-untyped-call]  # published without types

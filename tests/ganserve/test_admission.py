@@ -1,0 +1,98 @@
+import pytest
+
+from ganserve.admission import RateLimiter, peer_address
+from ganserve.errors import RateLimited
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def refused(limiter, client, images):
+    with pytest.raises(RateLimited) as error:
+        limiter.take(client, images)
+    return error.value.retry_seconds
+
+
+def test_a_burst_is_free_and_then_images_come_at_the_rate(clock):
+    limiter = RateLimiter(8.0, 20, clock=clock)
+    limiter.take("a", 15)
+    limiter.take("a", 5)
+    assert refused(limiter, "a", 1) == 0.125
+    clock.now += 0.125
+    limiter.take("a", 1)
+    assert refused(limiter, "a", 4) == 0.5
+
+
+def test_the_time_told_is_the_time_it_takes(clock):
+    limiter = RateLimiter(3.0, 8, clock=clock)
+    limiter.take("a", 8)
+    clock.now += refused(limiter, "a", 7) + 1e-9
+    limiter.take("a", 7)
+
+
+def test_a_refusal_costs_nothing(clock):
+    limiter = RateLimiter(10.0, 20, clock=clock)
+    limiter.take("a", 15)
+    for _ in range(100):
+        refused(limiter, "a", 6)
+    limiter.take("a", 5)
+
+
+def test_clients_do_not_share(clock):
+    limiter = RateLimiter(1.0, 4, clock=clock)
+    limiter.take("a", 4)
+    limiter.take("b", 4)
+    refused(limiter, "a", 1)
+
+
+def test_a_pause_saves_up_no_more_than_the_burst(clock):
+    limiter = RateLimiter(10.0, 20, clock=clock)
+    limiter.take("a", 1)
+    clock.now += 1e6
+    limiter.take("a", 20)
+    refused(limiter, "a", 1)
+
+
+def test_a_request_beyond_the_burst_waits_for_a_whole_share_and_leaves_a_debt(clock):
+    limiter = RateLimiter(10.0, 20, clock=clock)
+    limiter.take("a", 100)
+    assert refused(limiter, "a", 1) == pytest.approx(8.1)
+    clock.now += 9
+    assert refused(limiter, "a", 100) == pytest.approx(1.0)
+
+
+def test_the_table_is_bounded_and_forgets_who_was_silent_for_longest(clock):
+    limiter = RateLimiter(1.0, 4, most_clients=3, clock=clock)
+    for client in ("a", "b", "c"):
+        limiter.take(client, 4)
+    refused(limiter, "a", 1)  # not silent
+    limiter.take("d", 1)
+    assert list(limiter._shares) == ["c", "a", "d"]
+    limiter.take("b", 4)  # forgotten, so its share is whole
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:10.1.2.3:50000", "10.1.2.3"),
+        ("ipv6:%5B2001:db8:1:2:3:4:5:6%5D:50000", "2001:db8:1:2::/64"),
+        ("ipv6:[2001:db8:1:2:ffff::1]:1", "2001:db8:1:2::/64"),
+        ("ipv6:%5B::ffff:10.1.2.3%5D:50000", "10.1.2.3"),
+        ("ipv6:%5Bfe80::1%25eth0%5D:1", "fe80::/64"),
+        ("unix:", "unix:"),
+        ("unix:/run/socket", "unix:/run/socket"),
+        ("", ""),
+    ],
+)
+def test_a_peer_is_its_address_without_the_port(peer, address):
+    assert peer_address(peer) == address

@@ -1,0 +1,271 @@
+import os
+import random
+import threading
+
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper, onnx_ml_pb2
+
+from ganserve.errors import ModelError
+from ganserve.model import load_model
+from ganserve.model_files import read_model_file
+from ganserve.onnx_file import _REPEATED, _TABLE, check_onnx_file
+from tests.ganserve.tiny import build_network, publish, write_artifact
+
+REAL_NAMES = {"Training": "TrainingInfoProto"}
+
+
+@pytest.fixture
+def model():
+    """A sound model, to be spoilt."""
+    return build_network("convolutional", 4, 16, 16, 3, 0, 0)
+
+
+def check(model):
+    check_onnx_file(model.SerializeToString())
+
+
+def real_message(name):
+    return getattr(onnx_ml_pb2, REAL_NAMES.get(name, f"{name}Proto")).DESCRIPTOR
+
+
+def external_tensor(location="../../../etc/passwd"):
+    tensor = TensorProto(name="stolen", data_type=TensorProto.UINT8, dims=[10])
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    return tensor
+
+
+def foreign_node(operator="Anything", domain="org.example"):
+    return helper.make_node(operator, ["latents"], ["y"], domain=domain)
+
+
+def subgraph(node):
+    return helper.make_graph([node], "inner", [], [])
+
+
+class TestTheTable:
+    @pytest.mark.parametrize("name", _TABLE)
+    def test_has_the_numbers_of_the_standard(self, name):
+        real = real_message(name).fields_by_name
+        for field, (number, kind) in _TABLE[name].items():
+            assert real[field].number == number
+            assert real[field].is_repeated == (field in _REPEATED)
+            if kind in _TABLE:
+                assert real[field].message_type is real_message(kind)
+
+    def test_leaves_no_way_to_a_node_or_a_tensor_out(self):
+        def leads_there(message, seen=()):
+            if message.full_name in seen:
+                return False
+            return message.name in ("NodeProto", "TensorProto") or any(
+                leads_there(field.message_type, (*seen, message.full_name))
+                for field in message.fields
+                if field.message_type is not None
+            )
+
+        for name in _TABLE:
+            for field in real_message(name).fields:
+                if field.message_type is not None and leads_there(field.message_type):
+                    assert field.name in _TABLE[name], f"{name}.{field.name}"
+
+
+def test_sound_models_pass(model):
+    check(model)
+    model.graph.node.append(helper.make_node("Identity", ["latents"], ["y"], domain="ai.onnx"))
+    model.graph.node.append(helper.make_node("QGemm", ["latents"], ["y"], domain="com.microsoft"))
+    check(model)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(lambda m, node: m.graph.node.append(node), id="the graph"),
+        pytest.param(
+            lambda m, node: m.graph.node.append(
+                helper.make_node(
+                    "If", ["c"], ["y"], then_branch=subgraph(node), else_branch=subgraph(node)
+                )
+            ),
+            id="a branch",
+        ),
+        pytest.param(
+            lambda m, node: m.graph.node.append(
+                helper.make_node("If", ["c"], ["y"], graphs=[subgraph(node), subgraph(node)])
+            ),
+            id="a list of graphs",
+        ),
+        pytest.param(
+            lambda m, node: m.functions.append(
+                helper.make_function(
+                    "", "Mine", ["x"], ["y"], [node], [helper.make_opsetid("", 20)]
+                )
+            ),
+            id="a function",
+        ),
+        pytest.param(
+            lambda m, node: m.training_info.add().algorithm.node.append(node), id="training"
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    ("operator", "domain"),
+    [
+        ("Anything", "org.example"),
+        ("EPContext", "com.microsoft"),
+        ("PyOp", "com.microsoft"),
+        ("Relu", "ai.onnx.training"),
+        ("QGemm", "com.microsoft.extensions"),
+        ("Relu", "AI.ONNX"),
+        ("Relu", " "),
+    ],
+)
+def test_operators_of_other_domains_are_found_wherever_they_stand(model, place, operator, domain):
+    place(model, foreign_node(operator, domain))
+    with pytest.raises(ModelError, match=f"operator '{operator}' of the domain '{domain}'"):
+        check(model)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(lambda m, tensor: m.graph.initializer.append(tensor), id="weights"),
+        pytest.param(
+            lambda m, tensor: m.graph.node.append(
+                helper.make_node("Constant", [], ["y"], value=tensor)
+            ),
+            id="a constant",
+        ),
+        pytest.param(
+            lambda m, tensor: m.graph.node.add(op_type="X").attribute.add(tensors=[tensor]),
+            id="a list of tensors",
+        ),
+        pytest.param(
+            lambda m, tensor: m.graph.sparse_initializer.add().values.CopyFrom(tensor),
+            id="sparse weights",
+        ),
+        pytest.param(
+            lambda m, tensor: m.functions.add().attribute_proto.add(t=tensor),
+            id="the default of a function",
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    "location", ["weights.bin", "/etc/passwd", "../up", "*/_ORT_MEM_ADDR_/*", ""]
+)
+def test_data_outside_the_file_is_found_wherever_it_is_named(model, place, location):
+    place(model, external_tensor(location))
+    with pytest.raises(ModelError, match="tensor 'stolen': expected its values in this file"):
+        check(model)
+
+
+@pytest.mark.parametrize("clear", ["data_location", "external_data"])
+def test_half_a_reference_is_enough(model, clear):
+    tensor = external_tensor()
+    tensor.ClearField(clear)
+    model.graph.initializer.append(tensor)
+    with pytest.raises(ModelError, match="tensor 'stolen'"):
+        check(model)
+
+
+def test_what_stands_in_a_second_graph_counts_too(model):
+    """A field given twice is merged, by ONNX Runtime as well."""
+    other = onnx.ModelProto()
+    other.graph.node.append(foreign_node())
+    with pytest.raises(ModelError, match="operator 'Anything'"):
+        check_onnx_file(model.SerializeToString() + other.SerializeToString())
+
+
+def test_a_file_in_the_runtimes_own_format_is_refused_even_as_a_valid_message(model):
+    # An unknown field whose bytes put the mark where ONNX Runtime looks for it.
+    disguised = bytes([0xFA, 0x7F, 5, 0]) + b"ORTM" + model.SerializeToString()
+    assert disguised[4:8] == b"ORTM"
+    assert onnx.ModelProto.FromString(disguised).graph == model.graph
+    with pytest.raises(ModelError, match="own format"):
+        check_onnx_file(disguised)
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"\x08\x0a", bytes(1000)])
+def test_other_bytes_are_no_onnx_file(content):
+    with pytest.raises(ModelError, match="expected an ONNX file"):
+        check_onnx_file(content)
+
+
+def test_no_file_does_worse_than_be_refused(model):
+    """Random damage never gets through as anything but a sound model or a ModelError."""
+    random_ = random.Random(1)
+    sound = model.SerializeToString()
+    refused = 0
+    for _ in range(500):
+        damaged = bytearray(sound)
+        for _ in range(random_.randint(1, 8)):
+            damaged[random_.randrange(min(400, len(damaged)))] = random_.randrange(256)
+        try:
+            check_onnx_file(bytes(damaged[: random_.randint(1, len(damaged))]))
+        except ModelError:
+            refused += 1
+    assert refused > 100
+
+
+def field(number, content):
+    """A field of bytes or a message, as it travels."""
+    length = len(content)
+    size = b""
+    while length >= 128:
+        size += bytes([length % 128 + 128])
+        length //= 128
+    return bytes([number * 8 + 2]) + size + bytes([length]) + content
+
+
+def test_a_thousand_levels_are_refused():
+    graph = b""
+    for _ in range(1000):
+        graph = field(1, field(5, field(6, graph)))  # a node with an attribute with a graph
+    with pytest.raises(ModelError, match="expected an ONNX file"):
+        check_onnx_file(field(7, graph))
+
+
+class TestLoading:
+    def test_a_spoilt_artifact_never_reaches_onnx_runtime(self, tmp_path, monkeypatch):
+        model = onnx.load(write_artifact(tmp_path))
+        secret = tmp_path / "secret.bin"
+        secret.write_bytes(bytes(192))
+        (weights,) = [t for t in model.graph.initializer if t.name == "picks"]
+        values = numpy_helper.to_array(weights)
+        secret.write_bytes(values.tobytes())
+        weights.CopyFrom(external_tensor(str(secret)))
+        weights.name = "picks"
+        path = publish(tmp_path, "tiny", 2, model.SerializeToString())
+        monkeypatch.setattr("ganserve.model.open_session", None)  # calling it would be an error
+        with pytest.raises(ModelError, match=r"2/model.onnx: tensor 'picks': expected its values"):
+            load_model(path, "cpu", threads=1)
+
+    def test_a_file_that_is_too_large_is_not_read(self, tmp_path):
+        path = write_artifact(tmp_path)
+        size = path.stat().st_size
+        assert load_model(path, "cpu", threads=1, max_bytes=size).spec.latent_dim == 4
+        with pytest.raises(ModelError, match=rf"at most {size - 1} bytes, got {size}: see --max-m"):
+            load_model(path, "cpu", threads=1, max_bytes=size - 1)
+
+    def test_a_sparse_giant_takes_no_memory(self, tmp_path):
+        path = tmp_path / "model.onnx"
+        with path.open("wb") as file:
+            file.truncate(2**40)
+        with pytest.raises(ModelError, match="at most"):
+            read_model_file(path, 2**30)
+
+    def test_a_pipe_holds_up_nobody(self, tmp_path):
+        path = tmp_path / "model.onnx"
+        os.mkfifo(path)
+        failures = []
+
+        def read():
+            try:
+                read_model_file(path, 2**30)
+            except ModelError as error:
+                failures.append(str(error))
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        reader.join(20)
+        assert failures == ["expected a file, got a pipe, a device or the like"]

@@ -1,0 +1,518 @@
+"""TLS, tokens, rate limits and the limits of calls and connections, over real connections."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import RetryInfo
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_status import rpc_status
+
+from ganserve.channel_security import ChannelSecurity, open_async_channel
+from ganserve.cli import run
+from ganserve.client import CallError, Client
+from ganserve.errors import StartupError
+from ganserve.v1 import image_generation_pb2 as pb
+from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
+from tests.ganserve.certificates import Authority
+from tests.ganserve.conftest import connected, eventually, fetch, metric
+from tests.ganserve.tiny import write_artifact
+
+TOKEN, OTHER = "correct-horse-battery-staple", "another-token-altogether"
+Code = grpc.StatusCode
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority(tmp_path / "tls")
+
+
+@pytest.fixture
+def token_file(tmp_path):
+    file = tmp_path / "tokens"
+    file.write_text(f"{TOKEN}\n{OTHER}\n")
+    return file
+
+
+def tls(authority, name="server", **settings):
+    certificate, key = authority.issue(name)
+    return {"tls_certificate": certificate, "tls_key": key} | settings
+
+
+def request(count=1, model=""):
+    return pb.GenerateImagesRequest(
+        model_name=model,
+        seed_range=pb.SeedRange(start=0, count=count),
+        format=pb.IMAGE_FORMAT_RAW,
+    )
+
+
+def bearer(token):
+    return (("authorization", f"Bearer {token}"),)
+
+
+@contextlib.asynccontextmanager
+async def secured(server, **files):
+    async with open_async_channel(server.address, ChannelSecurity(**files), []) as channel:
+        yield ImageGenerationServiceStub(channel)
+
+
+async def failure(call):
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call
+    return error.value
+
+
+async def code_of(call):
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return Code.OK
+
+
+def retry_seconds(error):
+    info = RetryInfo()
+    assert rpc_status.from_call(error).details[0].Unpack(info)
+    return info.retry_delay.ToNanoseconds() / 1e9
+
+
+class TestTls:
+    async def test_clients_that_trust_the_authority_are_answered(
+        self, authority, repository, running_server
+    ):
+        async with (
+            running_server(repository, **tls(authority)) as server,
+            secured(server, tls_ca=authority.ca) as stub,
+        ):
+            assert (await stub.GenerateImages(request(3))).count == 3
+
+    async def test_nobody_is_answered_in_the_clear(self, authority, repository, running_server):
+        async with (
+            running_server(repository, **tls(authority)) as server,
+            connected(server) as stub,
+        ):
+            assert await code_of(stub.GenerateImages(request(), timeout=10)) is Code.UNAVAILABLE
+
+    async def test_a_server_of_another_authority_is_not_trusted(
+        self, authority, repository, running_server, tmp_path
+    ):
+        other = Authority(tmp_path / "other")
+        async with (
+            running_server(repository, **tls(authority)) as server,
+            secured(server, tls_ca=other.ca) as stub,
+        ):
+            assert await code_of(stub.GenerateImages(request(), timeout=10)) is Code.UNAVAILABLE
+
+    async def test_where_clients_need_certificates_others_are_turned_away(
+        self, authority, repository, running_server, tmp_path
+    ):
+        settings = tls(authority, tls_client_ca=authority.ca)
+        other = Authority(tmp_path / "other")
+        async with running_server(repository, **settings) as server:
+            for issuer, expected in ((authority, Code.OK), (other, Code.UNAVAILABLE)):
+                certificate, key = issuer.issue("client")
+                files = {"tls_certificate": certificate, "tls_key": key}
+                async with secured(server, tls_ca=authority.ca, **files) as stub:
+                    assert await code_of(stub.GenerateImages(request(), timeout=10)) is expected
+            async with secured(server, tls_ca=authority.ca) as stub:
+                assert await code_of(stub.GenerateImages(request(), timeout=10)) is Code.UNAVAILABLE
+
+    async def test_a_new_certificate_needs_no_restart_and_breaks_no_connection(
+        self, authority, repository, running_server, tmp_path
+    ):
+        settings = tls(authority)
+        async with running_server(repository, **settings) as server:
+            async with secured(server, tls_ca=authority.ca) as early:
+                await early.GenerateImages(request())
+                successor = Authority(tmp_path / "tls", "successor")
+                successor.issue("server")  # over the files in use
+                reloads = server.metrics.credential_reloads.labels("certificate", "success")
+                await eventually(lambda: reloads._value.get() >= 1)
+                async with secured(server, tls_ca=successor.ca) as late:
+                    assert await code_of(late.GenerateImages(request())) is Code.OK
+                assert await code_of(early.GenerateImages(request())) is Code.OK
+            async with secured(server, tls_ca=authority.ca) as stub:
+                assert await code_of(stub.GenerateImages(request(), timeout=10)) is Code.UNAVAILABLE
+
+    async def test_a_broken_certificate_leaves_the_one_before_in_use_and_shows(
+        self, authority, repository, running_server, caplog
+    ):
+        settings = tls(authority)
+        async with running_server(repository, **settings) as server:
+            settings["tls_certificate"].write_text("rubbish")
+            failures = server.metrics.credential_reloads.labels("certificate", "failure")
+            await eventually(lambda: failures._value.get() == 1)
+            assert "the certificates before stay in use: tls_certificate" in caplog.text
+            async with secured(server, tls_ca=authority.ca) as stub:
+                assert await code_of(stub.GenerateImages(request())) is Code.OK
+            expiry = await metric(server, "ganserve_certificate_expiry_timestamp_seconds")
+            assert expiry > time.time()
+
+    async def test_a_bad_certificate_at_start_is_an_error_of_the_start(
+        self, authority, repository, running_server
+    ):
+        certificate, key = authority.issue("server", days=-1)
+        with pytest.raises(StartupError, match="certificate has expired"):
+            async with running_server(repository, tls_certificate=certificate, tls_key=key):
+                pass
+
+    async def test_health_is_answered_over_tls_too(self, authority, repository, running_server):
+        async with running_server(repository, **tls(authority)) as server:
+            files = ChannelSecurity(tls_ca=authority.ca)
+            async with open_async_channel(server.address, files, []) as channel:
+                health = health_pb2_grpc.HealthStub(channel)
+                reply = await health.Check(HealthCheckRequest())
+            assert reply.status == HealthCheckResponse.SERVING
+            assert await asyncio.to_thread(fetch, server, "/readyz") == "ready\n"
+
+
+class TestTokens:
+    async def test_calls_with_a_known_token_are_answered(
+        self, token_file, repository, running_server
+    ):
+        async with (
+            running_server(repository, token_file=token_file) as server,
+            connected(server) as stub,
+        ):
+            for token in (TOKEN, OTHER):
+                assert (await stub.GenerateImages(request(), metadata=bearer(token))).count == 1
+            call = stub.StreamImages(request(3), metadata=bearer(TOKEN))
+            assert sum([reply.count async for reply in call]) == 3
+
+    @pytest.mark.parametrize(
+        "metadata",
+        [
+            pytest.param((), id="none"),
+            pytest.param(bearer("wrong-wrong-wrong-wrong"), id="unknown"),
+            pytest.param(bearer(""), id="empty"),
+            pytest.param((("authorization", f"Basic {TOKEN}"),), id="another scheme"),
+            pytest.param((("x-authorization", f"Bearer {TOKEN}"),), id="another header"),
+        ],
+    )
+    async def test_all_others_are_turned_away_and_counted(
+        self, token_file, repository, running_server, metadata, caplog
+    ):
+        caplog.set_level(logging.DEBUG, "ganserve")
+        async with (
+            running_server(repository, token_file=token_file) as server,
+            connected(server) as stub,
+        ):
+            error = await failure(stub.GenerateImages(request(), metadata=metadata))
+            assert error.code() is Code.UNAUTHENTICATED
+            assert "authorization: Bearer TOKEN" in error.details()
+            call = stub.StreamImages(request(3), metadata=metadata)
+            assert await code_of(call.read()) is Code.UNAUTHENTICATED
+            listed = stub.ListModels(pb.ListModelsRequest(), metadata=metadata)
+            assert await code_of(listed) is Code.UNAUTHENTICATED
+            handled = {"grpc_code": "UNAUTHENTICATED"}
+            assert await metric(server, "grpc_server_handled_total", **handled) == 3
+            assert await metric(server, "grpc_server_started_total") == 3
+            rejected = await metric(
+                server, "ganserve_rejected_requests_total", reason="unauthenticated"
+            )
+            assert rejected == 3
+            assert await metric(server, "ganserve_images_total") == 0
+        assert TOKEN not in caplog.text
+        assert "wrong-wrong" not in caplog.text
+
+    async def test_health_is_open_and_reflection_is_not(
+        self, token_file, repository, running_server
+    ):
+        async with (
+            running_server(repository, token_file=token_file) as server,
+            grpc.aio.insecure_channel(server.address) as channel,
+        ):
+            health = health_pb2_grpc.HealthStub(channel)
+            assert (await health.Check(HealthCheckRequest())).status == HealthCheckResponse.SERVING
+            watch = health.Watch(HealthCheckRequest())
+            assert (await watch.read()).status == HealthCheckResponse.SERVING
+            watch.cancel()
+            reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+            asked = reflection_pb2.ServerReflectionRequest(list_services="")
+            call = reflection.ServerReflectionInfo(iter([asked]))
+            assert await code_of(call.read()) is Code.UNAUTHENTICATED
+            call = reflection.ServerReflectionInfo(iter([asked]), metadata=bearer(TOKEN))
+            assert (await call.read()).list_services_response.service
+            call.cancel()
+
+    async def test_a_token_taken_off_the_list_is_refused_without_a_restart(
+        self, token_file, repository, running_server
+    ):
+        async with (
+            running_server(repository, token_file=token_file) as server,
+            connected(server) as stub,
+        ):
+            token_file.write_text(f"{OTHER}\n")
+            reloads = server.metrics.credential_reloads.labels("tokens", "success")
+            await eventually(lambda: reloads._value.get() == 1)
+            refused = stub.GenerateImages(request(), metadata=bearer(TOKEN))
+            assert await code_of(refused) is Code.UNAUTHENTICATED
+            assert await code_of(stub.GenerateImages(request(), metadata=bearer(OTHER))) is Code.OK
+
+    async def test_without_tls_the_log_warns(self, token_file, repository, running_server, caplog):
+        async with running_server(repository, token_file=token_file):
+            assert "tokens without TLS" in caplog.text
+
+
+class TestClients:
+    @pytest.fixture
+    async def server(self, authority, token_file, repository, running_server):
+        settings = tls(authority, tls_client_ca=authority.ca, token_file=token_file)
+        async with running_server(repository, **settings) as server:
+            yield server
+
+    @pytest.fixture
+    def files(self, authority, tmp_path):
+        certificate, key = authority.issue("client")
+        token = tmp_path / "token"
+        token.write_text(f"{TOKEN}\n")
+        return {
+            "tls_ca": authority.ca,
+            "tls_certificate": certificate,
+            "tls_key": key,
+            "token_file": token,
+        }
+
+    async def test_the_client_shows_certificate_and_token(self, server, files):
+        def ask():
+            with Client(server.address, security=ChannelSecurity(**files)) as client:
+                streamed = sum(len(part) for part in client.stream(seeds=range(3)))
+                return len(client.generate(seeds=[1, 2])), streamed, len(client.models())
+
+        assert await asyncio.to_thread(ask) == (2, 3, 1)
+
+    async def test_a_client_without_token_is_told(self, server, files):
+        del files["token_file"]
+
+        def ask():
+            with Client(server.address, security=ChannelSecurity(**files)) as client:
+                client.models()
+
+        with pytest.raises(CallError, match="UNAUTHENTICATED"):
+            await asyncio.to_thread(ask)
+
+    async def test_every_command_takes_the_files(self, server, files, tmp_path, capsys):
+        flags = [f"--{name.replace('_', '-')}={path}" for name, path in files.items()]
+        commands = (
+            ["generate", "--seeds", "0-3", "--out", str(tmp_path / "grid.png")],
+            ["models"],
+            ["load-test", "--seconds", "0.2", "--warm-up-seconds", "0", "--json"],
+        )
+        for command in commands:
+            arguments = [*command, "--address", server.address, *flags]
+            assert await asyncio.to_thread(run, arguments) == 0, capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            (["--tls-ca", "none.pem"], "none.pem"),
+            (["--tls-key", "k"], "tls_certificate, tls_key: expected both"),
+            (["--token-file", "none"], "none"),
+        ],
+    )
+    def test_files_that_are_not_there_are_one_line(self, flags, message, capsys):
+        for command in (["models"], ["load-test"]):
+            assert run([*command, "--address", "127.0.0.1:1", *flags]) == 1
+            error = capsys.readouterr().err
+            assert message in error
+            assert len(error.splitlines()) == 1
+
+    def test_a_file_that_holds_no_token_is_refused(self, tmp_path):
+        for content in ("", "two words", "\x07bell"):
+            (tmp_path / "token").write_text(content)
+            with pytest.raises(ValueError, match="expected one token"):
+                Client("127.0.0.1:1", security=ChannelSecurity(token_file=tmp_path / "token"))
+
+
+class TestRateLimits:
+    async def test_a_client_beyond_its_share_is_told_when_to_come_back(
+        self, repository, running_server
+    ):
+        settings = {"rate_limit_images_per_second": 0.5, "rate_limit_burst_images": 8}
+        async with running_server(repository, **settings) as server, connected(server) as stub:
+            assert (await stub.GenerateImages(request(8))).count == 8
+            error = await failure(stub.GenerateImages(request(4)))
+            assert error.code() is Code.RESOURCE_EXHAUSTED
+            assert 4 < retry_seconds(error) <= 8
+            stream = stub.StreamImages(request(4))
+            assert await code_of(stream.read()) is Code.RESOURCE_EXHAUSTED
+            rejected = await metric(
+                server, "ganserve_rejected_requests_total", reason="rate_limited"
+            )
+            assert rejected == 2
+            assert await metric(server, "ganserve_images_total") == 8
+
+    async def test_tokens_have_shares_of_their_own_whatever_the_connection(
+        self, token_file, repository, running_server
+    ):
+        settings = {"rate_limit_images_per_second": 0.01, "rate_limit_burst_images": 8}
+        async with running_server(repository, token_file=token_file, **settings) as server:
+            codes = []
+            for token in (TOKEN, TOKEN, OTHER):
+                async with connected(server) as stub:
+                    call = stub.GenerateImages(request(8), metadata=bearer(token))
+                    codes.append(await code_of(call))
+        assert codes == [Code.OK, Code.RESOURCE_EXHAUSTED, Code.OK]
+
+    async def test_what_is_refused_for_other_reasons_costs_nothing(
+        self, repository, running_server
+    ):
+        settings = {"rate_limit_images_per_second": 0.01, "rate_limit_burst_images": 8}
+        async with running_server(repository, **settings) as server, connected(server) as stub:
+            for _ in range(5):
+                assert await code_of(stub.GenerateImages(request(8, "none"))) is Code.NOT_FOUND
+            assert await code_of(stub.GenerateImages(request(8))) is Code.OK
+
+
+class TestLimits:
+    async def test_calls_beyond_the_limit_are_refused_and_health_is_not_starved(
+        self, tmp_path, running_server
+    ):
+        write_artifact(tmp_path, height=64, width=64)
+        settings = {"max_concurrent_calls": 4, "chunk_bytes": 1024 * 1024}
+        async with (
+            running_server(tmp_path, **settings) as server,
+            grpc.aio.insecure_channel(
+                server.address, options=[("grpc.max_receive_message_length", -1)]
+            ) as channel,
+        ):
+            stub, health = ImageGenerationServiceStub(channel), health_pb2_grpc.HealthStub(channel)
+            # Nobody reads these, so they stay under way.
+            held = [stub.StreamImages(request(512)) for _ in range(4)]
+            for call in held:
+                await call.read()
+            error = await failure(stub.ListModels(pb.ListModelsRequest()))
+            assert error.code() is Code.RESOURCE_EXHAUSTED
+            assert retry_seconds(error) > 0
+            for _ in range(10):
+                reply = await health.Check(HealthCheckRequest(), timeout=5)
+                assert reply.status == HealthCheckResponse.SERVING
+            held[0].cancel()
+            await eventually(lambda: server.interceptor._in_flight < 4)
+            assert await code_of(stub.ListModels(pb.ListModelsRequest())) is Code.OK
+            for call in held:
+                call.cancel()
+
+    async def test_watches_are_bounded_and_checks_are_not(self, repository, running_server):
+        async with (
+            running_server(repository, max_concurrent_calls=4) as server,
+            grpc.aio.insecure_channel(server.address) as channel,
+        ):
+            health = health_pb2_grpc.HealthStub(channel)
+            watches = [health.Watch(HealthCheckRequest()) for _ in range(4)]
+            for watch in watches:
+                await watch.read()
+            surplus = health.Watch(HealthCheckRequest())
+            assert await code_of(surplus.read()) is Code.RESOURCE_EXHAUSTED
+            checks = await asyncio.gather(*(health.Check(HealthCheckRequest()) for _ in range(20)))
+            assert {check.status for check in checks} == {HealthCheckResponse.SERVING}
+            stub = ImageGenerationServiceStub(channel)
+            assert await code_of(stub.GenerateImages(request())) is Code.OK
+            for watch in watches:
+                watch.cancel()
+
+    async def test_no_call_takes_longer_than_the_longest_deadline(self, tmp_path, running_server):
+        write_artifact(tmp_path, height=64, width=64)
+        settings = {"deadline_seconds": 0.3, "max_deadline_seconds": 0.3}
+        async with running_server(tmp_path, **settings) as server, connected(server) as stub:
+            call = stub.StreamImages(request(512), timeout=3600)
+            await call.read()  # and no more
+            late = {
+                "grpc_type": "server_stream",
+                "grpc_service": "ganserve.v1.ImageGenerationService",
+                "grpc_method": "StreamImages",
+                "grpc_code": "DEADLINE_EXCEEDED",
+            }
+            counted = server.metrics.registry.get_sample_value
+            await eventually(lambda: counted("grpc_server_handled_total", late) == 1)
+            call.cancel()
+
+    async def test_connections_beyond_the_limit_are_closed_and_the_others_go_on(
+        self, repository, running_server
+    ):
+        async with running_server(repository, max_connections=3) as server:
+            host, _, port = server.address.rpartition(":")
+            async with connected(server) as stub:
+                await stub.GenerateImages(request())
+                with contextlib.ExitStack() as sockets:
+                    others = [
+                        sockets.enter_context(socket.create_connection((host, int(port))))
+                        for _ in range(5)
+                    ]
+                    closed = 0
+                    for other in others:
+                        other.settimeout(5)
+                        closed += not await asyncio.to_thread(other.recv, 1)
+                    assert closed == 3  # two beside the stub's
+                    assert await code_of(stub.GenerateImages(request())) is Code.OK
+
+    async def test_old_connections_are_closed_without_a_failed_call(
+        self, repository, running_server
+    ):
+        async with (
+            running_server(repository, max_connection_age_seconds=0.2) as server,
+            connected(server) as stub,
+        ):
+            peers, codes = set(), []
+            take_images = server.admission.take_images
+
+            def note(context, images):
+                peers.add(context.peer())
+                take_images(context, images)
+
+            server.admission.take_images = note
+            end = time.monotonic() + 1.5
+            while time.monotonic() < end:
+                codes.append(await code_of(stub.GenerateImages(request())))
+        assert set(codes) == {Code.OK}
+        assert len(peers) > 2
+
+    async def test_a_message_too_large_is_refused(self, repository, running_server):
+        async with (
+            running_server(repository, max_message_bytes=4096) as server,
+            connected(server) as stub,
+        ):
+            large = pb.GenerateImagesRequest(latents=pb.Latents(values=[0.5] * 4096))
+            assert await code_of(stub.GenerateImages(large)) is Code.RESOURCE_EXHAUSTED
+            assert await code_of(stub.GenerateImages(request())) is Code.OK
+
+
+def test_a_silent_client_is_let_go(tmp_path):
+    """In a process of its own, whose handshake is cut short for the test's sake."""
+    write_artifact(tmp_path)
+    program = (
+        "import asyncio, sys, ganserve.server as s; from ganserve.config import ServerConfig\n"
+        "s._HANDSHAKE_SECONDS = 0.5\n"
+        "asyncio.run(s.serve(ServerConfig(models=sys.argv[1], host='127.0.0.1', port=0,"
+        " metrics_port=0, device='cpu', drain_seconds=0)))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    )
+    with process:
+        try:
+            for line in process.stderr:
+                if "serving on" in line:
+                    port = int(line.split("serving on 127.0.0.1:")[1].split(",")[0])
+                    break
+            for greeting in (b"", b"GET / HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
+                with socket.create_connection(("127.0.0.1", port)) as client:
+                    client.settimeout(20)
+                    client.sendall(greeting)
+                    while client.recv(4096):  # until the server closes
+                        pass
+        finally:
+            process.kill()

@@ -1,0 +1,57 @@
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+
+from ganserve.tallies import CounterTallies, HistogramTallies
+
+BOUNDS = (0.5, 1.0, 10.0)
+
+
+@pytest.fixture
+def registry():
+    return CollectorRegistry()
+
+
+def without_created(registry):
+    lines = generate_latest(registry).decode().splitlines()
+    return [line for line in lines if "_created" not in line]
+
+
+def test_a_counter_is_shown_as_that_of_the_client_library(registry):
+    theirs = CollectorRegistry()
+    ours = CounterTallies("calls_total", "Calls.", ("a", "b"), registry=registry)
+    other = Counter("calls_total", "Calls.", ("a", "b"), registry=theirs)
+    for counter in (ours, other):
+        counter.labels("x", 'quo"te').inc()
+        counter.labels("x", 'quo"te').inc(2)
+        counter.labels("y", "z")
+    assert without_created(registry) == without_created(theirs)
+
+
+@pytest.mark.parametrize("labels", [(), ("a",)], ids=["plain", "labelled"])
+def test_a_histogram_is_shown_as_that_of_the_client_library(registry, labels):
+    theirs = CollectorRegistry()
+    ours = HistogramTallies("seconds", "Time.", labels, buckets=BOUNDS, registry=registry)
+    other = Histogram("seconds", "Time.", labels, buckets=BOUNDS, registry=theirs)
+    series = [ours.labels(*labels), other.labels(*labels) if labels else other]
+    for histogram in series:
+        for amount in (0.1, 0.5, 0.75, 1.0, 10.0, 10.5, 99.0):
+            histogram.observe(amount)
+    assert without_created(registry) == without_created(theirs)
+
+
+def test_a_series_is_one_however_often_it_is_looked_up(registry):
+    counter = CounterTallies("calls", "Calls.", ("a",), registry=registry)
+    assert counter.labels("x") is counter.labels("x")
+    assert counter.labels("x") is not counter.labels("y")
+
+
+def test_series_are_forgotten(registry):
+    counter = CounterTallies("images", "Images.", ("model", "version"), registry=registry)
+    for labels in (("a", "1"), ("a", "2"), ("b", "1")):
+        counter.labels(*labels).inc()
+    counter.remove("a", "1")
+    with pytest.raises(KeyError):
+        counter.remove("a", "1")
+    counter.remove_by_labels({"model": "b"})
+    shown = [line for line in without_created(registry) if not line.startswith("#")]
+    assert shown == ['images_total{model="a",version="2"} 1.0']

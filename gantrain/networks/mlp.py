@@ -166,7 +166,8 @@ class _OnWaves(nn.Module):
 
     def __init__(self, waves: int, layers: nn.Module) -> None:
         super().__init__()
-        lengths = torch.logspace(*(math.log10(end) for end in _FREQUENCIES), waves)
+        lowest, highest = (math.log10(end) for end in _FREQUENCIES)
+        lengths = torch.logspace(lowest, highest, waves)
         angles = math.pi * _GOLDEN * torch.arange(waves)  # any few neighbours differ in direction
         directions = torch.stack([angles.cos(), angles.sin()])
         self.register_buffer("frequencies", lengths * directions)

@@ -100,7 +100,7 @@ def train_classifier(split: Split, classes: int) -> nn.Module:
         rows = torch.randint(len(split.labels), (BATCH,))
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(network(split.images[rows]), split.labels[rows])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     return network.eval()
@@ -109,7 +109,9 @@ def train_classifier(split: Split, classes: int) -> nn.Module:
 def share_recognised(classifier: nn.Module, split: Split) -> NDArray[np.float64]:
     """The share of each class's images that the classifier gives to that class, [classes]."""
     with torch.no_grad():
-        named = torch.cat([classifier(images).argmax(1) for images in split.images.split(1000)])
+        named = torch.cat(
+            [classifier(images).argmax(1) for images in torch.split(split.images, 1000)]
+        )
     right = (named == split.labels).double()
     sums = torch.bincount(split.labels, weights=right)
     return (sums / torch.bincount(split.labels)).numpy()
@@ -118,7 +120,7 @@ def share_recognised(classifier: nn.Module, split: Split) -> NDArray[np.float64]
 def spread_within_classes(split: Split) -> float:
     """Mean distance in pixels between two images of one class, over all classes."""
     distances = []
-    for label in split.labels.unique():
+    for label in range(int(split.labels.max()) + 1):
         rows = split.images[split.labels == label][:COMPARED].flatten(1)
         distances.append(float(torch.pdist(rows).mean()))
     return statistics.mean(distances)

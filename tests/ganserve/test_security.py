@@ -423,9 +423,12 @@ class TestLimits:
 
     async def test_no_call_takes_longer_than_the_longest_deadline(self, tmp_path, running_server):
         write_artifact(tmp_path, height=64, width=64)
-        settings = {"deadline_seconds": 0.3, "max_deadline_seconds": 0.3}
+        # More than all buffers on the way hold, or a quick server would be done in time.
+        images = 8192
+        settings = {"max_images_per_request": images, "queue_size": images}
+        settings |= {"deadline_seconds": 0.3, "max_deadline_seconds": 0.3}
         async with running_server(tmp_path, **settings) as server, connected(server) as stub:
-            call = stub.StreamImages(request(512), timeout=3600)
+            call = stub.StreamImages(request(images), timeout=3600)
             await call.read()  # and no more
             late = {
                 "grpc_type": "server_stream",

@@ -3,19 +3,18 @@
 import ipaddress
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
 from grpc.aio import ServicerContext
 
+from ganserve.calls import CallMetadata
 from ganserve.credentials import Tokens
 from ganserve.errors import RateLimited
 
 Context = ServicerContext[Any, Any]
-# As gRPC hands it over: pairs of a name and a text, or bytes where the name ends in -bin.
-CallMetadata = Iterable[tuple[str, str | bytes]] | None
 
 # A client whose share is whole needs no entry; at this number the one silent for longest goes too.
 _MOST_CLIENTS = 10_000

@@ -8,32 +8,26 @@ batch are drawn together, and its answers return together.
 """
 
 import asyncio
-import contextlib
-import os
-import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ganserve.call_times import CallTimes
+from ganserve.cpus import let_others_first
 from ganserve.entries import Batch, Entry, Generated, Part, gather
 from ganserve.errors import DeadlineExceeded, Overloaded, RequestError, ShuttingDown
-from ganserve.metrics import AbandonReason, Metrics
+from ganserve.growth import Growth
+from ganserve.metrics import Metrics
+from ganserve.row_queue import RowQueue
 
 RunBatch = Callable[[NDArray[np.float32], NDArray[np.int64] | None], NDArray[np.uint8]]
 
 # gRPC and we read the clock at different moments: a caller cancelled this close to its deadline
 # was cancelled by it.
 DEADLINE_SLACK_SECONDS = 0.005
-# Of a batch in the event loop. Measured with 64 calls under way: a server's CPU time for a call
-# falls up to 8 turns and no further.
-_MOST_PATIENT_TURNS = 8
-_LONGEST_GROWTH = 0.005  # seconds
-_WORKER_NICENESS = 5
 
 
 class Batcher:
@@ -53,6 +47,7 @@ class Batcher:
         queue_size: int = 2048,
         instances: int = 1,
         inline_seconds: float = 0.0,
+        on_batch: Callable[[Batch, Exception | None], None] | None = None,
     ) -> None:
         """Start the workers.
 
@@ -70,6 +65,8 @@ class Batcher:
             instances: Model calls at the same time.
             inline_seconds: Model calls that are expected to be shorter than this are made in the
                 event loop where no worker is busy: changing threads would take longer.
+            on_batch: Called in the event loop with each batch before those who wait for it go on,
+                and with the error if there was one; a failed batch has no images.
         """
         assert not batch_sizes or max(batch_sizes) == max_batch_size, batch_sizes
         self._run_batch = run_batch
@@ -81,22 +78,19 @@ class Batcher:
         self._queue_size = queue_size
         self._instances = instances
         self._inline_seconds = inline_seconds
+        self._on_batch = on_batch
 
         self._queue_seconds = metrics.queue_seconds.labels()
         self._compute_seconds = metrics.compute_seconds.labels(model_name)
         self._batch_images = metrics.batch_images.labels(model_name)
         self._padding_images = metrics.padding_images.labels(model_name)
-        self._pending_images = metrics.pending_images
-        self._abandoned_images = metrics.abandoned_images
 
         self._loop = asyncio.get_running_loop()
         self._arrived: list[Entry] = []  # in this turn of the event loop, on the way to the queue
         self._arrived_rows = 0
-        self._quiet_turns = self._seen_rows = 0  # turns since more rows than these had arrived
-        self._patient_turns = 1  # so many quiet turns end the growth of a batch
+        self._growth = Growth()
         self._changed = threading.Condition(threading.Lock())
-        self._queue: deque[Entry] = deque()
-        self._waiting = 0  # rows in the queue
+        self._queue = RowQueue(metrics)  # of the event loop and the workers
         self._idle = 0  # workers waiting for work
         self._closing = False
         self._call_times = CallTimes()
@@ -134,7 +128,7 @@ class Batcher:
             on_time = time.monotonic() < deadline - DEADLINE_SLACK_SECONDS
             self._enqueue_arrived()
             with self._changed:
-                self._abandon(entry, "cancelled" if on_time else "deadline")
+                self._queue.abandon(entry, "cancelled" if on_time else "deadline")
             raise
 
     async def close(self) -> None:
@@ -150,7 +144,7 @@ class Batcher:
         if self._closing:
             raise ShuttingDown("the model is being taken out of service")
         # Only this thread adds to what waits, so without the lock it can at most be too strict.
-        waiting = self._waiting + self._arrived_rows
+        waiting = self._queue.waiting + self._arrived_rows
         if waiting + entry.size > self._queue_size and not admitted:
             wait = waiting * self._call_times.seconds_per_row / self._instances
             raise Overloaded(
@@ -165,8 +159,7 @@ class Batcher:
 
     def _enqueue_arrived(self, *, notify: bool = True) -> None:
         with self._changed:
-            self._queue.extend(self._arrived)
-            self._count_waiting(self._arrived_rows)
+            self._queue.add(self._arrived, self._arrived_rows)
             self._arrived.clear()
             self._arrived_rows = 0
             if notify and self._idle and self._queue:
@@ -174,12 +167,12 @@ class Batcher:
 
     def _start_arrived(self) -> None:
         """Bring what arrived to the model: here and now if that is quick, else by a worker."""
-        waiting = self._waiting + self._arrived_rows
+        waiting = self._queue.waiting + self._arrived_rows
         is_quick = self._is_quick(waiting)
         if is_quick and waiting < self._max_batch_size and self._is_growing():
             self._loop.call_soon(self._start_arrived)
             return
-        self._quiet_turns = self._seen_rows = 0
+        self._growth.end()
         self._enqueue_arrived(notify=not is_quick)
         if is_quick:
             self._run_inline()
@@ -190,17 +183,8 @@ class Batcher:
         return self._call_times.expect(min(rows, self._max_batch_size)) <= self._inline_seconds
 
     def _is_growing(self) -> bool:
-        """Whether more is likely to arrive in the next turns of the event loop.
-
-        gRPC takes one call a turn, or one in several, off a connection where many wait.
-        """
-        if not self._arrived:
-            return False
-        if time.monotonic() > self._arrived[0].admitted_at + _LONGEST_GROWTH:
-            return False
-        self._quiet_turns = self._quiet_turns + 1 if self._seen_rows == self._arrived_rows else 0
-        self._seen_rows = self._arrived_rows
-        return self._quiet_turns < self._patient_turns
+        arrived = self._arrived
+        return bool(arrived) and self._growth.goes_on(self._arrived_rows, arrived[0].admitted_at)
 
     def _run_inline(self) -> None:
         """Run one batch; the event loop takes another turn before the next."""
@@ -208,37 +192,24 @@ class Batcher:
             parts = self._take(alone=True)
             if self._queue:
                 self._loop.call_soon(self._start_arrived)
-        # Where batches stay alone patience wears off; the first company brings it back.
-        alone = len(parts) == 1
-        self._patient_turns = max(1, self._patient_turns - 1) if alone else _MOST_PATIENT_TURNS
+        self._growth.learn(alone=len(parts) == 1)
         if parts:
+            began = time.monotonic()
             try:
                 self._finish(self._run(parts))
             except Exception as error:  # fails this batch alone, whatever it is
-                self._fail(parts, error)
-
-    def _count_waiting(self, rows: int) -> None:
-        self._waiting += rows
-        self._pending_images.inc(rows)
-
-    def _abandon(self, entry: Entry, reason: AbandonReason) -> None:
-        """Take what is left of an entry out of the queue; the lock is held."""
-        left = entry.size - entry.taken
-        if left:
-            self._abandoned_images.labels(reason).inc(left)
-            self._count_waiting(-left)
-            entry.taken = entry.size
-            self._queue.remove(entry)
+                self._fail(parts, error, began)
 
     # From here on in the worker threads.
 
     def _work(self) -> None:
-        _let_others_first()
+        let_others_first()
         while parts := self._next_parts():
+            began = time.monotonic()
             try:
                 batch = self._run(parts)
             except Exception as error:  # fails this batch alone, whatever it is
-                self._fail(parts, error)
+                self._fail(parts, error, began)
             else:
                 self._loop.call_soon_threadsafe(self._finish, batch)
                 del batch  # or the last batch would stay while no other comes
@@ -263,37 +234,23 @@ class Batcher:
 
     def _patience(self) -> float:
         """How long the batch that could be taken now should wait for more, in seconds."""
-        if not self._queue or self._closing or self._waiting >= self._max_batch_size:
+        if not self._queue or self._closing or self._queue.waiting >= self._max_batch_size:
             return 0.0
-        oldest = min(entry.admitted_at for entry in self._queue) if self._max_wait_seconds else 0.0
+        oldest = self._queue.oldest() if self._max_wait_seconds else 0.0
         return oldest + self._max_wait_seconds - time.monotonic()
 
     def _take(self, *, alone: bool = False) -> list[Part]:
-        """Take one batch off the queue: each entry in turn, what is left of it to the back.
+        """Take one batch off the queue; the lock is held.
 
         Idle workers share what waits, except with a caller that is to be `alone`; but halves of a
         batch are as small as pays off.
         """
-        share = self._waiting if alone else -(-self._waiting // (1 + self._idle))
+        share = self._queue.waiting if alone else -(-self._queue.waiting // (1 + self._idle))
         room = min(self._max_batch_size, max(share, -(-self._max_batch_size // 2)))
-        parts: list[Part] = []
-        taken = 0
-        now = time.monotonic()
-        while taken < room and self._queue:
-            entry = self._queue[0]
-            if entry.deadline <= now:  # the event loop had no time to notice
-                self._abandon(entry, "deadline")
-                error = DeadlineExceeded("the deadline passed before the images were generated")
-                self._loop.call_soon_threadsafe(_refuse, entry, error)
-                continue
-            self._queue.popleft()
-            stop = min(entry.size, entry.taken + room - taken)
-            parts.append(Part(entry, entry.taken, stop))
-            taken += stop - entry.taken
-            entry.taken = stop
-            if stop < entry.size:
-                self._queue.append(entry)
-        self._count_waiting(-taken)
+        parts, late = self._queue.take(room)
+        for entry in late:
+            error = DeadlineExceeded("the deadline passed before the images were generated")
+            self._loop.call_soon_threadsafe(_refuse, entry, error)
         return parts
 
     def _run(self, parts: list[Part]) -> Batch:
@@ -308,7 +265,7 @@ class Batcher:
         images = self._run_batch(latents, labels)
         seconds = time.monotonic() - started_at
         assert images.shape == (rows + padding, *self._image_shape), images.shape
-        self._compute_seconds.observe(seconds)
+        self._compute_seconds.observe(seconds, _exemplar(parts))
         self._batch_images.observe(rows)
         if padding:
             self._padding_images.inc(padding)
@@ -318,11 +275,15 @@ class Batcher:
         """How many rows are missing for the next size that the model is called with."""
         return next((size - rows for size in self._batch_sizes if size >= rows), 0)
 
-    def _fail(self, parts: list[Part], cause: Exception) -> None:
+    def _fail(self, parts: list[Part], cause: Exception, began: float) -> None:
         """Fail the entries of a batch; their other rows need not reach the model any more."""
         with self._changed:
             for part in parts:
-                self._abandon(part.entry, "failed")
+                self._queue.abandon(part.entry, "failed")
+        if self._on_batch is not None:
+            nothing = np.empty((0, *self._image_shape), np.uint8)
+            failed = Batch(parts, nothing, began, time.monotonic() - began)
+            self._loop.call_soon_threadsafe(self._on_batch, failed, cause)
         for part in parts:
             error = RuntimeError("the model failed on a batch")
             error.__cause__ = cause
@@ -338,7 +299,8 @@ class Batcher:
             offset += stop - start
             if start == 0:
                 entry.queue_seconds = batch.started_at - entry.admitted_at
-                self._queue_seconds.observe(entry.queue_seconds)
+                exemplar = None if entry.trace is None else entry.trace.exemplar
+                self._queue_seconds.observe(entry.queue_seconds, exemplar)
             entry.compute_seconds += batch.seconds
             entry.done += stop - start
             if stop - start == entry.size:
@@ -352,18 +314,16 @@ class Batcher:
                     Generated(entry.pixels, entry.queue_seconds, entry.compute_seconds)
                 )
         self._call_times.note(offset, batch.seconds)
+        if self._on_batch is not None:
+            self._on_batch(batch, None)
 
 
-def _let_others_first() -> None:
-    """Lower this thread's priority, so that the event loop refuses and answers at once.
-
-    Under three times the load refusals came sooner in the few runs that were compared.
-    """
-    if sys.platform == "linux":  # elsewhere it would be that of the whole process
-        thread = threading.get_native_id()
-        with contextlib.suppress(OSError):  # forbidden: then not
-            priority = os.getpriority(os.PRIO_PROCESS, 0) + _WORKER_NICENESS
-            os.setpriority(os.PRIO_PROCESS, thread, priority)
+def _exemplar(parts: list[Part]) -> dict[str, str] | None:
+    """The first of the traces that some rows of a batch belong to."""
+    for part in parts:
+        if part.entry.trace is not None and part.entry.trace.exemplar is not None:
+            return dict(part.entry.trace.exemplar)
+    return None
 
 
 def _refuse(entry: Entry, error: RequestError | RuntimeError) -> None:

@@ -1,93 +1,41 @@
 """Hides channel, retries and messages behind calls that take seeds and return images."""
 
 import contextlib
-import json
-from collections.abc import Iterable, Iterator, Sequence
+import queue
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Literal, Self, TypedDict, Unpack
+from typing import Self, Unpack
 
 import grpc
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image
 
+from ganserve.async_client import AsyncClient
 from ganserve.channel_security import ChannelSecurity, open_channel
+from ganserve.client_channel import make_channel_options
+from ganserve.client_messages import (
+    CallError,
+    EncodedFormat,
+    ImageRequest,
+    build_message,
+    read_pixels,
+    to_call_error,
+)
+from ganserve.client_streams import StreamProgress
 from ganserve.encoding import to_picture
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 
-# gRPC repeats a call that the server could not take, for example while it starts or drains: soon,
-# for the sake of another replica, and then over 8 s, which a restart may need. gRPC varies each
-# pause at random, stops at the deadline and allows 5 attempts at most.
-_RETRY_POLICY = {
-    "maxAttempts": 5,
-    "initialBackoff": "0.2s",
-    "backoffMultiplier": 3,
-    "maxBackoff": "6s",
-    "retryableStatusCodes": ["UNAVAILABLE"],
-}
-_SERVICE = pb.DESCRIPTOR.services_by_name["ImageGenerationService"].full_name
-_SERVICE_CONFIG = {
-    "methodConfig": [{"name": [{"service": _SERVICE}], "retryPolicy": _RETRY_POLICY}]
-}
-_CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-    # A call can be repeated only while its whole request is still held.
-    ("grpc.per_rpc_retry_buffer_size", 16 * 1024 * 1024),
-    # The caller decides how much it asks for.
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    # A server that comes back is found within a second, not after minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-]
-
-EncodedFormat = Literal["png", "jpeg", "webp"]
-
-
-class CallError(Exception):
-    """A call that failed for good: `code` says in which way, `details` why."""
-
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
-        super().__init__(f"{code.name}: {details}")
-        self.code = code
-        self.details = details
-
-
-class ImageRequest(TypedDict, total=False):
-    """What can be asked of a model: exactly one of `seeds`, `latents` and `interpolation`.
-
-    Attributes:
-        seeds: One image a seed, each an integer from 0 to 2^64 - 1.
-        latents: One image a row of [n, latent_dim], all values finite.
-        interpolation: At least two seeds; images on the way from each to the next, with
-            `frames_per_segment` of them from one seed to the next and the last seed at the end.
-        frames_per_segment: At least 1; goes with `interpolation`.
-        class_labels: Classes for a conditional model, one for all images or one for each.
-        truncation: In (0, 1], 1 by default; smaller gives more typical and less varied images.
-        model: The model's name; by default the client's.
-        version: The model's version; by default the newest.
-        timeout_seconds: How long the call may take, further attempts included; by default the
-            client's.
-    """
-
-    seeds: Iterable[int]
-    latents: ArrayLike
-    interpolation: Sequence[int]
-    frames_per_segment: int
-    class_labels: Iterable[int]
-    truncation: float
-    model: str
-    version: str
-    timeout_seconds: float
+__all__ = ["AsyncClient", "CallError", "Client", "EncodedFormat", "ImageRequest"]
 
 
 class Client:
-    """Asks one server for images; may be shared between threads.
+    """Asks for images; may be shared between threads. `AsyncClient` is the same for event loops.
 
-    A call that finds the server starting, draining or restarting is made again until it succeeds,
-    5 attempts are used up or its time is over. What fails for good raises `CallError`.
+    A call that finds the server starting, draining, restarting, lost or too busy is made again
+    until it succeeds, 5 attempts are used up or its time is over: as late as the server asks for,
+    else after pauses that grow. What fails for good raises `CallError`.
     """
 
     def __init__(
@@ -97,14 +45,24 @@ class Client:
         model: str = "",
         timeout_seconds: float = 30.0,
         security: ChannelSecurity | None = None,
+        retries: bool = True,
+        round_robin: bool = False,
+        hedge_after_seconds: float | None = None,
     ) -> None:
         """Connect to HOST:PORT once a call needs it.
 
         Args:
-            address: The server, HOST:PORT.
+            address: The server, HOST:PORT. Several: a name that stands for all of them, as
+                `dns:///NAME:PORT`, or `ipv4:HOST:PORT,HOST:PORT`.
             model: The model's name where a call gives none; empty is the server's default.
             timeout_seconds: How long a call may take where it gives no time of its own.
             security: TLS and token, where the server asks for them.
+            retries: False lets every failure through at once.
+            round_robin: Send calls to all servers behind the address in turn, but for those that
+                say they do not serve. Otherwise one gets them all, and another if it is lost.
+            hedge_after_seconds: Ask a second time where no reply has come after so many seconds,
+                and take the reply that comes first. Set well above the usual time of a call, or
+                servers have twice the work. Streams are never asked for twice.
 
         Raises:
             OSError: a file of `security` cannot be read.
@@ -112,15 +70,20 @@ class Client:
         self._address = address
         self._model = model
         self._timeout_seconds = timeout_seconds
+        self._hedge_after_seconds = hedge_after_seconds
         security = security or ChannelSecurity()
         self._metadata = security.metadata()
-        self._channel = open_channel(address, security, _CHANNEL_OPTIONS)
+        options = make_channel_options(retries=retries, round_robin=round_robin)
+        self._channel = open_channel(address, security, options)
         self._stub = ImageGenerationServiceStub(self._channel)
 
     def generate(self, **request: Unpack[ImageRequest]) -> NDArray[np.uint8]:
         """Generate images as an array [n, height, width, channels]; see `ImageRequest`."""
-        message = _build_message(request, self._model, "raw")
-        return _read_pixels(self._generate(message, request))
+        return read_pixels(self.generate_reply(**request))
+
+    def generate_reply(self, **request: Unpack[ImageRequest]) -> pb.GenerateImagesResponse:
+        """Generate images as the server's reply, in RAW, with its model, version and timing."""
+        return self._generate(build_message(request, self._model, "raw"), request)
 
     def generate_images(self, **request: Unpack[ImageRequest]) -> list[Image.Image]:
         """Generate images as Pillow images, grey or RGB; see `ImageRequest`."""
@@ -139,22 +102,31 @@ class Client:
             quality: 1 to 100, for `jpeg` and `webp`.
             request: What to generate.
         """
-        message = _build_message(request, self._model, format)
-        if quality is not None:
-            message.quality = quality
+        message = build_message(request, self._model, format, quality)
         return list(self._generate(message, request).images)
 
     def stream(self, **request: Unpack[ImageRequest]) -> Iterator[NDArray[np.uint8]]:
-        """Generate images as arrays [some, height, width, channels], in order, as they are made."""
-        message = _build_message(request, self._model, "raw")
+        """Generate images as arrays [some, height, width, channels], in order, as they are made.
+
+        Where the server is lost on the way, another goes on with the same version.
+        """
+        message = build_message(request, self._model, "raw")
         timeout = request.get("timeout_seconds", self._timeout_seconds)
+        progress = StreamProgress(message, timeout)
         with self._readable_errors(timeout):
-            call = self._stub.StreamImages(message, timeout=timeout, metadata=self._metadata)
-            try:
-                for response in call:
-                    yield _read_pixels(response)
-            finally:
-                call.cancel()  # the caller may have stopped early
+            while True:
+                call = self._stub.StreamImages(
+                    progress.message, timeout=progress.remaining_seconds, metadata=self._metadata
+                )
+                try:
+                    for response in call:
+                        yield from progress.take(response)
+                    return
+                except grpc.RpcError:
+                    if not progress.may_go_on(call.code()):
+                        raise
+                finally:
+                    call.cancel()  # the caller may have stopped early
 
     def models(self, *, timeout_seconds: float | None = None) -> list[pb.Model]:
         """List what serves and what could not be loaded, by name, newest version first."""
@@ -185,77 +157,33 @@ class Client:
     ) -> pb.GenerateImagesResponse:
         timeout = request.get("timeout_seconds", self._timeout_seconds)
         with self._readable_errors(timeout):
+            if self._hedge_after_seconds is not None:
+                return self._generate_hedged(message, timeout, self._hedge_after_seconds)
             return self._stub.GenerateImages(message, timeout=timeout, metadata=self._metadata)
+
+    def _generate_hedged(
+        self, message: pb.GenerateImagesRequest, timeout: float, hedge_after: float
+    ) -> pb.GenerateImagesResponse:
+        """Dean and Barroso, The Tail at Scale (2013): hedged requests."""
+        ended: queue.SimpleQueue[grpc.Future[pb.GenerateImagesResponse]] = queue.SimpleQueue()
+        calls = []
+        try:
+            for wait, limit in ((hedge_after, timeout), (None, max(0.0, timeout - hedge_after))):
+                call = self._stub.GenerateImages.future(
+                    message, timeout=limit, metadata=self._metadata
+                )
+                calls.append(call)
+                call.add_done_callback(ended.put)
+                with contextlib.suppress(queue.Empty):
+                    return ended.get(timeout=wait).result()
+            raise AssertionError("the last wait has no limit")
+        finally:
+            for call in calls:
+                call.cancel()
 
     @contextlib.contextmanager
     def _readable_errors(self, timeout: float) -> Iterator[None]:
         try:
             yield
         except grpc.RpcError as error:
-            raise _to_call_error(error, self._address, timeout) from None
-
-
-def _to_call_error(error: grpc.RpcError, address: str, timeout: float) -> CallError:
-    assert isinstance(error, grpc.Call)  # so is every error of a call that was started
-    code, details = error.code(), error.details() or ""
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        details = f"no result from {address} within {timeout:g} s"
-    elif code is grpc.StatusCode.UNAVAILABLE:
-        details = f"{address} does not serve: {details}"
-    return CallError(code, details)
-
-
-def _build_message(
-    request: ImageRequest, default_model: str, image_format: str
-) -> pb.GenerateImagesRequest:
-    sources = sorted({"seeds", "latents", "interpolation"} & request.keys())
-    if len(sources) != 1:
-        raise ValueError(
-            f"expected one of seeds, latents and interpolation, got {', '.join(sources) or 'none'}"
-        )
-    message = pb.GenerateImagesRequest(
-        model_name=request.get("model", default_model),
-        model_version=request.get("version", ""),
-        truncation=request.get("truncation"),
-        format=pb.ImageFormat.Value(f"IMAGE_FORMAT_{image_format.upper()}"),
-    )
-    with _named("class_labels", "from 0 to 2^32 - 1"):
-        message.class_labels.extend(request.get("class_labels", ()))
-    if "seeds" in request:
-        with _named("seeds", "from 0 to 2^64 - 1"):
-            _set_seeds(message, request["seeds"])
-    elif "latents" in request:
-        latents = np.asarray(request["latents"], np.float32)
-        if latents.ndim != 2:
-            raise ValueError(f"latents: expected [n, latent_dim], got {list(latents.shape)}")
-        message.latents.values.extend(latents.ravel().tolist())
-        message.latents.SetInParent()  # else no rows would look like no source
-    else:
-        with _named("interpolation", "from 0 to 2^64 - 1"):
-            message.interpolation.seeds.extend(request["interpolation"])
-        with _named("frames_per_segment", "from 1 to 2^32 - 1"):
-            message.interpolation.frames_per_segment = request.get("frames_per_segment", 0)
-    return message
-
-
-@contextlib.contextmanager
-def _named(field: str, expected: str) -> Iterator[None]:
-    """Name the field in protobuf's error about a value."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{field}: expected integers {expected}: {error}") from None
-
-
-def _set_seeds(message: pb.GenerateImagesRequest, seeds: Iterable[int]) -> None:
-    if isinstance(seeds, range) and seeds.step == 1 and seeds:
-        message.seed_range.start = seeds.start
-        message.seed_range.count = seeds.stop - seeds.start
-        return
-    message.seeds.values.extend(seeds)
-    message.seeds.SetInParent()  # else no seeds would look like no source
-
-
-def _read_pixels(response: pb.GenerateImagesResponse) -> NDArray[np.uint8]:
-    shape = (response.count, response.height, response.width, response.channels)
-    return np.frombuffer(bytearray(response.pixels), np.uint8).reshape(shape)  # copied: writable
+            raise to_call_error(error, self._address, timeout) from None

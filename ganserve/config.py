@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from typing_extensions import TypeAliasType
 
@@ -13,7 +13,9 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
 VersionPolicy = Literal["latest", "all", "specific"]
+_ENDPOINT = re.compile(r"https?://[^\s/@?#]+:[0-9]{1,5}/?")
 _VERSION = re.compile(r"(.+):([1-9][0-9]{0,17})")
 
 
@@ -43,6 +45,17 @@ def parse_sizes(text: object) -> object:
     if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
         raise ValueError(f"expected numbers such as 1,4,16, got {text!r}")
     return tuple(map(int, parts))
+
+
+def check_endpoint(endpoint: str) -> str:
+    """Let through where a collector listens.
+
+    Raises:
+        ValueError: it is no address of that kind.
+    """
+    if not _ENDPOINT.fullmatch(endpoint):
+        raise ValueError(f"expected http://HOST:PORT or https://HOST:PORT, got {endpoint!r}")
+    return endpoint
 
 
 # A named type, for help texts show the name; the text is not JSON, so it is not decoded first.
@@ -95,6 +108,11 @@ class ServerConfig(BaseSettings):
     metrics_port: Port = Field(
         default=9090,
         description="The port for /metrics, /healthz and /readyz; 0 takes a free one.",
+    )
+    health_port: Port | None = Field(
+        default=None,
+        description="A port that answers gRPC health checks and nothing else, without TLS and "
+        "tokens, for probes that have neither; 0 takes a free one. Unset: none.",
     )
 
     device: Device = Field(
@@ -211,7 +229,22 @@ class ServerConfig(BaseSettings):
         default=5.0,
         description="How long new calls are still answered after SIGTERM or SIGINT.",
     )
-    log_level: LogLevel = Field(default="info", description="The least important lines logged.")
+    log_level: LogLevel = Field(
+        default="info",
+        description="The least important lines logged. debug: one for each call too.",
+    )
+    log_format: LogFormat = Field(
+        default="text", description="Lines for people, or a JSON object each."
+    )
+    trace_endpoint: Annotated[str, AfterValidator(check_endpoint)] | None = Field(
+        default=None,
+        description="The collector that gets OpenTelemetry traces, by OTLP over gRPC, such as "
+        "http://localhost:4317. Unset: no traces.",
+    )
+    trace_sample_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.01,
+        description="The share of calls that are traced, of those whose callers do not decide it.",
+    )
 
     @model_validator(mode="after")
     def _a_full_request_fits_the_queue(self) -> Self:

@@ -1,15 +1,22 @@
-"""Hides how many CPUs the process may really use: its affinity and its cgroup's quota."""
+"""Hides how many CPUs the process may really use, and which of its threads go first."""
 
+import contextlib
 import math
 import os
+import sys
+import threading
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
+_NICENESS = 5
 
 
 def usable_cpus(cgroups: Path = _CGROUPS, own_cgroup: Path = _OWN_CGROUP) -> int:
-    """Count the CPUs this process may use, at least 1; a part of a CPU counts as one."""
+    """Count the CPUs this process may use, at least 1; a part of a CPU counts as one.
+
+    They are those of its affinity, and no more than its cgroup's quota.
+    """
     allowed = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -27,6 +34,18 @@ def cgroup_quota(cgroups: Path = _CGROUPS, own_cgroup: Path = _OWN_CGROUP) -> fl
             for mount in (cgroups / controllers, cgroups / "cpu"):
                 quotas += [_quota_v1(folder) for folder in _with_parents(mount, path)]
     return min(quotas)
+
+
+def let_others_first() -> None:
+    """Lower this thread's priority, so that the event loop refuses and answers at once.
+
+    Under three times the load refusals came sooner in the few runs that were compared.
+    """
+    if sys.platform == "linux":  # elsewhere it would be that of the whole process
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):  # forbidden: then not
+            priority = os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS
+            os.setpriority(os.PRIO_PROCESS, thread, priority)
 
 
 def _with_parents(mount: Path, path: str) -> list[Path]:

@@ -1,7 +1,22 @@
-"""Hides the deadline of calls whose callers set none."""
+"""Hides when a call's time is up, also where its caller does not say."""
 
 import asyncio
+import time
 from typing import Any
+
+from grpc.aio import ServicerContext
+
+
+def deadline_of(
+    context: ServicerContext[Any, Any], default_seconds: float, *given: float | None
+) -> float:
+    """When a call's time is up, on time.monotonic.
+
+    That is the earliest of what the caller set in its own ways: gRPC's, and those `given` in
+    seconds; where there is none, the default.
+    """
+    limits = [seconds for seconds in (context.time_remaining(), *given) if seconds is not None]
+    return time.monotonic() + min(limits, default=default_seconds)
 
 
 class Deadlines:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ganserve.calls import current_trace
 from ganserve.latents import draw_latents
 
 
@@ -36,6 +37,7 @@ class Entry:
         "rows",
         "size",
         "taken",
+        "trace",
         "truncation",
     )
 
@@ -60,6 +62,7 @@ class Entry:
         self.done = 0  # rows that came back
         self.queue_seconds = 0.0
         self.compute_seconds = 0.0
+        self.trace = current_trace()  # of the call that it belongs to
 
 
 class Part(NamedTuple):

@@ -1,7 +1,9 @@
 """Hides how a failure becomes a gRPC status: the failures a caller may see, and their details."""
 
+import math
+import random
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -149,7 +151,14 @@ def to_status(error: RequestError) -> grpc.Status:
         packed = AnyMessage()
         packed.Pack(detail)
         status.details.append(packed)
-    return rpc_status.to_status(status)
+    answer: Any = rpc_status.to_status(status)  # a named tuple
+    if isinstance(error, Overloaded):
+        # For gRPC's own retries, which do not read RetryInfo. Not all callers at the same time.
+        spread = random.uniform(1.0, 1.5)  # noqa: S311 - no secret
+        pushback = "grpc-retry-pushback-ms", str(math.ceil(error.retry_seconds * spread * 1000))
+        answer = answer._replace(trailing_metadata=(*answer.trailing_metadata, pushback))
+    built: grpc.Status = answer
+    return built
 
 
 def _cut(text: str) -> str:

@@ -10,16 +10,24 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 Context = ServicerContext[HealthCheckRequest, HealthCheckResponse]
 
+READINESS = ""  # may calls be sent? NOT_SERVING while loading and draining
+# Does the process work? SERVING from the opening of the ports to the end of the process: whatever
+# keeps the event loop from answering is what a liveness probe is there to find. A process that
+# drains works, and must not be killed for not being ready.
+LIVENESS = "liveness"
+
 
 class Health(health_pb2_grpc.HealthServicer):
-    """`grpc.health.v1.Health`: "" is the whole server, other services are its models.
+    """`grpc.health.v1.Health`: "" is readiness, `liveness` the process, others are the models.
+
+    A model called `liveness` has no status of its own.
 
     The servicer of grpcio-health-checking is not used: there a watcher that reads slowly holds up
     every change of status, one that leaves cuts the others off, and "" begins as SERVING.
     """
 
     def __init__(self) -> None:
-        self._serving = {"": False}
+        self._serving = {READINESS: False}  # and the models
         self._changed = asyncio.Event()
         self._shutting_down = False
         self._closed = False
@@ -36,7 +44,7 @@ class Health(health_pb2_grpc.HealthServicer):
         self._wake_watchers()
 
     def shut_down(self) -> None:
-        """Say NOT_SERVING for all services from now on."""
+        """Say NOT_SERVING for all services but `liveness` from now on."""
         self._shutting_down = True
         self._serving = dict.fromkeys(self._serving, False)
         self._wake_watchers()
@@ -66,6 +74,8 @@ class Health(health_pb2_grpc.HealthServicer):
             await changed.wait()
 
     def _status(self, service: str) -> int:
+        if service == LIVENESS:
+            return HealthCheckResponse.SERVING
         if service not in self._serving:
             return HealthCheckResponse.SERVICE_UNKNOWN
         if self._serving[service]:

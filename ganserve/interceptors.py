@@ -4,39 +4,36 @@ import asyncio
 import logging
 import math
 import sys
-import time
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from contextvars import ContextVar
 from functools import partial
 from operator import methodcaller
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
-from google.protobuf.message import DecodeError
 from grpc.aio import ServicerContext
 
-from ganserve.admission import CallMetadata
 from ganserve.batcher import DEADLINE_SLACK_SECONDS
+from ganserve.calls import Call, CallMetadata, Method, Tracer, request_id_of
 from ganserve.deadlines import Deadlines
 from ganserve.errors import (
     DeadlineExceeded,
     InternalError,
-    InvalidRequest,
     RequestError,
     ShuttingDown,
     TooManyCalls,
     Unauthenticated,
     to_status,
 )
+from ganserve.messages import Deserialize, abort, deserialize_request, with_messages, write
 from ganserve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 Context = ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for the type checker only
-Deserialize = Callable[[bytes], object]
 
-_ABORT_SECONDS = 1.0
+_metadata: ContextVar[CallMetadata] = ContextVar("metadata")
 _TOO_MANY_CALLS_RETRY_SECONDS = 0.5  # nobody can know: calls take from a millisecond to minutes
 # Whether requests and responses are streams: the label, and the attribute of a handler.
 _KINDS = {
@@ -45,48 +42,6 @@ _KINDS = {
     (True, False): ("client_stream", "stream_unary"),
     (True, True): ("bidi_stream", "stream_stream"),
 }
-
-
-class Method:
-    """A method and its metrics.
-
-    `exempt` ones have no deadline and no gate, `open` ones need no token.
-    """
-
-    def __init__(
-        self,
-        metrics: Metrics,
-        grpc_type: str,
-        service: str,
-        name: str,
-        *,
-        exempt: bool,
-        open: bool,  # noqa: A002 - what it is
-    ) -> None:
-        self.service = service
-        self.name = name
-        self.exempt = exempt
-        self.open = open
-        labels = grpc_type, service, name
-        # Looked up once: for a small image the look-ups would cost as much as all else here.
-        self._count_started = metrics.started.labels(*labels).inc
-        self._observe_seconds = metrics.handling_seconds.labels(*labels).observe
-        self._handled = partial(metrics.handled.labels, *labels)
-        self._count_handled: dict[grpc.StatusCode, Callable[[], None]] = {}
-
-    def begin(self) -> float:
-        """Count a call; what comes back is for `end`."""
-        self._count_started()
-        return time.perf_counter()
-
-    def end(self, began: float, code: grpc.StatusCode) -> None:
-        """Count the call's end."""
-        seconds = time.perf_counter() - began
-        if code not in self._count_handled:
-            self._count_handled[code] = self._handled(code.name).inc
-        self._count_handled[code]()
-        self._observe_seconds(seconds)
-        logger.debug("%s/%s %s %.6f s", self.service, self.name, code.name, seconds)
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
@@ -108,15 +63,18 @@ class Interceptor(grpc.aio.ServerInterceptor):
         exempt_services: Collection[str] = (),
         open_services: Collection[str] = (),
         has_token: Callable[[CallMetadata], bool] | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._metrics = metrics
         self._exempt_services = exempt_services
         self._open_services = open_services
         self._has_token = has_token
+        self._tracer = tracer
         self._max_calls = max_calls
         self._deadlines = Deadlines(deadline_seconds)
         self._longest_deadlines = Deadlines(max_deadline_seconds)
-        self._handlers: dict[str, tuple[Method, Handler]] = {}
+        # For callers who may call, and, where that takes a token, for those who have none.
+        self._handlers: dict[str, tuple[Handler, Handler | None]] = {}
         # One for all methods that do not exist, or their names would become labels. It has no
         # series before the first such call.
         self._unknown: Handler | None = None
@@ -141,51 +99,47 @@ class Interceptor(grpc.aio.ServerInterceptor):
     ) -> Handler:
         """Wrap a method's handler, once for each method."""
         path = handler_call_details.method
+        # In the task that will answer the call. Asked for later, gRPC would make it anew.
+        _metadata.set(handler_call_details.invocation_metadata)
         if path not in self._handlers:
             handler = await continuation(handler_call_details)
             if handler is None:
                 return self._unknown or self._surround_unknown()
             self._handlers[path] = self._surround(path, handler)
-        method, surrounded = self._handlers[path]
+        answer, refuse = self._handlers[path]
         if (
             self._has_token is not None
-            and not method.open
+            and refuse is not None
             and not self._has_token(handler_call_details.invocation_metadata)
         ):
-            return self._turn_away(method)
-        return surrounded
-
-    def _turn_away(self, method: Method) -> Handler:
-        """Answer a call without a token, before a byte of its message is read."""
-        handler: Handler = grpc.stream_stream_rpc_method_handler(
-            self._surround_stream(method, _refuse_without_token, None)
-        )
-        return handler
+            return refuse
+        return answer
 
     def _surround_unknown(self) -> Handler:
-        unknown = Method(self._metrics, "unknown", "unknown", "unknown", exempt=True, open=True)
+        unknown = Method(self._metrics, "unknown", "unknown", "unknown", exempt=True)
         self._unknown = grpc.stream_stream_rpc_method_handler(
             self._surround_stream(unknown, _refuse_unknown_method, None)
         )
         return self._unknown
 
-    def _surround(self, path: str, handler: Handler) -> tuple[Method, Handler]:
+    def _surround(self, path: str, handler: Handler) -> tuple[Handler, "Handler | None"]:
         _, service, name = path.split("/")
         grpc_type, attribute = _KINDS[handler.request_streaming, handler.response_streaming]
         behaviour = getattr(handler, attribute)
         build = getattr(grpc, f"{attribute}_rpc_method_handler")
-        method = Method(
+        make_method = partial(
+            Method,
             *(self._metrics, grpc_type, service, name),
             exempt=service in self._exempt_services,
-            open=service in self._open_services,
         )
+        method = make_method(tracer=self._tracer)
         surround = self._surround_stream if handler.response_streaming else self._surround_unary
         deserialize = handler.request_deserializer
         # Done by gRPC, it would fail as if the mistake were ours.
         if not handler.request_streaming:
             surrounded = surround(method, behaviour, deserialize)
         elif deserialize is not None:
-            surrounded = surround(method, partial(_with_messages, behaviour, deserialize), None)
+            surrounded = surround(method, partial(with_messages, behaviour, deserialize), None)
         else:
             surrounded = surround(method, behaviour, None)
         built: Handler = build(
@@ -193,7 +147,11 @@ class Interceptor(grpc.aio.ServerInterceptor):
             # Not that of the message's class: a reply may know how to serialize itself.
             response_serializer=handler.response_serializer and methodcaller("SerializeToString"),
         )
-        return method, built
+        if self._has_token is None or service in self._open_services:
+            return built, None
+        # Before a byte of the message is read; and strangers do not decide what is traced.
+        refuse = self._surround_stream(make_method(tracer=None), _refuse_without_token, None)
+        return built, grpc.stream_stream_rpc_method_handler(refuse)
 
     def _surround_unary(
         self,
@@ -201,19 +159,19 @@ class Interceptor(grpc.aio.ServerInterceptor):
         behaviour: Callable[[Any, Context], Awaitable[Any]],
         deserialize: Deserialize | None,
     ) -> Callable[[Any, Context], Awaitable[Any]]:
-        async def call(request: Any, context: Context) -> object:  # noqa: ANN401 - as gRPC has it
-            began = self._begin(method, context)
+        async def answer(request: Any, context: Context) -> object:  # noqa: ANN401 - as gRPC has it
+            call = self._begin(method, context)
             try:
                 self._check_open(method)
                 if deserialize is not None:
-                    request = _deserialize(deserialize, request)
+                    request = deserialize_request(deserialize, request)
                 response = await behaviour(request, context)
             except BaseException as error:
-                await self._fail(method, began, context, error)
-            self._end(method, began, grpc.StatusCode.OK)
+                await self._fail(method, call, context, error)
+            self._end(method, call, grpc.StatusCode.OK, context)
             return response
 
-        return call
+        return answer
 
     def _surround_stream(
         self,
@@ -221,31 +179,31 @@ class Interceptor(grpc.aio.ServerInterceptor):
         behaviour: Callable[[Any, Context], AsyncGenerator[Any]],
         deserialize: Deserialize | None,
     ) -> Callable[[Any, Context], Awaitable[None]]:
-        async def call(request: Any, context: Context) -> None:  # noqa: ANN401 - as gRPC has it
-            began = self._begin(method, context)
+        async def answer(request: Any, context: Context) -> None:  # noqa: ANN401 - as gRPC has it
+            call = self._begin(method, context)
             self._exempt_streams += method.exempt
             try:
                 self._check_open(method)
                 self._check_exempt_stream(method)
                 if deserialize is not None:
-                    request = _deserialize(deserialize, request)
+                    request = deserialize_request(deserialize, request)
                 responses = behaviour(request, context)
                 try:
                     async for response in responses:
-                        await _write(context, response)
+                        await write(context, response)
                 finally:
                     await responses.aclose()
             except BaseException as error:
-                await self._fail(method, began, context, error)
+                await self._fail(method, call, context, error)
             finally:
                 self._exempt_streams -= method.exempt
-            self._end(method, began, grpc.StatusCode.OK)
+            self._end(method, call, grpc.StatusCode.OK, context)
 
-        return call
+        return answer
 
     # One `begin` and one `end` a call; no context managers, which cost as much as all their work.
 
-    def _begin(self, method: Method, context: Context) -> float:
+    def _begin(self, method: Method, context: Context) -> Call:
         if not method.exempt:
             self._in_flight += 1
             self._idle.clear()
@@ -254,7 +212,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 self._deadlines.impose()
             elif remaining > self._longest_deadlines.seconds:
                 self._longest_deadlines.impose()
-        return method.begin()
+        return method.begin(_metadata.get(), context)
 
     def _check_open(self, method: Method) -> None:
         if self._refusing and not method.exempt:
@@ -272,14 +230,14 @@ class Interceptor(grpc.aio.ServerInterceptor):
             retry_seconds=_TOO_MANY_CALLS_RETRY_SECONDS,
         )
 
-    def _end(self, method: Method, began: float, code: grpc.StatusCode) -> None:
+    def _end(self, method: Method, call: Call, code: grpc.StatusCode, context: Context) -> None:
         if not method.exempt:
             self._deadlines.lift()
             self._longest_deadlines.lift()
             self._in_flight -= 1
             if not self._in_flight:
                 self._idle.set()
-        method.end(began, code)
+        method.end(call, code, context)
 
     def _passed_deadline(self) -> DeadlineExceeded | None:
         """The deadline of ours that cancelled the current call, if one did."""
@@ -290,7 +248,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         return None
 
     async def _fail(
-        self, method: Method, began: float, context: Context, error: BaseException
+        self, method: Method, call: Call, context: Context, error: BaseException
     ) -> NoReturn:
         """End a call that raised, and tell its caller why."""
         if isinstance(error, asyncio.CancelledError):
@@ -303,21 +261,15 @@ class Interceptor(grpc.aio.ServerInterceptor):
             self._metrics.rejected_requests.labels(error.reason).inc()
             code = error.code
         elif isinstance(error, Exception):
-            error_id = uuid.uuid4().hex
-            logger.error(
-                "%s/%s: internal error, id %s",
-                method.service,
-                method.name,
-                error_id,
-                exc_info=error,
-            )
+            error_id = call.request_id or request_id_of(None)
+            logger.error("%s: internal error, id %s", method.path, error_id, exc_info=error)
             error = InternalError(f"internal error, id {error_id}")
             code = error.code
         else:
             code = grpc.StatusCode.INTERNAL
-        self._end(method, began, code)
+        self._end(method, call, code, context)
         if isinstance(error, RequestError):
-            await _abort(context, to_status(error))
+            await abort(context, to_status(error))
         raise error
 
 
@@ -325,46 +277,6 @@ def _late(seconds: float, which: str) -> DeadlineExceeded:
     return DeadlineExceeded(
         f"the call took longer than {seconds:g} s, the server's limit for {which}"
     )
-
-
-def _deserialize(deserialize: Deserialize, request: bytes) -> object:
-    try:
-        return deserialize(request)
-    except DecodeError as error:
-        raise InvalidRequest(
-            "request", "expected a message as in the proto, got other bytes"
-        ) from error
-
-
-def _with_messages(
-    behaviour: Callable[[Any, Context], Any],
-    deserialize: Deserialize,
-    requests: AsyncIterable[bytes],
-    context: Context,
-) -> Any:  # noqa: ANN401 - an awaitable or a generator, as the behaviour returns
-    async def messages() -> AsyncGenerator[object]:
-        async for request in requests:
-            yield _deserialize(deserialize, request)
-
-    return behaviour(messages(), context)
-
-
-async def _abort(context: Context, status: grpc.Status) -> None:
-    """Send a status, if the caller is there to take it: behind unread messages it never leaves."""
-    try:
-        async with asyncio.timeout(_ABORT_SECONDS):
-            await context.abort_with_status(status)
-    except (TimeoutError, grpc.aio.InternalError) as error:
-        raise asyncio.CancelledError from error
-
-
-async def _write(context: Context, response: object) -> None:
-    """Send one message of a stream; waits for a slow reader."""
-    try:
-        await context.write(response)
-    except grpc.aio.InternalError as error:
-        # What gRPC raises where the caller leaves during the write; before or after it cancels.
-        raise asyncio.CancelledError from error
 
 
 def _cancellation_code(context: Context) -> grpc.StatusCode:

@@ -97,6 +97,17 @@ class Metrics:
         for error in REQUEST_ERRORS:
             self.rejected_requests.labels(error.reason)
         self.pending_images = gauge("ganserve_pending_images", "Images waiting for a model.")
+        self.queue_size_images = gauge(
+            "ganserve_queue_size_images", "Images that may wait for a version, --queue-size."
+        )
+        self.model_workers = gauge(
+            "ganserve_model_workers", "Model calls of a version that may run at once.", "model"
+        )
+        self.wanted_provider_info = gauge(
+            "ganserve_wanted_provider_info",
+            "1 for the execution provider that --device stands for.",
+            *("device", "provider"),
+        )
         self.model_info = gauge(
             "ganserve_model_info",
             "1 for each version that serves.",
@@ -132,6 +143,7 @@ class Metrics:
         for metric in (
             *(self.compute_seconds, self.batch_images, self.images, self.padding_images),
             *(self.model_info, self.model_ready, self.model_loads, self.model_load_seconds),
+            self.model_workers,
         ):
             metric.remove_by_labels({"model": model})
 

@@ -117,12 +117,12 @@ def open_session(content: bytes, device: Device, threads: int) -> Session:
     import onnxruntime  # not at the top: `check_runtime` comes first
 
     if device == "auto":
-        device = "cuda" if _CUDA_PROVIDER in onnxruntime.get_available_providers() else "cpu"
         try:
-            return open_session(content, device, threads)
+            if wanted_provider(device) == _CUDA_PROVIDER:
+                return open_session(content, "cuda", threads)
         except ProviderUnavailable as error:
             logger.warning("%s; device auto falls back to the CPU", error)
-            return open_session(content, "cpu", threads)
+        return open_session(content, "cpu", threads)
     wanted = _PROVIDERS[device]
     available = onnxruntime.get_available_providers()
     if wanted[0] not in available:
@@ -145,6 +145,15 @@ def open_session(content: bytes, device: Device, threads: int) -> Session:
             f"{in_use[0]}; check the driver and the CUDA libraries, or use --device cpu"
         )
     return session
+
+
+def wanted_provider(device: Device) -> str:
+    """The execution provider that a device stands for; `auto` is a GPU if the build knows any."""
+    import onnxruntime
+
+    if device == "auto":
+        device = "cuda" if _CUDA_PROVIDER in onnxruntime.get_available_providers() else "cpu"
+    return _PROVIDERS[device][0]
 
 
 def session_options(threads: int) -> object:

@@ -11,7 +11,9 @@ from typing import Any
 from grpc.aio import ServicerContext
 
 from ganserve.admission import Admission
+from ganserve.calls import note_request
 from ganserve.config import VersionPolicy
+from ganserve.deadlines import deadline_of
 from ganserve.encoding import ImageFormat
 from ganserve.entries import Generated
 from ganserve.errors import Loading, UnknownModel
@@ -21,8 +23,9 @@ from ganserve.inference.v2.open_inference_pb2_grpc import GRPCInferenceServiceSe
 from ganserve.inference_request import INPUTS, OUTPUT, parse_inference, parse_timeout_seconds
 from ganserve.metrics import Metrics
 from ganserve.model import ModelSpec
-from ganserve.repository import ModelState, Repository, Version
+from ganserve.repository import Repository
 from ganserve.request import parse_version, rows_of
+from ganserve.versions import ModelState, Version
 
 Context = ServicerContext[Any, Any]
 
@@ -110,23 +113,17 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
         """Generate all images, then answer."""
-        deadline = self._deadline(request, context)
+        deadline = deadline_of(context, self._deadline_seconds, parse_timeout_seconds(request))
         number = parse_version("model_version", request.model_version)
         with self._repository.use(request.model_name, number) as (version, served):
             generation = parse_inference(request, served.spec, max_images=self._max_images)
+            note_request(version.name, version.number, generation.count)
             self._admission.take_images(context, generation.count)
             rows, truncation = rows_of(generation, served.spec.latent_dim)
             generated = await served.batcher.submit(
                 rows, generation.labels, deadline=deadline, truncation=truncation
             )
             return self._respond(version, generated, request.id)
-
-    def _deadline(self, request: pb.ModelInferRequest, context: Context) -> float:
-        """When the call's time is up, on time.monotonic."""
-        remaining = context.time_remaining()
-        timeout = parse_timeout_seconds(request)
-        given = [seconds for seconds in (remaining, timeout) if seconds is not None]
-        return time.monotonic() + min(given, default=self._deadline_seconds)
 
     def _is_model_ready(self, name: str, number: int | None) -> bool:
         try:

@@ -2,13 +2,10 @@
 
 import asyncio
 import contextlib
-import enum
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from ganserve.batcher import Batcher
@@ -23,54 +20,12 @@ from ganserve.errors import (
 )
 from ganserve.memory import return_free_memory
 from ganserve.metrics import Metrics
-from ganserve.model import Model, ModelSpec
+from ganserve.model import Model
 from ganserve.model_files import Candidate, scan
+from ganserve.model_series import ModelSeries
+from ganserve.versions import ModelState, Served, Version, newest
 
 logger = logging.getLogger(__name__)
-
-# Versions that serve no more and whose images are still counted in the metrics: a last scrape finds
-# them, and the number of series stays bounded.
-_COUNTED_VERSIONS = 200
-
-
-class ModelState(enum.Enum):
-    """Whether a version can be asked for."""
-
-    LOADING = "loading"
-    READY = "ready"
-    FAILED = "failed"
-    RETIRING = "retiring"
-
-
-@dataclass(frozen=True)
-class Served:
-    """What a loaded version needs to answer calls."""
-
-    spec: ModelSpec
-    batcher: Batcher
-
-
-@dataclass(eq=False)
-class Version:
-    """A version that was loaded, is being loaded, or could not be."""
-
-    candidate: Candidate
-    state: ModelState = ModelState.LOADING
-    served: Served | None = None  # set where READY, or RETIRING and in use
-    error: str = ""  # set where FAILED
-    calls: int = 0  # under way
-    idle: asyncio.Event = field(default_factory=asyncio.Event)  # retired, and no call under way
-    count_images: Callable[[float], None] = lambda _: None  # that were answered with
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self.candidate.name
-
-    @property
-    def number(self) -> int:
-        """The version's number."""
-        return self.candidate.version
 
 
 class Repository:
@@ -99,7 +54,7 @@ class Repository:
         self._root = root
         self._load = load
         self._start_batcher = start_batcher
-        self._metrics = metrics
+        self._series = ModelSeries(metrics)
         self._default_model = default_model
         self._version_policy = version_policy
         self._wanted = frozenset(versions)
@@ -112,7 +67,6 @@ class Repository:
         self._retirements: set[asyncio.Task[None]] = set()
         self._scan_errors: set[str] = set()
         self._missing: set[tuple[str, int]] = set()  # wanted, but not on disk
-        self._counted: deque[tuple[str, int]] = deque()  # retired, their images still shown
         # One thread for all: each would keep memory of its own that a model leaves behind.
         self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="models")
         self.settled = False  # all models were looked at once
@@ -158,7 +112,7 @@ class Repository:
         """
         name = self._resolve_name("name", name)
         if number is None and name in self._serving:
-            return _newest(self._serving[name])
+            return newest(self._serving[name])
         for version in self.versions:
             if version.name == name and number in (None, version.number):
                 return version
@@ -213,7 +167,7 @@ class Repository:
             errors = [v.error for v in self.versions if v.name == name and v.error]
             raise Loading(f"model {name!r}: {errors[0] if errors else 'is being loaded'}")
         if number is None:
-            return _newest(serving)
+            return newest(serving)
         if number not in serving:
             raise self._unknown_version(name, number)
         return serving[number]
@@ -240,8 +194,7 @@ class Repository:
                     break
         self._keep_serving(name, stay)
         if not candidates:
-            with contextlib.suppress(KeyError):
-                self._metrics.model_ready.remove(name)
+            self._series.hide_ready(name)
 
     def _choose(
         self, found: dict[str, list[Candidate]], unreadable: Container[str]
@@ -266,7 +219,7 @@ class Repository:
             self._serving[name] = kept
         elif serving:
             del self._serving[name]
-            self._metrics.model_ready.labels(name).set(0)
+            self._series.show_ready(name, False)
         for number in serving.keys() - numbers:
             self._retire(serving[number])
 
@@ -289,7 +242,7 @@ class Repository:
         """Load a version and put it into service, or keep why it could not be."""
         version = Version(candidate)
         self._versions.append(version)
-        self._metrics.model_ready.labels(version.name).set(version.name in self._serving)
+        self._series.show_ready(version.name, version.name in self._serving)
         self._on_change()
         started = time.monotonic()
         try:
@@ -305,8 +258,6 @@ class Repository:
     def _put_into_service(self, version: Version, model: Model, seconds: float) -> None:
         version.served = Served(model.spec, self._start_batcher(version.name, model))
         version.state = ModelState.READY
-        # Looked up once: the look-up of a series costs more than its change.
-        version.count_images = self._metrics.images.labels(version.name, str(version.number)).inc
         serving = self._serving.get(version.name, {})
         added = serving | {version.number: version}
         self._serving[version.name] = dict(sorted(added.items(), reverse=True))
@@ -314,10 +265,7 @@ class Repository:
             self._keep_serving(version.name, {version.number})
         if version.number in serving:
             self._retire(serving[version.number])
-        self._metrics.model_info.labels(*_info_labels(version)).set(1)
-        self._metrics.model_ready.labels(version.name).set(1)
-        self._metrics.model_loads.labels(version.name, "success").inc()
-        self._metrics.model_load_seconds.labels(version.name).observe(seconds)
+        self._series.begin(version, seconds)
         logger.info(
             "model %s version %d serves on %s, loaded in %.2f s, sha256 %s",
             *(version.name, version.number, model.spec.provider, seconds, model.spec.digest),
@@ -326,7 +274,7 @@ class Repository:
     def _fail(self, version: Version, error: ModelError) -> None:
         version.state = ModelState.FAILED
         version.error = str(error)
-        self._metrics.model_loads.labels(version.name, "failure").inc()
+        self._series.fail(version)
         if isinstance(error, ProviderUnavailable) and not self.settled:
             raise StartupError(version.error) from error
         logger.error(
@@ -337,7 +285,7 @@ class Repository:
     def _retire(self, version: Version) -> None:
         """Let a version go that serves no more, as soon as its last call is answered."""
         version.state = ModelState.RETIRING
-        self._metrics.model_info.remove(*_info_labels(version))
+        self._series.end(version)
         if version.calls == 0:
             version.idle.set()
         task = asyncio.get_running_loop().create_task(self._finish(version))
@@ -349,22 +297,11 @@ class Repository:
         assert version.served is not None
         await version.served.batcher.close()
         self._versions.remove(version)
-        self._forget_series(version)
+        self._series.forget(version, self._versions, self._names)
         # Nobody waits for it: behind a load it may have to wait itself.
         self._loader.submit(_let_go, version)
         logger.info("model %s version %d is retired", version.name, version.number)
         self._on_change()
-
-    def _forget_series(self, version: Version) -> None:
-        """Drop from the metrics what would grow with every version and model there ever was."""
-        known = {(other.name, other.number) for other in self._versions}
-        self._counted.append((version.name, version.number))
-        while len(self._counted) > _COUNTED_VERSIONS:
-            oldest = self._counted.popleft()
-            if oldest not in known and oldest not in self._counted:
-                self._metrics.forget_version(*oldest)
-        if version.name not in self._names and all(name != version.name for name, _ in known):
-            self._metrics.forget_model(version.name)
 
     def _report_scan_errors(self, errors: Iterable[OSError]) -> None:
         problems = {f"{error.filename}: {error.strerror}" for error in errors}
@@ -377,13 +314,3 @@ def _let_go(version: Version) -> None:
     """Free a retired version's memory, in the thread that loaded it."""
     version.served = None
     return_free_memory()
-
-
-def _newest(serving: dict[int, Version]) -> Version:
-    return next(iter(serving.values()))
-
-
-def _info_labels(version: Version) -> tuple[str, ...]:
-    assert version.served is not None
-    spec = version.served.spec
-    return version.name, str(version.number), spec.digest, spec.provider, spec.seed_contract

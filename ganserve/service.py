@@ -9,15 +9,18 @@ from typing import Any
 from grpc.aio import ServicerContext
 
 from ganserve.admission import Admission
+from ganserve.calls import current_trace, note_request
+from ganserve.deadlines import deadline_of
 from ganserve.encoding import Encoder, ImageFormat
 from ganserve.entries import Generated
 from ganserve.errors import Overloaded
 from ganserve.metrics import Metrics
 from ganserve.replies import Reply, reply_head
-from ganserve.repository import ModelState, Repository, Served, Version
+from ganserve.repository import Repository
 from ganserve.request import GenerationRequest, parse_request, parse_version, rows_of
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
+from ganserve.versions import ModelState, Served, Version
 
 Context = ServicerContext[Any, Any]
 
@@ -67,10 +70,11 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         self, request: pb.GenerateImagesRequest, context: Context
     ) -> Reply:
         """Generate all images, then answer."""
-        deadline = self._deadline(context)
+        deadline = deadline_of(context, self._limits.deadline_seconds)
         number = parse_version("model_version", request.model_version)
         with self._repository.use(request.model_name, number) as (version, served):
             generation = parse_request(request, served.spec, max_images=self._limits.max_images)
+            note_request(version.name, version.number, generation.count)
             self._check_encoder(generation)
             self._admission.take_images(context, generation.count)
             rows, truncation = rows_of(generation, served.spec.latent_dim)
@@ -85,10 +89,11 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         self, request: pb.GenerateImagesRequest, context: Context
     ) -> AsyncIterator[Reply]:
         """Answer in chunks. While one is sent the next is made; a slow reader holds that up."""
-        deadline = self._deadline(context)
+        deadline = deadline_of(context, self._limits.deadline_seconds)
         number = parse_version("model_version", request.model_version)
         with self._repository.use(request.model_name, number) as (version, served):
             generation = parse_request(request, served.spec, max_images=self._limits.max_images)
+            note_request(version.name, version.number, generation.count)
             self._check_encoder(generation)
             self._admission.take_images(context, generation.count)
             rows, truncation = rows_of(generation, served.spec.latent_dim)
@@ -121,13 +126,6 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         version = self._repository.describe(request.name, number)
         return pb.GetModelResponse(model=describe_version(version))
 
-    def _deadline(self, context: Context) -> float:
-        """When the call's time is up, on time.monotonic."""
-        remaining = context.time_remaining()
-        return time.monotonic() + (
-            self._limits.deadline_seconds if remaining is None else remaining
-        )
-
     def _check_encoder(self, generation: GenerationRequest) -> None:
         """Refuse, before the model works on it, what the encoder could not keep up with.
 
@@ -159,7 +157,11 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         if image_format is not ImageFormat.RAW:
             images = await self._encoder.encode(generated.pixels, image_format, generation.quality)
         encode_seconds = time.perf_counter() - started
-        self._observe_encode_seconds[image_format](encode_seconds)
+        trace = current_trace()
+        if trace is not None and trace.exemplar is not None and images:
+            trace.add_stage("encode", time.monotonic() - encode_seconds, encode_seconds)
+        exemplar = None if trace is None else trace.exemplar
+        self._observe_encode_seconds[image_format](encode_seconds, exemplar)
         return Reply(
             reply_head(
                 *(version.name, version.number, spec.digest),

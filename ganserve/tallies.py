@@ -5,6 +5,7 @@ Here the event loop alone writes, and a scrape in another thread reads what is t
 is whole, and a histogram's count is the sum of its buckets as they were read.
 """
 
+import time
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
@@ -12,6 +13,7 @@ from itertools import accumulate
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 
@@ -33,11 +35,18 @@ class HistogramTally:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)  # the last for what exceeds all bounds
         self.total = 0.0
+        self.exemplars: dict[int, Exemplar] = {}  # the last of each bucket that has one
 
-    def observe(self, amount: float) -> None:
-        """Count an observation in its bucket, whose bound is inclusive."""
-        self.counts[bisect_left(self.bounds, amount)] += 1
+    def observe(self, amount: float, exemplar: Mapping[str, str] | None = None) -> None:
+        """Count an observation in its bucket, whose bound is inclusive.
+
+        `exemplar` says where more is told of this one, such as in a trace.
+        """
+        bucket = bisect_left(self.bounds, amount)
+        self.counts[bucket] += 1
         self.total += amount
+        if exemplar is not None:
+            self.exemplars[bucket] = Exemplar(dict(exemplar), amount, time.time())
 
 
 class CounterTallies(Collector):
@@ -118,7 +127,12 @@ class HistogramTallies(Collector):
         bounds = [_bound_label(bound) for bound in (*self._bounds, float("inf"))]
         for values, tally in list(self._series.items()):
             total, counts = tally.total, list(tally.counts)
-            family.add_metric(values, list(zip(bounds, accumulate(counts), strict=True)), total)
+            buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = [
+                *zip(bounds, accumulate(counts), strict=True)
+            ]
+            for index, exemplar in list(tally.exemplars.items()):
+                buckets[index] = (*buckets[index][:2], exemplar)
+            family.add_metric(values, buckets, total)
         return [family]
 
 

@@ -13,7 +13,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ganserve.config import ServerConfig
-from ganserve.server import RunningServer, running
+from ganserve.running_server import RunningServer
+from ganserve.server import running
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 from tests.ganserve.tiny import write_artifact
 

@@ -1,9 +1,10 @@
 """The client against real servers: right images, clear errors, and patience with restarts."""
 
 import asyncio
+import contextlib
 import io
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ganserve.client import CallError, Client
+from ganserve.client import AsyncClient, CallError, Client
 from ganserve.latents import draw_latents
+from tests.ganserve.conftest import eventually, metric
 from tests.ganserve.tiny import reveal_pixels, write_artifact
 
 SEEDS = [3, 0, 2**64 - 1, 3]
@@ -306,3 +308,213 @@ def test_the_time_of_a_call_can_be_its_own():
         pytest.raises(CallError, match=r"within 0\.2 s"),
     ):
         client.generate(seeds=[1], timeout_seconds=0.2)
+
+
+def both_kinds(test):
+    """For `ask`: what a thread does with a `Client`, and an event loop with an `AsyncClient`."""
+    return pytest.mark.parametrize("kind", [Client, AsyncClient], ids=["threads", "asyncio"])(test)
+
+
+async def generate(client: Client | AsyncClient, **request: Any) -> np.ndarray:
+    if isinstance(client, AsyncClient):
+        return await client.generate(**request)
+    return await asyncio.to_thread(client.generate, **request)
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    kind: type[Client] | type[AsyncClient], *servers: Any, **settings: Any
+) -> AsyncIterator[Any]:
+    """A client of the servers at these addresses."""
+    client = kind(f"ipv4:{','.join(server.address for server in servers)}", **settings)
+    try:
+        yield client
+    finally:
+        await client.close() if isinstance(client, AsyncClient) else client.close()
+
+
+async def handled(server: Any, code: str = "OK") -> float:
+    """Calls of GenerateImages."""
+    return await metric(
+        server, "grpc_server_handled_total", grpc_method="GenerateImages", grpc_code=code
+    )
+
+
+class TestAsyncClient:
+    async def test_it_gives_what_the_other_gives(self, repository, running_server):
+        async with running_server(repository) as server, AsyncClient(server.address) as client:
+            pixels = await client.generate(seeds=SEEDS)
+            images = await client.generate_images(seeds=SEEDS)
+            files = await client.generate_files("webp", seeds=SEEDS)
+            chunks = [chunk async for chunk in client.stream(seeds=SEEDS)]
+            (model,) = await client.models()
+        expected = expected_pixels(SEEDS)
+        assert (pixels == expected).all()
+        assert (np.stack(images) == expected).all()
+        assert (np.stack([Image.open(io.BytesIO(file)) for file in files]) == expected).all()
+        assert (np.concatenate(chunks) == expected).all()
+        assert (model.name, model.version) == ("tiny", "1")
+
+    async def test_many_calls_at_the_same_time(self, repository, running_server):
+        async with running_server(repository) as server, AsyncClient(server.address) as client:
+            answers = await asyncio.gather(*(client.generate(seeds=[seed]) for seed in range(64)))
+        assert (np.concatenate(answers) == expected_pixels(range(64))).all()
+
+    async def test_failures_are_told_with_code_and_reason(self, repository, running_server):
+        async with running_server(repository) as server, AsyncClient(server.address) as client:
+            with pytest.raises(CallError, match="INVALID_ARGUMENT: truncation: expected"):
+                await client.generate(seeds=[1], truncation=2)
+            with pytest.raises(CallError, match="NOT_FOUND: model 'other': expected one of tiny"):
+                await client.generate(seeds=[1], model="other")
+            with pytest.raises(CallError, match="INVALID_ARGUMENT: truncation: expected"):
+                _ = [chunk async for chunk in client.stream(seeds=[1], truncation=2)]
+
+    async def test_a_call_that_is_cancelled_ends_at_the_server_too(
+        self, repository, running_server
+    ):
+        async with (
+            running_server(repository, max_wait_seconds=60) as server,
+            AsyncClient(server.address) as client,
+        ):
+            call = asyncio.create_task(client.generate(seeds=[1]))
+            pending = server.metrics.pending_images
+            await eventually(lambda: pending._value.get() == 1)
+            call.cancel()
+            await server.interceptor.wait_until_idle()
+            assert await handled(server, "CANCELLED") == 1, "once, so it is not tried again"
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+
+async def test_a_reply_names_its_model_and_version(repository, running_server):
+    write_artifact(repository, version=7, offset=9)
+    async with running_server(repository) as server:
+        reply = await ask(server, lambda client: client.generate_reply(seeds=[1]))
+    assert (reply.model.name, reply.model.version) == ("tiny", "7")
+    assert reply.pixels == expected_pixels([1], offset=9).tobytes()
+
+
+@both_kinds
+async def test_a_server_that_is_too_busy_says_when_to_come_back(kind, repository, running_server):
+    limit = {"rate_limit_images_per_second": 1, "rate_limit_burst_images": 1}
+    async with running_server(repository, **limit) as server:
+        async with opened(kind, server) as client:
+            await generate(client, seeds=[1])
+            assert (await generate(client, seeds=[2]) == expected_pixels([2])).all()
+        refused = await handled(server, "RESOURCE_EXHAUSTED")
+        assert refused == 1, "gRPC's own pauses, of 0.2 and 0.6 s, would be too short"
+        async with opened(kind, server, retries=False) as client:
+            with pytest.raises(CallError, match="RESOURCE_EXHAUSTED"):
+                await generate(client, seeds=[3])
+
+
+class TestSeveralServers:
+    @both_kinds
+    async def test_calls_go_to_all_in_turn_and_leave_those_that_drain(
+        self, kind, repository, running_server
+    ):
+        async with contextlib.AsyncExitStack() as stack:
+            first = await stack.enter_async_context(running_server(repository))
+            second = await stack.enter_async_context(running_server(repository))
+            client = await stack.enter_async_context(
+                opened(kind, first, second, round_robin=True, retries=False)
+            )
+            async with asyncio.timeout(30):
+                while not (await handled(first) and await handled(second)):
+                    await generate(client, seeds=[1])
+            draining = asyncio.create_task(first.drain(60))
+            async with asyncio.timeout(30):
+                while True:
+                    before = await handled(first)
+                    for _ in range(4):
+                        await generate(client, seeds=[1])
+                    if await handled(first) == before:
+                        break
+            first.hurry.set()
+            await draining
+
+    @both_kinds
+    async def test_one_that_hangs_is_hedged(self, kind, repository, running_server):
+        async with (
+            running_server(repository) as server,
+            hanging_server() as hanging,
+            opened(kind, hanging, server, round_robin=True, hedge_after_seconds=0.05) as client,
+        ):
+            async with asyncio.timeout(30):
+                while hanging.calls < 2:
+                    assert (await generate(client, seeds=[5]) == expected_pixels([5])).all()
+            await eventually(lambda: hanging.cancelled == hanging.calls)
+
+    @both_kinds
+    async def test_a_hedged_call_that_fails_says_so(self, kind, repository, running_server):
+        async with (
+            running_server(repository) as server,
+            opened(kind, server, hedge_after_seconds=20) as client,
+        ):
+            with pytest.raises(CallError, match="INVALID_ARGUMENT: truncation"):
+                await generate(client, seeds=[1], truncation=2)
+
+    @both_kinds
+    async def test_a_hedged_call_ends_at_its_deadline(self, kind):
+        async with hanging_server() as hanging:
+            async with opened(kind, hanging, hedge_after_seconds=0.05) as client:
+                with pytest.raises(CallError, match="within 0.3 s"):
+                    await generate(client, seeds=[1], timeout_seconds=0.3)
+            await eventually(lambda: hanging.cancelled == hanging.calls == 2)
+
+    @both_kinds
+    async def test_a_stream_whose_server_is_lost_goes_on_at_another_with_the_same_version(
+        self, kind, tmp_path, running_server
+    ):
+        shape = {"height": 64, "width": 64}  # more than fits on the way
+        write_artifact(tmp_path / "models", **shape)
+        settings = {"chunk_bytes": 64 * 64 * 3, "max_images_per_request": 1000}
+        async with contextlib.AsyncExitStack() as lost, contextlib.AsyncExitStack() as stack:
+            first = await lost.enter_async_context(running_server(tmp_path / "models", **settings))
+            write_artifact(tmp_path / "others", **shape)
+            write_artifact(tmp_path / "others", version=2, offset=9, **shape)
+            settings |= {"version_policy": "all"}
+            other = await stack.enter_async_context(running_server(tmp_path / "others", **settings))
+            client = await stack.enter_async_context(opened(kind, first, other))
+            stream = client.stream(seeds=range(1000))
+            chunks = [await next_of(stream)]
+            first.hurry.set()
+            await lost.aclose()
+            while (chunk := await next_of(stream)) is not None:
+                chunks.append(chunk)
+        assert (np.concatenate(chunks) == expected_pixels(range(1000), **shape)).all()
+
+
+async def next_of(stream: Any) -> np.ndarray | None:
+    if hasattr(stream, "__anext__"):
+        return await anext(stream, None)
+    return await asyncio.to_thread(next, stream, None)
+
+
+class Hanging:
+    """A server whose calls never end by themselves."""
+
+    address = ""
+    calls = cancelled = 0
+
+    async def answer(self, request: bytes, context: Any) -> bytes:
+        self.calls += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled += 1
+        raise AssertionError
+
+
+@contextlib.asynccontextmanager
+async def hanging_server() -> AsyncIterator[Hanging]:
+    hanging, server = Hanging(), grpc.aio.server()
+    handlers = {"GenerateImages": grpc.unary_unary_rpc_method_handler(hanging.answer)}
+    service = "ganserve.v1.ImageGenerationService"
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
+    hanging.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    try:
+        yield hanging
+    finally:
+        await server.stop(0)

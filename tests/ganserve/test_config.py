@@ -20,6 +20,9 @@ def test_each_setting_is_also_a_variable(monkeypatch):
         "default_model": "digits",
         "host": "::1",
         "log_level": "debug",
+        "log_format": "json",
+        "trace_endpoint": "http://collector:4317",
+        "trace_sample_ratio": "0.5",
         "version_policy": "specific",
         "versions": "digits:3",
     }
@@ -79,6 +82,12 @@ def test_every_setting_says_what_it_is():
         pytest.param("versions", "faces:0", id="version 0"),
         pytest.param("versions", "faces:1,:2", id="version without name"),
         pytest.param("log_level", "loud", id="unknown level"),
+        pytest.param("log_format", "xml", id="unknown format"),
+        pytest.param("health_port", 65536, id="no such port for health"),
+        pytest.param("trace_endpoint", "localhost:4317", id="collector without scheme"),
+        pytest.param("trace_endpoint", "http://localhost", id="collector without port"),
+        pytest.param("trace_endpoint", "http://user:word@host:4317", id="collector with password"),
+        pytest.param("trace_sample_ratio", 1.1, id="more than all calls"),
         pytest.param("colour", "red", id="unknown setting"),
     ],
 )

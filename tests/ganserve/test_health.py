@@ -6,7 +6,7 @@ import pytest
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from ganserve.health import Health
+from ganserve.health import LIVENESS, Health
 
 SERVING = HealthCheckResponse.SERVING
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
@@ -108,3 +108,17 @@ async def test_closing_ends_the_watches():
         health.close()
         assert await watch.read() is grpc.aio.EOF
         assert await watch.code() is grpc.StatusCode.OK
+
+
+async def test_liveness_is_serving_whatever_becomes_of_the_models():
+    health = Health()
+    async with running(health) as stub:
+        watch = stub.Watch(HealthCheckRequest(service=LIVENESS))
+        assert (await watch.read()).status == SERVING
+        health.set(LIVENESS, False)  # a model of that name
+        health.keep_only({""})
+        health.shut_down()
+        assert await check(stub, LIVENESS) == SERVING
+        assert await check(stub) == NOT_SERVING
+        health.close()
+        assert await watch.read() is grpc.aio.EOF

@@ -388,6 +388,8 @@ async def test_bytes_that_are_no_message_are_the_callers_mistake_in_streams_too(
                 yield request.encode()
 
     async with running(Chatty(), deserialize=deserialize) as channel:
-        chat = channel.stream_stream(f"/{SERVICE}/Chat")(iter([b"a", b"rubbish", b"b"]))
+        chat = channel.stream_stream(f"/{SERVICE}/Chat")()
+        await chat.write(b"a")
         assert await chat.read() == b"a"
+        await chat.write(b"rubbish")
         assert (await failure(chat.read())).code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -322,7 +322,7 @@ class TestLifecycle:
                 assert may_load.wait(60)
             return load_model(path, *arguments, **settings)
 
-        monkeypatch.setattr("ganserve.server.load_model", slow_load)
+        monkeypatch.setattr("ganserve.assembly.load_model", slow_load)
         async with contextlib.AsyncExitStack() as life:
             server = await life.enter_async_context(running_server(repository, instances=1))
             async with connected(server) as stub:

@@ -21,7 +21,8 @@ from ganserve.errors import (
 from ganserve.metrics import Metrics
 from ganserve.model import load_model
 from ganserve.model_files import check_root, scan
-from ganserve.repository import ModelState, Repository
+from ganserve.repository import Repository
+from ganserve.versions import ModelState
 from tests.ganserve.tiny import publish, write_artifact
 
 LOAD = partial(load_model, device="cpu", threads=1)
@@ -487,7 +488,7 @@ class TestSeriesOfVersions:
     async def test_images_of_retired_versions_stay_counted_but_not_for_ever(
         self, tmp_path, monkeypatch
     ):
-        monkeypatch.setattr("ganserve.repository._COUNTED_VERSIONS", 2)
+        monkeypatch.setattr("ganserve.model_series._COUNTED_VERSIONS", 2)
         async with opened(tmp_path) as repository:
             for number in range(1, 6):
                 path = write_artifact(tmp_path, version=number)

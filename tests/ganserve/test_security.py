@@ -494,8 +494,9 @@ def test_a_silent_client_is_let_go(tmp_path):
     """In a process of its own, whose handshake is cut short for the test's sake."""
     write_artifact(tmp_path)
     program = (
-        "import asyncio, sys, ganserve.server as s; from ganserve.config import ServerConfig\n"
-        "s._HANDSHAKE_SECONDS = 0.5\n"
+        "import asyncio, sys, ganserve.listening as listening, ganserve.server as s\n"
+        "from ganserve.config import ServerConfig\n"
+        "listening._HANDSHAKE_SECONDS = 0.5\n"
         "asyncio.run(s.serve(ServerConfig(models=sys.argv[1], host='127.0.0.1', port=0,"
         " metrics_port=0, device='cpu', drain_seconds=0)))"
     )

@@ -14,9 +14,9 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from ganserve.assembly import fixed_batch_sizes
 from ganserve.config import ServerConfig
 from ganserve.errors import StartupError
-from ganserve.server import fixed_batch_sizes
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 from tests.ganserve.conftest import connected, eventually, fetch, metric, scrape

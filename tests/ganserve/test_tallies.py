@@ -1,5 +1,8 @@
+import re
+
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from ganserve.tallies import CounterTallies, HistogramTallies
 
@@ -37,6 +40,26 @@ def test_a_histogram_is_shown_as_that_of_the_client_library(registry, labels):
         for amount in (0.1, 0.5, 0.75, 1.0, 10.0, 10.5, 99.0):
             histogram.observe(amount)
     assert without_created(registry) == without_created(theirs)
+
+
+def test_exemplars_are_shown_as_by_the_client_library_and_in_openmetrics_alone(registry):
+    theirs = CollectorRegistry()
+    ours = HistogramTallies("seconds", "Time.", (), buckets=BOUNDS, registry=registry)
+    other = Histogram("seconds", "Time.", buckets=BOUNDS, registry=theirs)
+    for histogram in (ours.labels(), other):
+        for amount, trace in ((0.1, "a"), (0.2, "b"), (99.0, "c")):
+            histogram.observe(amount, {"trace_id": trace})
+        histogram.observe(0.3)  # leaves its bucket's exemplar
+    pages = [without_times(openmetrics.generate_latest(r).decode()) for r in (registry, theirs)]
+    assert pages[0] == pages[1]
+    assert 'seconds_bucket{le="0.5"} 3.0 # {trace_id="b"} 0.2' in pages[0]
+    assert "trace_id" not in generate_latest(registry).decode()
+
+
+def without_times(page):
+    """The lines, less those of creation and the times of exemplars."""
+    lines = [line for line in page.splitlines() if "_created" not in line]
+    return [re.sub(r"(# \{.*\} \S+) \S+$", r"\1", line) for line in lines]
 
 
 def test_a_series_is_one_however_often_it_is_looked_up(registry):

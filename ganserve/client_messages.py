@@ -1,0 +1,127 @@
+"""Hides how a question to a server becomes a message, its reply an array, its failure an error."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, TypedDict
+
+import grpc
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ganserve.v1 import image_generation_pb2 as pb
+
+EncodedFormat = Literal["png", "jpeg", "webp"]
+
+
+class CallError(Exception):
+    """A call that failed for good: `code` says in which way, `details` why."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(f"{code.name}: {details}")
+        self.code = code
+        self.details = details
+
+
+class ImageRequest(TypedDict, total=False):
+    """What can be asked of a model: exactly one of `seeds`, `latents` and `interpolation`.
+
+    Attributes:
+        seeds: One image a seed, each an integer from 0 to 2^64 - 1.
+        latents: One image a row of [n, latent_dim], all values finite.
+        interpolation: At least two seeds; images on the way from each to the next, with
+            `frames_per_segment` of them from one seed to the next and the last seed at the end.
+        frames_per_segment: At least 1; goes with `interpolation`.
+        class_labels: Classes for a conditional model, one for all images or one for each.
+        truncation: In (0, 1], 1 by default; smaller gives more typical and less varied images.
+        model: The model's name; by default the client's.
+        version: The model's version; by default the newest.
+        timeout_seconds: How long the call may take, further attempts included; by default the
+            client's.
+    """
+
+    seeds: Iterable[int]
+    latents: ArrayLike
+    interpolation: Sequence[int]
+    frames_per_segment: int
+    class_labels: Iterable[int]
+    truncation: float
+    model: str
+    version: str
+    timeout_seconds: float
+
+
+def to_call_error(error: grpc.RpcError, address: str, timeout: float) -> CallError:
+    """Say in a line what failed; `timeout` is in seconds."""
+    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)  # a call that was started
+    code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        details = f"no result from {address} within {timeout:g} s"
+    elif code is grpc.StatusCode.UNAVAILABLE:
+        details = f"{address} does not serve: {details}"
+    return CallError(code, details)
+
+
+def build_message(
+    request: ImageRequest,
+    default_model: str,
+    image_format: Literal["raw"] | EncodedFormat,
+    quality: int | None = None,
+) -> pb.GenerateImagesRequest:
+    """Build the message of a request.
+
+    Raises:
+        ValueError: no message can say this.
+    """
+    sources = sorted({"seeds", "latents", "interpolation"} & request.keys())
+    if len(sources) != 1:
+        raise ValueError(
+            f"expected one of seeds, latents and interpolation, got {', '.join(sources) or 'none'}"
+        )
+    message = pb.GenerateImagesRequest(
+        model_name=request.get("model", default_model),
+        model_version=request.get("version", ""),
+        truncation=request.get("truncation"),
+        format=pb.ImageFormat.Value(f"IMAGE_FORMAT_{image_format.upper()}"),
+        quality=quality,
+    )
+    with _named("class_labels", "from 0 to 2^32 - 1"):
+        message.class_labels.extend(request.get("class_labels", ()))
+    if "seeds" in request:
+        with _named("seeds", "from 0 to 2^64 - 1"):
+            _set_seeds(message, request["seeds"])
+    elif "latents" in request:
+        latents = np.asarray(request["latents"], np.float32)
+        if latents.ndim != 2:
+            raise ValueError(f"latents: expected [n, latent_dim], got {list(latents.shape)}")
+        message.latents.values.extend(latents.ravel().tolist())
+        message.latents.SetInParent()  # else no rows would look like no source
+    else:
+        with _named("interpolation", "from 0 to 2^64 - 1"):
+            message.interpolation.seeds.extend(request["interpolation"])
+        with _named("frames_per_segment", "from 1 to 2^32 - 1"):
+            message.interpolation.frames_per_segment = request.get("frames_per_segment", 0)
+    return message
+
+
+def read_pixels(response: pb.GenerateImagesResponse) -> NDArray[np.uint8]:
+    """The images of a reply in RAW, [n, height, width, channels]; the caller's own."""
+    shape = (response.count, response.height, response.width, response.channels)
+    return np.frombuffer(bytearray(response.pixels), np.uint8).reshape(shape)  # copied: writable
+
+
+@contextlib.contextmanager
+def _named(field: str, expected: str) -> Iterator[None]:
+    """Name the field in protobuf's error about a value."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{field}: expected integers {expected}: {error}") from None
+
+
+def _set_seeds(message: pb.GenerateImagesRequest, seeds: Iterable[int]) -> None:
+    if isinstance(seeds, range) and seeds.step == 1 and seeds:
+        message.seed_range.start = seeds.start
+        message.seed_range.count = seeds.stop - seeds.start
+        return
+    message.seeds.values.extend(seeds)
+    message.seeds.SetInParent()  # else no seeds would look like no source

@@ -1,0 +1,67 @@
+"""Hides how a gRPC port is taken, and the limits that gRPC itself keeps on its connections."""
+
+import math
+import socket
+
+import grpc
+
+from ganserve.config import ServerConfig
+from ganserve.errors import StartupError
+
+_HANDSHAKE_SECONDS = 10.0  # for a client to say what it wants
+_KEEPALIVE_TIMEOUT_SECONDS = 20.0
+
+
+def grpc_options(config: ServerConfig) -> dict[str, int]:
+    """The limits that gRPC itself keeps, in its own names and milliseconds."""
+    return {
+        "grpc.so_reuseport": 0,  # or a port in use would be shared without a word
+        "grpc.max_receive_message_length": config.max_message_bytes,
+        "grpc.max_send_message_length": -1,
+        "grpc.max_concurrent_streams": config.max_streams_per_connection,
+        "grpc.max_allowed_incoming_connections": config.max_connections,
+        # A client that connects and says nothing, or does not speak HTTP/2, is let go.
+        "grpc.server_handshake_timeout_ms": _milliseconds(_HANDSHAKE_SECONDS),
+        "grpc.max_connection_age_ms": _milliseconds(config.max_connection_age_seconds),
+        # Every call has ended by then, watches excepted.
+        "grpc.max_connection_age_grace_ms": _milliseconds(config.max_deadline_seconds),
+        "grpc.keepalive_time_ms": _milliseconds(config.keepalive_seconds),
+        "grpc.keepalive_timeout_ms": _milliseconds(_KEEPALIVE_TIMEOUT_SECONDS),
+        "grpc.keepalive_permit_without_calls": 1,
+        "grpc.http2.min_ping_interval_without_data_ms": _milliseconds(config.min_ping_seconds),
+    }
+
+
+def _milliseconds(seconds: float) -> int:
+    return math.ceil(seconds * 1000)
+
+
+def listen(
+    grpc_server: grpc.aio.Server,
+    host: str,
+    port: int,
+    credentials: grpc.ServerCredentials | None = None,
+    *,
+    setting: str = "port",
+) -> str:
+    """Take the port, a free one for 0, and return HOST:PORT. Messages name the `setting`.
+
+    Raises:
+        StartupError: the port cannot be had.
+    """
+    shown_host = f"[{host}]" if ":" in host else host
+    try:
+        # Asked first, because gRPC prints a page of its own where a port is taken.
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.create_server(address[:2], family=family):
+            pass
+        if credentials is None:
+            return f"{shown_host}:{grpc_server.add_insecure_port(f'{shown_host}:{port}')}"
+        taken = grpc_server.add_secure_port(f"{shown_host}:{port}", credentials)
+        return f"{shown_host}:{taken}"
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise StartupError(
+            f"{setting}: cannot listen on {shown_host}:{port}: {reason}; "
+            f"choose another --{setting.replace('_', '-')}"
+        ) from error

@@ -1,0 +1,45 @@
+"""Hides what a line of the log looks like: words for people, or JSON for programs."""
+
+import datetime as dt
+import json
+import logging
+
+from ganserve.calls import current_call
+from ganserve.config import LogFormat
+
+_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line; characters beyond ASCII are escaped, so a line stays one.
+
+    Fields: timestamp (RFC 3339 in UTC), level, logger, message, those of the record's `fields`,
+    the ids of the call that is being answered, and of an exception its traceback.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Make the line."""
+        moment = dt.datetime.fromtimestamp(record.created, dt.UTC)
+        line: dict[str, object] = {
+            "timestamp": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= getattr(record, "fields", {})
+        call = current_call.get()
+        if call is not None:
+            line["request_id"] = call.request_id
+            if call.trace is not None:
+                line |= {"trace_id": call.trace.trace_id, "span_id": call.trace.span_id}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def set_up_logging(level: str, log_format: LogFormat) -> None:
+    """Send the log to stderr, in this form; other libraries' lines from warnings on."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(_TEXT))
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger("ganserve").setLevel(level.upper())

@@ -1,0 +1,71 @@
+"""Hides what may go wrong with a call's messages: garbage, readers who are slow, or leave."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc.aio import ServicerContext
+
+from ganserve.errors import InvalidRequest
+
+Context = ServicerContext[Any, Any]
+Deserialize = Callable[[bytes], object]
+
+_ABORT_SECONDS = 1.0
+
+
+def deserialize_request(deserialize: Deserialize, request: bytes) -> object:
+    """Make a message of bytes.
+
+    Raises:
+        InvalidRequest: they are none.
+    """
+    try:
+        return deserialize(request)
+    except DecodeError as error:
+        raise InvalidRequest(
+            "request", "expected a message as in the proto, got other bytes"
+        ) from error
+
+
+def with_messages(
+    behaviour: Callable[[Any, Context], Any],
+    deserialize: Deserialize,
+    requests: AsyncIterable[bytes],
+    context: Context,
+) -> Any:  # noqa: ANN401 - an awaitable or a generator, as the behaviour returns
+    """Call a behaviour with a stream of messages instead of one of bytes."""
+
+    async def messages() -> AsyncGenerator[object]:
+        async for request in requests:
+            yield deserialize_request(deserialize, request)
+
+    return behaviour(messages(), context)
+
+
+async def abort(context: Context, status: grpc.Status) -> None:
+    """Send a status, if the caller is there to take it: behind unread messages it never leaves.
+
+    Its details go beside what the trailing metadata hold already.
+
+    Raises:
+        AbortError: always, but for:
+        CancelledError: the caller has gone.
+    """
+    metadata = (*context.trailing_metadata(), *status.trailing_metadata)
+    try:
+        async with asyncio.timeout(_ABORT_SECONDS):
+            await context.abort(status.code, status.details, metadata)
+    except (TimeoutError, grpc.aio.InternalError) as error:
+        raise asyncio.CancelledError from error
+
+
+async def write(context: Context, response: object) -> None:
+    """Send one message of a stream; waits for a slow reader."""
+    try:
+        await context.write(response)
+    except grpc.aio.InternalError as error:
+        # What gRPC raises where the caller leaves during the write; before or after it cancels.
+        raise asyncio.CancelledError from error

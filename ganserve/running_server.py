@@ -1,0 +1,180 @@
+"""Hides what a running server knows of itself: alive, ready, draining, and what it looks after."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING
+
+from ganserve.admission import Admission
+from ganserve.assembly import make_interceptor, make_rate_limiter, open_repository
+from ganserve.config import ServerConfig
+from ganserve.credentials import ServerCertificate, Tokens
+from ganserve.health import READINESS, Health
+from ganserve.metrics import Metrics
+
+if TYPE_CHECKING:
+    from ganserve.tracing import Tracing
+
+logger = logging.getLogger(__name__)
+
+_LIVENESS_SECONDS = 5.0
+
+
+class RunningServer:
+    """A server whose ports are open; `running` makes it.
+
+    Attributes:
+        address: HOST:PORT for calls.
+        metrics_port: the port for HTTP.
+        health_address: HOST:PORT for health checks alone; empty where there is no such port.
+        metrics: what that port shows.
+        hurry: set it to cut draining short.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        metrics: Metrics,
+        certificate: ServerCertificate | None,
+        tokens: Tokens | None,
+        tracing: "Tracing | None" = None,
+    ) -> None:
+        self.address = ""
+        self.metrics_port = 0
+        self.health_address = ""
+        self.metrics = metrics
+        self.hurry = asyncio.Event()
+        self.health = Health()
+        self.admission = Admission(tokens, make_rate_limiter(config))
+        self.interceptor = make_interceptor(config, metrics, self.admission, tracing)
+        self.repository = open_repository(config, metrics, tracing, self._publish_health)
+        self._tracing = tracing
+        self._models = config.models
+        self._poll_seconds = config.poll_seconds
+        self._credentials = [files for files in (certificate, tokens) if files is not None]
+        self._look_at_models, self._look_at_credentials = asyncio.Event(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._ready = asyncio.Event()
+        self._draining = False
+        self._watching: list[asyncio.Task[None]] = []
+
+    async def wait_until_ready(self) -> None:
+        """Return when a model serves, and all were looked at.
+
+        Raises:
+            StartupError: none can ever serve.
+        """
+        await self._first_of(self._ready.wait())
+
+    async def serve_until(self, stop: asyncio.Event) -> None:
+        """Return when `stop` is set.
+
+        Raises:
+            StartupError: the models cannot run on the device that was asked for.
+        """
+        await self._first_of(stop.wait())
+
+    async def drain(self, seconds: float) -> None:
+        """Turn NOT_SERVING at once, but answer for some more seconds, then refuse new calls.
+
+        Callers learn of a change of readiness only after a while; until then they keep calling.
+        """
+        logger.info("draining: calls are answered for %g more seconds", seconds)
+        self._draining = True
+        self.health.shut_down()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.hurry.wait(), seconds)
+        self.interceptor.refuse_new_calls()
+
+    def watch(self) -> None:
+        """Begin to look at the repository, and the files of credentials, now and again."""
+        self._watching = [
+            self._loop.create_task(self._refresh_for_ever()),
+            self._loop.create_task(self._refresh_credentials_for_ever()),
+        ]
+
+    def look_now(self) -> None:
+        """Do not wait for the next look."""
+        self._look_at_models.set()
+        self._look_at_credentials.set()
+
+    async def stop_watching(self) -> None:
+        """Leave models and credentials as they are."""
+        for task in self._watching:
+            task.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
+
+    async def close_tracing(self, seconds: float) -> None:
+        """Send the last traces, for at most so many seconds."""
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close, seconds)
+
+    def is_alive(self) -> bool:
+        """Whether the event loop still takes turns; asked in another thread."""
+        turn = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop)
+        try:
+            turn.result(_LIVENESS_SECONDS)
+        except TimeoutError:
+            return False
+        return True
+
+    def why_not_ready(self) -> str | None:
+        """What is missing for calls to be answered; None if nothing is."""
+        if self._draining:
+            return "draining"
+        if not self.repository.settled:
+            return "loading models"
+        if not any(map(self.repository.is_serving, self.repository.names)):
+            return "no model could be loaded" if self.repository.names else "there is no model"
+        return None
+
+    async def _refresh_for_ever(self) -> None:
+        said: str | None = None
+        while True:
+            await self.repository.refresh()
+            reason = self.why_not_ready()
+            # One line a change, not one a poll; draining has a line of its own.
+            if reason not in (None, said) and not self._draining:
+                seconds = self._poll_seconds
+                again = f"every {seconds:g} s" if seconds else "at SIGHUP"
+                logger.warning(
+                    "not serving: %s in %s; looking again %s", reason, self._models, again
+                )
+            said = reason
+            await self._pause(self._look_at_models)
+
+    async def _refresh_credentials_for_ever(self) -> None:
+        while True:
+            await self._pause(self._look_at_credentials)
+            for files in self._credentials:
+                await asyncio.to_thread(files.refresh)
+
+    async def _pause(self, look_now: asyncio.Event) -> None:
+        """Wait for the time of the next look, or for who wants one now."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(look_now.wait(), self._poll_seconds or None)
+        look_now.clear()
+
+    def _publish_health(self) -> None:
+        """Bring the health service up to date with the repository."""
+        names = self.repository.names
+        for name in names:
+            self.health.set(name, self.repository.is_serving(name))
+        self.health.keep_only({READINESS, *names})
+        is_ready = self.why_not_ready() is None
+        self.health.set(READINESS, is_ready)
+        if is_ready and not self._ready.is_set():
+            self._ready.set()
+            host, _, _ = self.address.rpartition(":")
+            logger.info("serving on %s, metrics on %s:%d", self.address, host, self.metrics_port)
+
+    async def _first_of(self, event: Coroutine[object, object, object]) -> None:
+        """Wait for an event, or for the failure of a watching task."""
+        assert self._watching
+        waiting = self._loop.create_task(event)
+        await asyncio.wait([waiting, *self._watching], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        for task in self._watching:
+            if task.done():
+                await task

@@ -1,0 +1,150 @@
+"""The manifests of deploy/: they render, fit Kubernetes' published schemas, and fit the code.
+
+That they are right is checked by sentences: each check of tests/deploy yields one for whatever is
+wrong. tests/test_deploy_controls.py shows that each check sees what it is for.
+"""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from gantrain.cli import run as run_gantrain
+from tests.deploy import network_checks, queries, workload_checks
+from tests.deploy.manifests import (
+    DEPLOY,
+    EVERY,
+    SERVING,
+    TRAINING,
+    Variant,
+    name_of,
+    of_kind,
+    quantity,
+    render,
+    workloads,
+)
+
+# The oldest Kubernetes that has the preStop action `sleep` by default, and the newest published.
+OLDEST, NEWEST = "1.30", "1.37"
+# Custom resources are published by their projects, so of these only the version is checked.
+CUSTOM = {
+    "Certificate": "cert-manager.io/v1",
+    "GRPCRoute": "gateway.networking.k8s.io/v1",
+    "JobSet": "jobset.x-k8s.io/v1alpha2",
+    "PrometheusRule": "monitoring.coreos.com/v1",
+    "ScaledObject": "keda.sh/v1alpha1",
+    "ServiceMonitor": "monitoring.coreos.com/v1",
+}
+CHECKS = [*workload_checks.CHECKS, *network_checks.CHECKS, *queries.CHECKS]
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("variant", EVERY, ids=str)
+def test_manifests_agree_with_the_code_and_with_each_other(variant: Variant):
+    manifests = render(variant)
+    assert list(workloads(manifests))
+    assert [complaint for check in CHECKS for complaint in check(manifests)] == []
+
+
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+@pytest.mark.parametrize("variant", EVERY, ids=str)
+def test_manifests_fit_the_published_schemas(variant: Variant, version: str):
+    for manifest in render(variant):
+        if manifest["kind"] in CUSTOM:
+            assert manifest["apiVersion"] == CUSTOM[manifest["kind"]]
+        else:
+            kubernetes_validate.validate(manifest, version, strict=True)
+        for job in manifest["spec"]["replicatedJobs"] if manifest["kind"] == "JobSet" else ():
+            whole = {"apiVersion": "batch/v1", "kind": "Job", **job["template"]}
+            kubernetes_validate.validate(whole, version, strict=True)
+
+
+def test_the_newest_schemas_are_used():
+    assert kubernetes_validate.latest_version().startswith(f"{NEWEST}.")
+
+
+def test_every_component_and_overlay_is_looked_at():
+    parts = {part for variant in EVERY for part in (variant.path, *variant.components)}
+    folders = {
+        str(file.parent.relative_to(DEPLOY)).removeprefix("components/")
+        for file in DEPLOY.rglob("kustomization.yaml")
+    }
+    included = {"models-volume", "training/base", "autoscaling-hpa"}  # by those that are rendered
+    assert folders - parts == included
+    assert of_kind(render(Variant("overlays/cpu")), "HorizontalPodAutoscaler")
+
+
+def test_both_autoscalers_follow_one_rule():
+    (hpa,) = of_kind(render(Variant("overlays/cpu")), "HorizontalPodAutoscaler")
+    (keda,) = of_kind(render(Variant("base", ("autoscaling-keda",))), "ScaledObject")
+    hpa, keda = hpa["spec"], keda["spec"]
+    assert keda["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == hpa["behavior"]
+    assert keda["minReplicaCount"] == hpa["minReplicas"]
+    assert keda["maxReplicaCount"] == hpa["maxReplicas"]
+    targets = [metric["pods"]["target"] for metric in hpa["metrics"]]
+    assert [target["type"] for target in targets] == [t["metricType"] for t in keda["triggers"]]
+    thresholds = [trigger["metadata"]["threshold"] for trigger in keda["triggers"]]
+    averages = [target["averageValue"] for target in targets]
+    assert [*map(quantity, averages)] == [*map(quantity, thresholds)]
+
+
+@pytest.mark.parametrize("variant", SERVING, ids=str)
+def test_a_changed_setting_is_a_rolling_update(variant: Variant):
+    manifests = render(variant)
+    (config,) = (c for c in of_kind(manifests, "ConfigMap") if "GANSERVE_MODELS" in c["data"])
+    assert re.fullmatch(r"ganserve-[a-z0-9]{10}", config["metadata"]["name"])
+
+
+@pytest.mark.parametrize("variant", TRAINING, ids=str)
+def test_the_commands_of_training_are_commands(variant: Variant, tmp_path: Path, capsys):
+    commands = [c for one in workloads(render(variant)) for c in one.containers]
+    seen = set()
+    for container in commands:
+        arguments = [str(argument) for argument in container["args"]]
+        if container.get("command") == ["torchrun"]:
+            arguments = arguments[arguments.index("gantrain") + 1 :]
+        # Elsewhere than in the cluster: another folder, and no GPU perhaps.
+        arguments = [a.replace("/runs", str(tmp_path)) for a in arguments]
+        arguments = ["--device=cpu" if a == "--device=cuda" else a for a in arguments]
+        seen.add(arguments[0])
+        if arguments[0] == "train":
+            assert run_gantrain([*arguments, "--dry-run"]) == 0
+        else:  # understood, but there is no such run
+            assert run_gantrain(arguments) == 1
+            assert str(tmp_path) in capsys.readouterr().err
+    assert seen == {"train", "export"}
+
+
+def test_what_is_ahead_of_the_code_says_so():
+    """Until gantrain trains across machines, the manifest that does must be marked."""
+    sources = "".join(file.read_text() for file in (ROOT / "gantrain").rglob("*.py"))
+    (job_set,) = of_kind(render(Variant("training/distributed")), "JobSet")
+    marked = job_set["metadata"].get("annotations", {}).get("ganserve/status")
+    is_ahead = "torch.distributed" not in sources
+    assert (marked == "ahead-of-the-code") == is_ahead, name_of(job_set)
+    text = (DEPLOY / "training/distributed/job-set.yaml").read_text()
+    assert ("AHEAD OF THE CODE" in text) == is_ahead
+
+
+def test_training_images_have_the_version_of_the_project():
+    version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    for variant in TRAINING:
+        images = {c["image"] for one in workloads(render(variant)) for c in one.containers}
+        assert images == {f"gantrain:{version[1]}"}
+
+
+def test_the_prometheus_rule_is_made_from_the_alerts():
+    path = DEPLOY / "monitoring/generate_prometheus_rule.py"
+    spec = importlib.util.spec_from_file_location("generate_prometheus_rule", path)
+    assert spec is not None
+    assert spec.loader is not None
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    alerts = generator.ALERTS.read_text()
+    assert generator.RULE.read_text() == generator.render_rule(alerts), f"run {path.name}"
+    rule = yaml.safe_load(generator.RULE.read_text())
+    assert rule["spec"] == yaml.safe_load(alerts)

@@ -30,7 +30,16 @@ from gantrain.training import train
 
 DIGITS = {"data": "digits", "filters": 8, "total_images": 40_000}
 PLAIN = {"loss": "bce", "beta1": 0.5, "beta2": 0.999}
-GRID = {"data": "grid25", "batch_size": 512, "total_images": 2_000_000}
+GRID = {"data": "grid25", "total_images": 256_000}
+# The networks of the flagship without what keeps them stable, at a quick learning rate.
+PLAIN_GRID = {
+    **GRID,
+    "loss": "bce",
+    "ema_half_life_images": 0,
+    "lr": 1e-2,
+    "discriminator_lr": 1e-2,
+    "lr_decay": 0.0,
+}
 OVERWHELMS, WEAK = "discriminator overwhelms", "discriminator too weak"
 COLLAPSES = ("mode collapse", "partial mode collapse")
 
@@ -61,7 +70,7 @@ CASES = {
     "bce-lr-0.1": Case(
         {**DIGITS, **PLAIN, "lr": 0.1}, ("diverged", "diverging", "oscillating", *COLLAPSES)
     ),
-    "bce-grid25": Case({**GRID, "loss": "bce"}, COLLAPSES),
+    "bce-grid25": Case(PLAIN_GRID, COLLAPSES),
 }
 
 
@@ -81,6 +90,7 @@ SMALL_PRESETS: dict[str, dict[str, Any]] = {
         "sample_every": 16_000,
     },
     "selu-dense": {"data": "digits", "total_images": 2000 * 32},
+    "points": {"data": "ring8"},
     "sine": {"data": "sine", "total_images": 3000 * 32},
     "torch-mlp": {"data": "digits", "total_images": 2000 * 32},
     "faces-rmsprop": {

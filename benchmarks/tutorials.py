@@ -41,13 +41,13 @@ class Run:
 
 RUNS = [
     Run("sine", "sine", "sine"),
-    Run("keras-mlp", "keras-mlp", "mnist"),
-    Run("keras-mlp-conv-critic", "keras-mlp-conv-critic", "mnist"),
-    Run("selu-dense", "selu-dense", "fashion"),
-    Run("torch-mlp-mnist", "torch-mlp", "mnist"),
-    Run("torch-mlp-fashion", "torch-mlp", "fashion"),
-    Run("keras-conv64", "keras-conv64", "emoji", ("--total-images=64000", "--sample-every=12800")),
-    Run("faces-rmsprop", "faces-rmsprop", "emoji", ("--total-images=320", "--batch-size=4")),
+    Run("keras-mlp", "keras-mlp", "mnist", ("--total-images=640000",)),
+    Run("keras-mlp-conv-critic", "keras-mlp-conv-critic", "mnist", ("--total-images=640000",)),
+    Run("selu-dense", "selu-dense", "fashion", ("--total-images=600000",)),
+    Run("torch-mlp-mnist", "torch-mlp", "mnist", ("--total-images=360000",)),
+    Run("torch-mlp-fashion", "torch-mlp", "fashion", ("--total-images=360000",)),
+    Run("keras-conv64", "keras-conv64", "emoji", ("--total-images=32000", "--sample-every=6400")),
+    Run("faces-rmsprop", "faces-rmsprop", "emoji", ("--filters=8", "--total-images=16000")),
 ]
 
 

@@ -92,6 +92,8 @@ def see_more(config: TrainConfig) -> Advice:
     """For samples that copy training images."""
     return _join(
         "give more images: a discriminator that knows each by heart asks for copies",
+        not config.augmentations
+        and "--augment off: use color,translation,cutout (Zhao et al. 2020)",
         config.flip == "off" and "--flip off: use on, if mirrored images are as good",
         _penalise(config),
         f"--filters {config.filters}: try {max(config.filters // 2, 1)}",

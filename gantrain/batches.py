@@ -13,8 +13,8 @@ def load_batch(
 ) -> Tensor:
     """Examples at indices [batch] as float32.
 
-    Images, uint8 [count, channels, size, size], come in [lowest, 1]; points, float32 [count, 2],
-    come as they are.
+    Images, uint8 [count, channels, size, size], come in [lowest, 1] with the channels innermost in
+    memory; points, float32 [count, 2], come as they are.
     """
     batch = examples[indices]
     if batch.is_floating_point():
@@ -22,7 +22,8 @@ def load_batch(
     if flip:
         mirrored = torch.rand(len(batch), generator=noise, device=batch.device) < 0.5
         batch = torch.where(mirrored[:, None, None, None], batch.flip(3), batch)
-    return batch.float() / (255 / (1 - lowest)) + lowest
+    batch = batch.to(torch.float32, memory_format=torch.channels_last)
+    return batch / (255 / (1 - lowest)) + lowest
 
 
 def random_latents(count: int, latent_dim: int, noise: torch.Generator) -> Tensor:

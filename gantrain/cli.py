@@ -17,7 +17,17 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import CliApp, get_subcommand
 
 from gantrain.bad_data import DatasetError
-from gantrain.cli_options import Check, Data, Export, Gantrain, Presets, Report, Sample, Train
+from gantrain.cli_options import (
+    Check,
+    Data,
+    Evaluate,
+    Export,
+    Gantrain,
+    Presets,
+    Report,
+    Sample,
+    Train,
+)
 from gantrain.errors import Interrupted, RunError, UsageError
 
 _INTERRUPTED = 130
@@ -204,6 +214,29 @@ def _draw_points(command: Sample, points: Any) -> None:  # noqa: ANN401 - numpy 
     save_scatter(command.out, points, POINT_SETS[config.data]().points)
 
 
+def _evaluate(command: Evaluate) -> int:
+    import torch
+
+    from gantrain.evaluation import evaluate
+    from gantrain.evaluation_results import write_evaluation
+    from gantrain.image_decoding import available_cpus
+
+    torch.set_num_threads(command.threads or available_cpus())
+    evaluation = evaluate(
+        command.source,
+        command.data,
+        samples=command.samples,
+        repeats=command.repeats,
+        resize=command.resize,
+        inception=command.inception,
+        cache=command.cache_dir,
+    )
+    if command.source.is_dir():
+        write_evaluation(evaluation, command.source)
+    print(evaluation.to_json() if command.json_ else evaluation.describe())
+    return 0
+
+
 def _report(command: Report) -> int:
     from gantrain.report import write_report
 
@@ -223,6 +256,7 @@ _COMMANDS: dict[type, tuple[str, Callable[[Any], int]]] = {
     Presets: ("presets", _presets),
     Check: ("data check", _check),
     Sample: ("sample", _sample),
+    Evaluate: ("evaluate", _evaluate),
     Export: ("export", _export),
     Report: ("report", _report),
 }

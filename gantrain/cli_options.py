@@ -74,6 +74,39 @@ class Sample(BaseModel):
     )
 
 
+class Evaluate(BaseModel):
+    """Measure a run or an artifact against data, and real images beside it."""
+
+    source: CliPositionalArg[RunOrArtifact]
+    data: str = Field(description="The data to hold it against, named as for `train`.")
+    samples: int | None = Field(
+        default=None,
+        ge=20,
+        description="Samples of each repeat, and real examples; unset: 10000 images, 26000 of "
+        "Stacked-MNIST, 2500 points, or as many as the data allow.",
+    )
+    repeats: int = Field(
+        default=3, ge=1, le=100, description="Disjoint sets of samples, for mean and spread."
+    )
+    resize: CliToggleFlag[bool] = Field(
+        default=False,
+        description="Bring data that it was not trained on to its size and channels.",
+    )
+    inception: str | None = Field(
+        default=None,
+        description="Weights of the Inception network, for FID, KID and IS as well: a file, or "
+        "`download`. Needs the extra `fid`.",
+    )
+    cache_dir: Path | None = Field(
+        default=None,
+        description="Where classifiers are kept; unset: GANTRAIN_CACHE_DIR, or ~/.cache/gantrain.",
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads; unset: the CPUs this process may use."
+    )
+    json_: CliToggleFlag[bool] = Field(default=False, alias="json", description="Print JSON.")
+
+
 class Export(BaseModel):
     """Publish a run's generator as the next version of a model; print its path last."""
 
@@ -105,6 +138,7 @@ class Gantrain(BaseSettings):
     presets: CliSubCommand[Presets]
     data: CliSubCommand[Data]
     sample: CliSubCommand[Sample]
+    evaluate: CliSubCommand[Evaluate]
     export: CliSubCommand[Export]
     report: CliSubCommand[Report]
 

@@ -1,7 +1,7 @@
 """The settings of a training run, each declared once: name, type, default, unit, check, help."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -18,6 +18,7 @@ def _setting(default: Any, help_text: str, *, may_change: bool = False, **checks
     )
 
 
+AugmentationName = Literal["color", "translation", "cutout"]
 LossName = Literal["relativistic", "bce", "saturating", "least-squares", "hinge", "wasserstein"]
 GeneratorName = Literal[
     "dcgan",
@@ -51,7 +52,8 @@ class TrainConfig(BaseModel):
 
     preset: str = _setting(
         "dcgan",
-        "a named configuration, see `gantrain presets`, or the path of a JSON file with settings",
+        "a named configuration, see `gantrain presets`, or the path of a JSON file with settings; "
+        "where the data are points, `dcgan` stands for `points`",
         may_change=True,  # the settings themselves are compared
     )
     data: str = _setting(
@@ -120,7 +122,8 @@ class TrainConfig(BaseModel):
     r1_weight: float | None = _setting(
         None,
         "weight of half the squared gradient norm on real images; unset: with the relativistic "
-        "loss 0.5 at 32x32, in proportion to the area of the image, and 0 with others",
+        "loss 0.5 at 32x32, in proportion to the area of the image (of points 0.04 times the mean "
+        "variance of a coordinate), and 0 with others",
         ge=0,
     )
     r2_weight: float | None = _setting(
@@ -153,6 +156,15 @@ class TrainConfig(BaseModel):
     )
     reuse_fakes: bool = _setting(
         False, "the generator learns from the fakes that the discriminator has just seen"
+    )
+    augment: str = _setting(
+        "off",
+        "differentiable augmentation of all that the discriminator sees, for few images: `off`, or "
+        "names out of `color`, `translation` and `cutout`, as in `color,translation,cutout`",
+    )
+    precision: Literal["fp32", "bf16"] = _setting(
+        "fp32",
+        "bf16: matrix products and convolutions in bfloat16; quick where the hardware has it",
     )
 
     optimizer: Literal["adam", "rmsprop"] = _setting("adam", "the optimizer of both networks")
@@ -215,6 +227,20 @@ class TrainConfig(BaseModel):
     def images_per_step(self) -> int:
         """Real images that a step of the loop sees."""
         return self.batch_size * self.discriminator_updates
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """The names in `augment`, in order."""
+        return () if self.augment == "off" else tuple(self.augment.split(","))
+
+    @field_validator("augment")
+    @classmethod
+    def _known_augmentations(cls, names: str) -> str:
+        chosen = [name.strip() for name in names.split(",")]
+        known = get_args(AugmentationName)
+        if chosen != ["off"] and (set(chosen) - set(known) or len(set(chosen)) < len(chosen)):
+            raise ValueError(f"expected off, or each at most once out of {', '.join(known)}")
+        return ",".join(chosen)
 
     @field_validator("image_size")
     @classmethod

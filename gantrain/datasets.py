@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gantrain.bad_data import BadFile, DatasetError
 from gantrain.celeba_folders import find_celeba, list_celeba
 from gantrain.cifar_files import is_cifar, read_cifar
-from gantrain.idx_files import is_idx_folder, read_idx_folder
+from gantrain.idx_files import holds_split, is_idx_folder, read_idx_folder
 from gantrain.image_decoding import (
     IMAGE_SIZES,
     choose_image_size,
@@ -161,6 +161,23 @@ def refuse_test_split(source: str, split: str) -> None:
             f"{source}: has no {split} split; MNIST-format files, stacked-mnist, CIFAR-10 and "
             "CelebA have one"
         )
+
+
+def has_test_split(source: str) -> bool:
+    """Tell whether a source that can be loaded has a test split beside its training split.
+
+    MNIST-format files without the two files of the test split have none, nor has CelebA without
+    the list of its splits.
+    """
+    if source in NAMED_SOURCES or source in POINT_SETS:
+        return False
+    path = find_stacked_folder(source) if source.startswith(PREFIX) else find_path(source)
+    if path.is_dir() and is_idx_folder(path):
+        return holds_split(path, "test")
+    if is_cifar(path):
+        return True
+    celeba = find_celeba(path) if path.is_dir() else None
+    return celeba is not None and celeba.partition is not None
 
 
 def refuse_image_settings(source: str, **settings: int | None) -> None:

@@ -24,6 +24,7 @@ from PIL import Image
 from gantrain.checkpoint import fsync_folder
 from gantrain.class_labels import spread_labels
 from gantrain.errors import RunError, UsageError
+from gantrain.evaluation_results import read_evaluation
 from gantrain.latents import SEED_CONTRACT, draw_latents
 from gantrain.sampling import (
     SCHEMA,
@@ -35,6 +36,8 @@ from gantrain.sampling import (
     open_session,
     run_session,
 )
+
+logger = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
 PROOF_BATCHES = (1, 2, 7, 64)
@@ -70,14 +73,14 @@ def export_run(run_path: Path, repository: Path, name: str) -> Path:
             f"{run_path} makes two-dimensional points: an artifact holds images, so there is "
             "nothing to export; `gantrain sample` draws its points"
         )
-    metadata = describe(name, run)
+    metadata = {**describe(name, run), "evaluation": current_evaluation(run_path, run)}
     artifact = write_artifact(run.generator, run.config.latent_dim, metadata)
     prove(artifact, run.generator, run.config.latent_dim, len(run.class_names))
     return publish(artifact, repository, name)
 
 
 def describe(name: str, run: RunGenerator) -> dict[str, Any]:
-    """The metadata of docs/artifact.md, less the golden images."""
+    """The metadata of docs/artifact.md, less evaluation and golden images."""
     settings = run.config.model_dump(mode="json", exclude=_LOCAL_SETTINGS)
     data = run.data
     return {
@@ -87,9 +90,29 @@ def describe(name: str, run: RunGenerator) -> dict[str, Any]:
         "class_names": list(run.class_names),
         "training": {**settings, "images_seen": run.images_seen},
         "data": {"fingerprint": data.fingerprint, "count": data.count, "kind": data.kind},
-        "evaluation": {},
         "writer": f"gantrain {importlib.metadata.version('ganserve')}",
     }
+
+
+def current_evaluation(run_path: Path, run: RunGenerator) -> dict[str, float]:
+    """The numbers of the run's newest evaluation, none where it is of other weights.
+
+    Raises:
+        RunError: the evaluation cannot be read.
+    """
+    evaluation = read_evaluation(run_path)
+    if evaluation is None:
+        return {}
+    if evaluation.generator.weights != run.weights:
+        logger.warning(
+            "the artifact carries no evaluation: %s has one after %d images, exported is the "
+            "generator after %d; evaluate again",
+            run_path,
+            evaluation.generator.images_seen,
+            run.images_seen,
+        )
+        return {}
+    return evaluation.numbers()
 
 
 def write_artifact(generator: PixelGenerator, latent_dim: int, metadata: dict[str, Any]) -> bytes:

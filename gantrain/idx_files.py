@@ -23,6 +23,12 @@ def is_idx_folder(folder: Path) -> bool:
     return any(FILE_NAME.fullmatch(path.name) for path in folder.iterdir())
 
 
+def holds_split(folder: Path, split: str) -> bool:
+    """Tell whether the folder holds a file named as one of a split's two."""
+    names = (path.name for path in folder.iterdir() if FILE_NAME.fullmatch(path.name))
+    return any(name.startswith(FILE_PREFIXES[split]) for name in names)
+
+
 def read_idx_folder(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Read the images and labels of the split `train` or `test`.
 

@@ -23,6 +23,7 @@ class Loss:
     generator: Callable[[Tensor, Tensor], Tensor]  # most ignore the reals
     on_real: Callable[[Tensor], Tensor] | None = None  # the halves whose sum `discriminator` is,
     on_fake: Callable[[Tensor], Tensor] | None = None  # where it has halves
+    threshold: float | None = None  # logits above it say real; None: they only compare
 
 
 def create_loss(name: str, label_smoothing: float = 0.0) -> Loss:
@@ -49,19 +50,21 @@ def create_loss(name: str, label_smoothing: float = 0.0) -> Loss:
     if name == "relativistic":
         return Loss(relativistic_discriminator_loss, relativistic_generator_loss)
     if name == "hinge":
-        return _unpaired(_hinge_on_real, _hinge_on_fake, _negative_mean)
+        return _unpaired(_hinge_on_real, _hinge_on_fake, _negative_mean, threshold=0.0)
     if name == "wasserstein":
-        return _unpaired(_negative_mean, _mean, _negative_mean)
+        return _unpaired(_negative_mean, _mean, _negative_mean, threshold=None)
     if name == "least-squares":
         return _unpaired(
             lambda logits: half_squared_error(logits, target),
             lambda logits: half_squared_error(logits, 0.0),
             lambda logits: half_squared_error(logits, 1.0),
+            threshold=0.5,  # between the targets
         )
     return _unpaired(
         lambda logits: cross_entropy(logits, target),
         lambda logits: cross_entropy(logits, 0.0),
         saturating_generator_loss if name == "saturating" else non_saturating_generator_loss,
+        threshold=0.0,
     )
 
 
@@ -147,12 +150,15 @@ def _unpaired(
     on_real: Callable[[Tensor], Tensor],
     on_fake: Callable[[Tensor], Tensor],
     generator: Callable[[Tensor], Tensor],
+    *,
+    threshold: float | None,
 ) -> Loss:
     return Loss(
         discriminator=lambda real_logits, fake_logits: on_real(real_logits) + on_fake(fake_logits),
         generator=lambda _real_logits, fake_logits: generator(fake_logits),
         on_real=on_real,
         on_fake=on_fake,
+        threshold=threshold,
     )
 
 

@@ -131,6 +131,25 @@ PRESETS = {
         },
         epoch_images=60_000,
     ),
+    "points": Preset(
+        summary="the flagship for two-dimensional points, such as `ring8` and `grid25`",
+        source=(
+            "loss, penalties and averaging as in `dcgan`, which becomes this where the data are "
+            "points; waves over the plane after Tancik et al. 2020; sizes and rates found on the "
+            "mixtures of Lin et al. 2018 (PacGAN)"
+        ),
+        settings={
+            "generator": "points",
+            "latent_dim": 8,
+            "filters": 24,
+            "batch_size": 256,
+            "lr": 4e-3,
+            "discriminator_lr": 6e-3,
+            "lr_decay": 2e-3,
+            "beta1": 0.5,
+            "total_images": 1_000_000,
+        },
+    ),
     "sine": Preset(
         summary="dense networks for two-dimensional points, such as the data set `sine`",
         source=(
@@ -199,19 +218,26 @@ _REFERENCE_SIZE, _REFERENCE_CHANNELS, _REFERENCE_CLASSES = 64, 3, 10
 _PRESET_KEYS = {"name", "summary", "source", "settings", "epoch_images"}
 _DERIVED_KEYS = {"parameters", "parameters_at"}  # `gantrain presets NAME --json` shows them too
 _OF_THE_RUN = {"preset", "data", "run_dir"}
+_FLAGSHIP: str = TrainConfig.model_fields["preset"].default
+_FLAGSHIP_FOR_POINTS = "points"
 
 
 def resolve(explicit: dict[str, Any]) -> TrainConfig:
     """Join defaults, the named preset's settings and those given explicitly, the last winning.
 
+    The flagship, named or not, is `dcgan` for images and `points` for points.
+
     Raises:
         UsageError: there is no such preset, or settings contradict each other.
         ValidationError: a setting's value is not one it can have.
     """
-    name = explicit.get("preset", TrainConfig.model_fields["preset"].default)
-    settings = {**find_preset(name).settings, **explicit}
+    of_points = explicit.get("data") in POINT_SETS
+    name = explicit.get("preset", _FLAGSHIP)
+    if name == _FLAGSHIP and of_points:
+        name = _FLAGSHIP_FOR_POINTS
+    settings = {**find_preset(name).settings, **explicit, "preset": name}
     if settings.get("generator") is None:
-        settings["generator"] = "points" if settings.get("data") in POINT_SETS else "dcgan"
+        settings["generator"] = "points" if of_points else "dcgan"
     if settings.get("discriminator") is None:
         settings["discriminator"] = settings["generator"]
     config = TrainConfig(**settings)

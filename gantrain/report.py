@@ -24,6 +24,7 @@ from gantrain.config import TrainConfig
 from gantrain.curves import plot_curves
 from gantrain.diagnostics import diagnose
 from gantrain.errors import RunError
+from gantrain.evaluation_results import read_evaluation
 from gantrain.latents import draw_latents, interpolate_latents
 from gantrain.networks import count_parameters, create_networks
 from gantrain.pictures import animate, image_strip
@@ -93,7 +94,7 @@ def write_report(run_path: Path) -> Path:
             title: Markup(svg)  # noqa: S704 - drawn by matplotlib, which escapes texts
             for title, svg in plot_curves(rows, data.class_names).items()
         },
-        quality=read_quality(run_path / "evaluation.json"),
+        quality=read_evaluation(run_path),
         networks=count_weights(config, len(data.class_names)),
         data=describe_data(config, data),
         changed=changed,
@@ -258,21 +259,6 @@ def count_weights(config: TrainConfig, class_count: int) -> dict[str, dict[str, 
         f"generator ({config.generator})": count_parameters(generator),
         f"discriminator ({config.discriminator})": count_parameters(discriminator),
     }
-
-
-def read_quality(path: Path) -> dict[str, str]:
-    """The numbers of an evaluation, none where there was no evaluation.
-
-    Raises:
-        RunError: the file is there and cannot be used.
-    """
-    if not path.exists():
-        return {}
-    try:
-        values = json.loads(path.read_text())
-        return {name.replace("_", " "): show_value(value) for name, value in values.items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise RunError(f"{path} cannot be used: expected a JSON object ({error})") from error
 
 
 def show_value(value: object) -> str:

@@ -59,7 +59,7 @@ class Reference:
             mirrored: training mirrors images left to right, so that a mirrored copy is a copy.
         """
         order = np.random.default_rng([seed, 3]).permutation(len(examples))[:_MAX_EXAMPLES]
-        chosen = _as_tensor(examples, order)
+        chosen = pool_examples(examples, order)
         self._features = Features(chosen[:_MAX_FEATURES], seed)
         features = self._features(chosen[:_MAX_FEATURES])
         self._classes = (
@@ -68,7 +68,7 @@ class Reference:
             else find_clusters(features, seed, points=examples.ndim == 2)
         )
         self._histogram = self._classes.histogram(features)
-        self._training = _TrainingExamples(chosen, mirrored and examples.ndim == 4)
+        self._training = TrainingExamples(chosen, mirrored and examples.ndim == 4)
 
         self._real_features = features[:_COMPARED]
         self._spread = _mean_pairwise(chosen[:_COMPARED].flatten(1))
@@ -77,7 +77,7 @@ class Reference:
         # From the end, so that they are not those of `_real_features` where there are enough.
         starts = range(len(features) - self._group, -1, -self._group)
         groups = [order[start : start + self._group] for start in starts[:_GROUPS]]
-        nearest = [_nearest_in_group(_as_tensor(examples, group).flatten(1)) for group in groups]
+        nearest = [_nearest_in_group(pool_examples(examples, group).flatten(1)) for group in groups]
         distances = torch.cat(nearest)
         distinct = distances[distances > 0]  # exact duplicates would make "near" mean "equal"
         self._duplicate = _quantile(distinct, _DUPLICATE) if len(distinct) else 0.0
@@ -108,7 +108,7 @@ class Reference:
             `dead_pixels`, of images: share of values brighter than all eight neighbours, or darker
                 than all, by more than a quarter of the range.
         """
-        vectors = _as_tensor(samples, np.arange(len(samples)))
+        vectors = pool_examples(samples, np.arange(len(samples)))
         groups = [
             samples[start : start + self._group] for start in range(0, len(samples), self._group)
         ]
@@ -130,7 +130,7 @@ class Reference:
 
     def _measure_group(self, samples: Examples) -> Measurements:
         """What depends on the number of samples, and what is the same for reals."""
-        vectors = _as_tensor(samples, np.arange(len(samples)))
+        vectors = pool_examples(samples, np.arange(len(samples)))
         features = self._features(vectors)
         histogram = self._classes.histogram(features)
         cross = torch.cdist(features, self._real_features).mean().item()
@@ -149,7 +149,7 @@ class Reference:
         return values
 
 
-class _TrainingExamples:
+class TrainingExamples:
     """Distances to the nearest training example, of samples and of held-out reals.
 
     Nothing is held out: the distance of a training example to the nearest *other* one is
@@ -224,7 +224,7 @@ class _TrainingExamples:
         return nearest, second
 
 
-def _as_tensor(examples: Examples, indices: NDArray[np.int64]) -> Tensor:
+def pool_examples(examples: Examples, indices: NDArray[np.int64]) -> Tensor:
     """Points as they are; images in [-1, 1], pooled to at most 16x16."""
     if examples.ndim == 2:
         return torch.from_numpy(examples[indices].astype(np.float32))

@@ -1,8 +1,9 @@
 """Images or points from a trained generator, be it in a run or in an artifact."""
 
 import copy
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ class RunGenerator:
     config: TrainConfig
     data: DataFacts
     images_seen: int
+    weights: str  # "sha256:..." of the averaged weights as the checkpoint holds them
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -72,6 +74,11 @@ class Sampler:
     generate: Callable[[Latents, Labels | None], Samples]  # labels [n] if there are class names
     latent_dim: int
     class_names: tuple[str, ...]  # in the order of their labels; empty where it takes none
+    image_size: int | None  # pixels; None where it makes points
+    channels: int | None
+    settings: Mapping[str, Any]  # those of the training, and `images_seen`
+    data_fingerprint: str  # of what it was trained on
+    weights: str  # "sha256:..." of the averaged weights, or of the artifact's file
 
 
 def finished_generator(
@@ -147,7 +154,17 @@ def load_run_generator(path: Path) -> RunGenerator:
     )
     generator_ema.load_state_dict(values["generator_ema"])
     generator = finished_generator(generator_ema, config, data.class_counts)
-    return RunGenerator(generator, config, data, values["images_seen"])
+    weights = fingerprint_weights(values["generator_ema"])
+    return RunGenerator(generator, config, data, values["images_seen"], weights)
+
+
+def fingerprint_weights(weights: Mapping[str, Tensor]) -> str:
+    """Return "sha256:..." of a network's parameters and buffers, by name."""
+    digest = hashlib.sha256()
+    for name, values in weights.items():
+        digest.update(f"{name} {values.dtype} {list(values.shape)}\n".encode())
+        digest.update(values.contiguous().numpy().tobytes())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def open_sampler(path: Path) -> Sampler:
@@ -158,33 +175,45 @@ def open_sampler(path: Path) -> Sampler:
     """
     if path.is_dir():
         run = load_run_generator(path)
+        config = run.config
         return Sampler(
             lambda latents, labels: generate(run.generator, latents, labels),
-            run.config.latent_dim,
+            config.latent_dim,
             run.class_names,
+            config.image_size,
+            config.channels,
+            {**config.model_dump(mode="json"), "images_seen": run.images_seen},
+            run.data.fingerprint,
+            run.weights,
         )
     if not path.is_file():
         raise RunError(f"{path}: no such run folder or artifact")
-    session = open_session(path.read_bytes(), name=str(path))
-    class_names = read_artifact(session, path)
+    content = path.read_bytes()
+    session = open_session(content, name=str(path))
+    facts = read_artifact(session, path)
     (latents,) = (entry for entry in session.get_inputs() if entry.name == "latents")
+    (images,) = session.get_outputs()
     return Sampler(
         lambda latents, labels: sample_session(session, latents, labels),
         latents.shape[1],
-        class_names,
+        tuple(facts.get("class_names", ())),
+        images.shape[1],
+        images.shape[3],
+        facts.get("training", {}),
+        facts.get("data", {}).get("fingerprint", ""),
+        f"sha256:{hashlib.sha256(content).hexdigest()}",
     )
 
 
-def read_artifact(session: Any, path: Path) -> tuple[str, ...]:  # noqa: ANN401 - untyped library
-    """The names of the classes whose labels the model takes.
+def read_artifact(session: Any, path: Path) -> dict[str, Any]:  # noqa: ANN401 - untyped library
+    """The metadata of the model, as docs/artifact.md defines them.
 
     Raises:
         RunError: docs/artifact.md does not define such a model.
     """
     try:
-        facts = json.loads(session.get_modelmeta().custom_metadata_map["gan"])
+        facts: dict[str, Any] = json.loads(session.get_modelmeta().custom_metadata_map["gan"])
         schema, seed_contract = facts["schema"], facts["seed_contract"]
-        class_names = tuple(facts.get("class_names", ()))
     except (KeyError, TypeError, ValueError):
         raise RunError(f"{path}: not an artifact of gantrain (see docs/artifact.md)") from None
     if (schema, seed_contract) != (SCHEMA, SEED_CONTRACT):
@@ -192,7 +221,7 @@ def read_artifact(session: Any, path: Path) -> tuple[str, ...]:  # noqa: ANN401 
             f"{path}: expected schema {SCHEMA} with seeds {SEED_CONTRACT}, got {schema} with "
             f"{seed_contract}; use the version of gantrain that exported it"
         )
-    return class_names
+    return facts
 
 
 def open_session(artifact: bytes, name: str = "artifact") -> Any:  # noqa: ANN401 - untyped library

@@ -3,12 +3,9 @@
 import torch
 from torch import Tensor
 
+from gantrain.losses import create_loss
 from gantrain.reporting import RunningMeans
 
-# These compare a real with a fake and leave the zero of a logit undefined.
-_COMPARED = ("relativistic", "wasserstein")
-# Least squares puts reals at 1 and fakes at 0.
-_THRESHOLDS = {"least-squares": 0.5}
 _KEPT_STEPS = 256  # logits of so many steps are kept before they are summed up
 
 
@@ -20,7 +17,7 @@ class StepMeans:
     """
 
     def __init__(self, loss: str) -> None:
-        self._compared, self._threshold = loss in _COMPARED, _THRESHOLDS.get(loss, 0.0)
+        self._threshold = create_loss(loss).threshold
         self._means = RunningMeans()
         self._logits: dict[str, list[Tensor]] = {}
 
@@ -48,7 +45,7 @@ class StepMeans:
             self._means.add({"generator_error": error.mean()})
 
     def _judge(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        if self._compared:
+        if self._threshold is None:
             real_right = fake_right = (real > fake).float().mean()
         else:
             real_right = (real > self._threshold).float().mean()

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from gantrain.augment import augment
 from gantrain.batches import random_latents
 from gantrain.checkpoint import TrainState
 from gantrain.config import TrainConfig
@@ -20,7 +21,7 @@ from gantrain.networks import run_network
 
 StepResults = dict[str, Tensor]  # scalars are losses and penalties, [batch] are logits; detached
 
-_ROLLBACK_LR = 0.5  # the learning rate after each rollback, over that before
+ROLLBACK_LR = 0.5  # the learning rate after each rollback, over that before
 
 
 def generate_fakes(
@@ -42,9 +43,28 @@ def generate_fakes(
     inference = config.fakes_in_inference_mode and not with_gradient
     with torch.set_grad_enabled(with_gradient):
         state.generator.train(not inference)
-        fakes = run_network(state.generator, latents, labels)
+        with precision(config, latents.device):
+            fakes = run_network(state.generator, latents, labels)
         state.generator.train()
-    return fakes
+    return fakes.float()
+
+
+def judge(
+    state: TrainState,
+    examples: Tensor,
+    config: TrainConfig,
+    noise: torch.Generator,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """The discriminator's logits [batch], float32, of images as augmentation changes them."""
+    examples = augment(examples, config.augmentations, noise)
+    with precision(config, examples.device):
+        return run_network(state.discriminator, examples, labels).float()
+
+
+def precision(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """Matrix products and convolutions in the precision asked for; weights stay in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
 
 
 def discriminator_step(
@@ -62,7 +82,7 @@ def discriminator_step(
     loss = create_loss(config.loss, config.label_smoothing)
     fakes = fakes.detach()
     if config.discriminator_step == "two-steps":
-        results = _two_steps(state, reals, fakes, config, loss, labels)
+        results = _two_steps(state, reals, fakes, config, loss, noise, labels)
     else:
         results = _one_step(state, reals, fakes, config, loss, noise, labels)
     if config.weight_clip is not None:
@@ -89,10 +109,10 @@ def _one_step(
         examples.requires_grad_()  # the penalties differentiate by it
     if config.discriminator_step == "joint":
         both_labels = None if labels is None else torch.cat([labels, labels])
-        logits = run_network(state.discriminator, examples, both_labels)
+        logits = judge(state, examples, config, noise, both_labels)
     else:  # BatchNorm sees reals and fakes as batches of their own
         halves = examples[:count], examples[count:]
-        logits = torch.cat([run_network(state.discriminator, half, labels) for half in halves])
+        logits = torch.cat([judge(state, half, config, noise, labels) for half in halves])
     real_logits, fake_logits = logits[:count], logits[count:]
     total = config.discriminator_loss_weight * loss.discriminator(real_logits, fake_logits)
     results = {"discriminator_loss": total.detach()}
@@ -105,8 +125,8 @@ def _one_step(
         results |= {"r1_penalty": r1_penalty.detach(), "r2_penalty": r2_penalty.detach()}
     if config.gradient_penalty_weight:
         mix = torch.rand(count, generator=noise, device=reals.device)
-        judge = partial(run_network, state.discriminator, labels=labels)
-        penalty = interpolation_penalty(judge, reals, fakes, mix)
+        judged = partial(judge, state, config=config, noise=noise, labels=labels)
+        penalty = interpolation_penalty(judged, reals, fakes, mix)
         total = total + config.gradient_penalty_weight * penalty
         results["gradient_penalty"] = penalty.detach()
     update_discriminator(state, total, config)
@@ -119,6 +139,7 @@ def _two_steps(
     fakes: Tensor,
     config: TrainConfig,
     loss: Loss,
+    noise: torch.Generator,
     labels: Tensor | None,
 ) -> StepResults:
     """An update on reals, then one on fakes, as Keras tutorials do; the loss is their mean."""
@@ -133,7 +154,7 @@ def _two_steps(
     ):
         if weight:
             examples = examples.detach().requires_grad_()
-        logits = run_network(state.discriminator, examples, labels)
+        logits = judge(state, examples, config, noise, labels)
         total = config.discriminator_loss_weight * term(logits)
         losses.append(total.detach())
         if weight:
@@ -150,6 +171,7 @@ def generator_step(
     reals: Tensor,
     fakes: Tensor,
     config: TrainConfig,
+    noise: torch.Generator,
     labels: Tensor | None = None,
 ) -> StepResults:
     """Update the generator once through its fakes, which carry its gradient.
@@ -161,8 +183,8 @@ def generator_step(
         with torch.no_grad():
             real_logits = None  # unpaired losses do not look at them
             if loss.on_real is None:
-                real_logits = run_network(state.discriminator, reals, labels)
-        fake_logits = run_network(state.discriminator, fakes, labels)
+                real_logits = judge(state, reals, config, noise, labels)
+        fake_logits = judge(state, fakes, config, noise, labels)
         total = loss.generator(fake_logits if real_logits is None else real_logits, fake_logits)
         state.generator_optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
@@ -212,7 +234,7 @@ def take_step(
     """Let the optimizer use the gradients that are there, clipped where asked for."""
     if config.gradient_clip is not None:
         nn.utils.clip_grad_value_(network.parameters(), config.gradient_clip)
-    lr *= _ROLLBACK_LR**rollbacks
+    lr *= ROLLBACK_LR**rollbacks
     if config.lr_decay:
         lr /= 1 + config.lr_decay * updates_so_far(optimizer)
     for group in optimizer.param_groups:

@@ -22,20 +22,27 @@ from gantrain.datasets import Dataset, load_source
 from gantrain.errors import Interrupted, RunError
 from gantrain.image_decoding import available_cpus
 from gantrain.networks import GENERATORS, create_networks
+from gantrain.out_of_memory import memory_errors_explained
 from gantrain.point_sets import PointSet
 from gantrain.reporting import StatusLine, Stopwatch
 from gantrain.run_directory import DataFacts, RunDirectory, check_same_run, open_run
 from gantrain.step_means import StepMeans, gradient_norm
-from gantrain.steps import discriminator_step, generate_fakes, generator_step, update_ema
+from gantrain.steps import (
+    ROLLBACK_LR,
+    discriminator_step,
+    generate_fakes,
+    generator_step,
+    update_ema,
+)
 from gantrain.stop_requests import stop_requests
 
 logger = logging.getLogger(__name__)
 
 _MAX_ROLLBACKS = 3
 _ABSURD_LOGIT = 1e6  # float32 still holds its square, but no image deserves such a judgement
-
-
-_POINTS_PENALTY = 0.1  # default of --r1-weight and --r2-weight for points
+# Defaults of --r1-weight and --r2-weight, with the relativistic loss, for points of variance 1 in
+# each direction: points twice as far apart have a quarter of the squared gradient.
+_POINTS_PENALTY = 0.04
 
 
 class Diverged(RunError):
@@ -73,6 +80,7 @@ def train(config: TrainConfig) -> TrainState:
     with (
         open_run(config.run_dir) as run,
         stop_requests() as stop,
+        memory_errors_explained(config.batch_size, config.filters),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
     ):
         check_same_run(run, config, facts)
@@ -107,7 +115,7 @@ def train(config: TrainConfig) -> TrainState:
                 for _ in range(config.generator_updates):
                     if not config.reuse_fakes:
                         fakes = generate_fakes(state, config, noise, labels, with_gradient=True)
-                    means.add(generator_step(state, reals, fakes, config, labels))
+                    means.add(generator_step(state, reals, fakes, config, noise, labels))
                 state.images_seen += config.images_per_step
                 update_ema(state, config)
                 status.advance(config.images_per_step)
@@ -204,7 +212,10 @@ def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
             "a folder for each class or another source with labels, or leave --conditional out"
         )
     if isinstance(data, PointSet):
-        count, weight = len(data.points), _POINTS_PENALTY
+        count = len(data.points)
+        variance = data.points.var(axis=0, dtype=np.float64).mean()
+        # Rounded, for sums differ in their last digits between machines, and settings must not.
+        weight = float(f"{_POINTS_PENALTY * variance:.3g}")
         changes: dict[str, object] = {"flip": "off"}
     else:
         count, channels, size, _ = data.images.shape
@@ -241,7 +252,11 @@ def create_state(config: TrainConfig, device: torch.device, class_count: int = 0
         seed=config.seed,
         spectral_norm=config.spectral_norm,
     )
-    generator, discriminator = (network.to(device) for network in networks)
+    # Convolutions are quicker with the channels innermost, on the CPU as on a GPU.
+    generator, discriminator = (
+        network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for network in networks
+    )
     averaging = config.ema_half_life_images > 0
     return TrainState(
         generator=generator,
@@ -312,7 +327,7 @@ def roll_back(
     logger.warning(
         "%s. Rolling back to %d images with %g of the learning rate and another order of the data "
         "(%d of %d)",
-        *(diverged.what, state.images_seen, 0.5**rollbacks, rollbacks, _MAX_ROLLBACKS),
+        *(diverged.what, state.images_seen, ROLLBACK_LR**rollbacks, rollbacks, _MAX_ROLLBACKS),
     )
 
 
@@ -346,12 +361,15 @@ def check_bounds(row: dict[str, float], state: TrainState) -> None:
         Diverged: a value of the row or a weight is not finite, or logits are absurdly large; names
             it and the first weight that is not finite.
     """
+    networks = {"discriminator": state.discriminator, "generator": state.generator}
+    if state.generator_ema is not state.generator:
+        networks["generator_ema"] = state.generator_ema
     value = next((name for name, mean in row.items() if not np.isfinite(mean)), None)
     weights = next(
         (
             f"{network}.{name}"
-            for network in ("discriminator", "generator", "generator_ema")
-            for name, values in getattr(state, network).named_parameters()
+            for network, module in networks.items()
+            for name, values in module.named_parameters()
             if not values.isfinite().all()
         ),
         None,

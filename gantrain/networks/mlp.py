@@ -4,17 +4,22 @@ Keras flattens an image as height, width, channels, and these as channels, heigh
 layers see the same up to a fixed order of their weights, which random ones do not care about.
 """
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from math import prod
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from gantrain.networks import keras
 from gantrain.networks.shape import Shape
 
 _LEAK = 0.2
 _DROPOUT = 0.3
+_WITHIN_MODE = 1 / 8  # share of the latents themselves in what the generator of points sees
+_FREQUENCIES = (0.1, 60.0)  # radians per unit: lowest and highest of the waves over the plane
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def keras_mlp_generator(shape: Shape) -> nn.Module:
@@ -115,19 +120,64 @@ def sine_discriminator(_shape: Shape) -> nn.Module:
 def points_generator(shape: Shape) -> nn.Module:
     """Latents [batch, latent_dim] -> points [batch, 2], anywhere in the plane.
 
-    Three layers of 4 `filters` units with LeakyReLU(0.2) and a linear one, no normalization; first
-    weights keep the signal's variance (He et al. 2015).
+    Three layers of 4 `filters` units with LeakyReLU(0.2) and a linear one, no normalization, on the
+    signs of the latents and an eighth of the latents; first weights keep the signal's variance
+    (He et al. 2015).
+
+    Modes that lie apart need jumps: a continuous generator draws threads between them, which only
+    steep and slowly learnt weights make thin (Salmona et al., "Can push-forward generative models
+    fit multimodal distributions?", 2022). Signs jump by themselves, and the small rest moves a
+    point about within its mode.
     """
     width = 4 * shape.filters
-    hidden = _hidden([shape.latent_dim, width, width, width], lambda: [nn.LeakyReLU(_LEAK)])
-    return _keep_variance(nn.Sequential(*hidden, nn.Linear(width, 2)))
+    hidden = _hidden([2 * shape.latent_dim, width, width, width], lambda: [nn.LeakyReLU(_LEAK)])
+    return _FromSigns(_keep_variance(nn.Sequential(*hidden, nn.Linear(width, 2))))
 
 
 def points_discriminator(shape: Shape) -> nn.Module:
-    """Points [batch, 2] -> logits [batch]; the mirror of `points_generator`."""
-    width = 4 * shape.filters
-    hidden = _hidden([2, width, width, width], lambda: [nn.LeakyReLU(_LEAK)])
-    return _keep_variance(_discriminator(*hidden, inputs=width))
+    """Points [batch, 2] -> logits [batch].
+
+    The mirror of `points_generator`, on the points and 2 `filters` waves over the plane, a sine and
+    a cosine of each, of 0.1 to 60 radians per unit in all directions. Dense networks learn what is
+    fine in few coordinates very slowly, on waves they do not (Tancik et al., "Fourier features let
+    networks learn high frequency functions in low dimensional domains", 2020).
+    """
+    width, waves = 4 * shape.filters, 2 * shape.filters
+    hidden = _hidden([2 + 2 * waves, width, width, width], lambda: [nn.LeakyReLU(_LEAK)])
+    return _OnWaves(waves, _keep_variance(_discriminator(*hidden, inputs=width)))
+
+
+class _FromSigns(nn.Module):
+    """Layers that see the signs of latents and, small, the latents themselves."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, latents: Tensor) -> Tensor:
+        points: Tensor = self.layers(torch.cat([latents.sign(), _WITHIN_MODE * latents], dim=1))
+        return points
+
+
+class _OnWaves(nn.Module):
+    """Layers that see points and the values of waves at the points."""
+
+    frequencies: Tensor  # [2, waves], radians per unit
+
+    def __init__(self, waves: int, layers: nn.Module) -> None:
+        super().__init__()
+        lowest, highest = (math.log10(end) for end in _FREQUENCIES)
+        lengths = torch.logspace(lowest, highest, waves)
+        angles = math.pi * _GOLDEN * torch.arange(waves)  # any few neighbours differ in direction
+        directions = torch.stack([angles.cos(), angles.sin()])
+        self.register_buffer("frequencies", lengths * directions)
+        self.layers = layers
+
+    def forward(self, points: Tensor) -> Tensor:
+        phases = points @ self.frequencies  # [batch, waves]
+        waves = math.sqrt(2) * torch.cat([phases.sin(), phases.cos()], dim=1)  # of mean square 1
+        logits: Tensor = self.layers(torch.cat([points, waves], dim=1))
+        return logits
 
 
 def _hidden(widths: list[int], after: Callable[[], list[nn.Module]]) -> list[nn.Module]:

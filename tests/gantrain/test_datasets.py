@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from gantrain.bad_data import BadFile, DatasetError
-from gantrain.datasets import Dataset, load_dataset, load_source
+from gantrain.datasets import Dataset, has_test_split, load_dataset, load_source
 from gantrain.image_files import decode_image
 from gantrain.point_sets import POINT_SETS
 
@@ -406,6 +406,22 @@ def test_idx_files_become_labelled_images(tmp_path):
     assert dataset.class_names == ("0", "1", "2", "3")
     assert dataset.kind == "idx"
     assert len(load_dataset(str(tmp_path), split="test").images) == 2
+
+
+def test_only_what_has_a_test_split_is_said_to_have_one(tmp_path):
+    digits, pictures = tmp_path / "digits", noise_folder(tmp_path / "pictures", 3)
+    digits.mkdir()
+    images, labels = np.zeros((3, 12, 12)), np.array([3, 0, 1])
+    write_idx(digits, images, labels)
+    assert not has_test_split(str(digits))
+    assert not has_test_split(f"stacked-mnist:{digits}")
+    write_idx(digits, images, labels, prefix="t10k")
+    assert has_test_split(str(digits))
+    assert has_test_split(f"stacked-mnist:{digits}")
+    for source in ("digits", "sine", str(pictures)):
+        assert not has_test_split(source)
+    with pytest.raises(DatasetError, match="no such data set"):
+        has_test_split("nowhere")
 
 
 @pytest.mark.parametrize(

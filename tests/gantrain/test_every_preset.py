@@ -22,13 +22,14 @@ SMALLER = {
     "keras-conv64": {"filters": 4},
     "faces-rmsprop": {"filters": 4, "image_size": 32},
 }
+POINTS = {"sine": "sine", "points": "ring8"}
 STEPS = 6
 
 
 def settings(preset: str, run_dir: Path, **more: object):
     values = {
         "preset": preset,
-        "data": "sine" if preset == "sine" else "digits",
+        "data": POINTS.get(preset, "digits"),
         "run_dir": run_dir,
         "batch_size": 4,
         "threads": 1,
@@ -66,6 +67,28 @@ def test_a_conditional_run_resumes_too(tmp_path: Path):
     assert_same_bits(whole, halves)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({"augment": "color,translation,cutout"}, id="augmented"),
+        pytest.param({"precision": "bf16"}, id="bf16"),
+    ],
+)
+def test_runs_with_other_steps_resume_too(more, tmp_path: Path):
+    train(settings("dcgan", tmp_path / "plain"))
+    train(settings("dcgan", tmp_path / "whole", **more))
+    train(settings("dcgan", tmp_path / "halves", total_images=4 * STEPS // 2, **more))
+    train(settings("dcgan", tmp_path / "halves", **more))
+    plain, whole, halves = (
+        load_checkpoint(checkpoint_paths(tmp_path / name / "checkpoints")[0])
+        for name in ("plain", "whole", "halves")
+    )
+    assert_same_bits(whole, halves)
+    weights, others = (values["discriminator"]["judge.weight"] for values in (plain, whole))
+    assert weights.dtype == others.dtype == torch.float32
+    assert not torch.equal(weights, others), "the setting changes what is learned"
+
+
 def test_a_conditional_run_that_diverges_goes_back_too(tmp_path: Path):
     more = {"conditional": True, "on_divergence": "rollback", "r1_weight": 1e38, "log_every": 4}
     with pytest.raises(RunError, match="3 rollbacks have not helped"):
@@ -89,8 +112,9 @@ def test_several_updates_of_each_network_resume_too(tmp_path: Path):
     assert updates == {"generator": 8, "discriminator": 2 * 12}, "two for each batch"
 
 
-def test_a_run_on_points_draws_them_and_is_not_exported(tmp_path: Path, capsys):
-    train(settings("sine", tmp_path / "run", sample_every=8))
+@pytest.mark.parametrize("preset", POINTS)
+def test_a_run_on_points_draws_them_and_is_not_exported(preset: str, tmp_path: Path, capsys):
+    train(settings(preset, tmp_path / "run", sample_every=8))
     with Image.open(max((tmp_path / "run" / "samples").glob("*.png"))) as plot:
         assert plot.size[0] > 200
     assert not list((tmp_path / "run" / "sheets").glob("*.png"))
@@ -99,7 +123,7 @@ def test_a_run_on_points_draws_them_and_is_not_exported(tmp_path: Path, capsys):
     with Image.open(out) as plot:
         plot.load()
     with pytest.raises(RunError, match="makes two-dimensional points: an artifact holds images"):
-        export_run(tmp_path / "run", tmp_path / "models", "sine")
+        export_run(tmp_path / "run", tmp_path / "models", preset)
     walk = ["sample", str(tmp_path / "run"), "--seeds=0-1", "--interpolate", "--out=w.gif"]
     assert gantrain(walk) == 2
     assert "this run makes points" in capsys.readouterr().err

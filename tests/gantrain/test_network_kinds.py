@@ -1,10 +1,11 @@
 """Every kind of network: its parameters to the last one, its layers, its sizes and ranges."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gantrain.networks import (
     DISCRIMINATORS,
@@ -59,7 +60,8 @@ COUNTS = [
     ),
     pytest.param(
         *("points", "points", POINTS),
-        *((132_866, 132_866), (132_609, 132_609)),  # 3 * 256 + 2 * 257 * 256 + 257 * 2 or 1
+        # 5 * 256 + 2 * 257 * 256 + 257 * 2, and 259 * 256 + 2 * 257 * 256 + 257 with 256 constants
+        *((133_378, 133_378), (198_401, 198_145)),
         id="points",
     ),
 ]
@@ -226,6 +228,53 @@ def test_points_are_made_and_judged(name: str):
     assert points.shape == (64, 2)
     assert points.min() < 0  # the last layer is linear
     assert discriminator(points).shape == (64,)
+
+
+def seen_by_the_first_layer(network: nn.Module, inputs: Tensor) -> Tensor:
+    """What the first dense layer of a network is given."""
+    first = next(layer for layer in layers_of(network) if isinstance(layer, nn.Linear))
+    seen: list[Tensor] = []
+    first.register_forward_hook(lambda _module, given, _output: seen.append(given[0]))
+    with torch.no_grad():
+        network(inputs)
+    return seen[0]
+
+
+def test_the_generator_of_points_sees_signs_that_jump_and_a_small_smooth_rest():
+    generator, _ = create_networks("points", "points", POINTS, seed=0)
+    seen = seen_by_the_first_layer(generator, torch.tensor([[0.5, -2.0], [-0.125, 4.0]]))
+    assert seen.tolist() == [[1, -1, 0.0625, -0.25], [-1, 1, -0.015625, 0.5]]
+
+
+def test_the_discriminator_of_points_sees_waves_over_the_plane():
+    _, discriminator = create_networks("points", "points", replace(POINTS, filters=3), seed=0)
+    point = (0.25, -0.75)
+    seen = seen_by_the_first_layer(discriminator, torch.tensor([point]))
+    expected = list(point)
+    # Six of 0.1 to 60 radians a unit, each 600 ** 0.2 times the one before and 111.2 degrees on.
+    phases = [
+        0.1 * 600 ** (wave / 5) * (math.cos(angle) * point[0] + math.sin(angle) * point[1])
+        for wave, angle in enumerate(math.radians(111.24611797) * wave for wave in range(6))
+    ]
+    for of in (math.sin, math.cos):
+        expected += [math.sqrt(2) * of(phase) for phase in phases]
+    torch.testing.assert_close(seen, torch.tensor([expected]), rtol=0, atol=1e-4)
+
+
+def test_the_waves_are_the_same_for_every_seed_and_learned_by_none():
+    discriminators = [
+        create_networks("points", "points", POINTS, seed=seed, spectral_norm=normalized)[1]
+        for seed, normalized in ((0, False), (1, False), (1, True))
+    ]
+    for discriminator in discriminators:
+        constants = dict(discriminator.named_buffers())["frequencies"]
+        assert torch.equal(constants, dict(discriminators[0].named_buffers())["frequencies"])
+        assert all(values.shape != constants.shape for values in discriminator.parameters())
+        before = constants.clone()
+        optimizer = torch.optim.Adam(discriminator.parameters(), lr=0.1)
+        discriminator(torch.randn(8, 2)).sum().backward()
+        optimizer.step()
+        assert torch.equal(constants, before)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ from gantrain.config import DiscriminatorName, GeneratorName, LossName, TrainCon
 from gantrain.errors import UsageError
 from gantrain.losses import LOSSES
 from gantrain.networks import DISCRIMINATORS, GENERATORS
+from gantrain.point_sets import POINT_SETS
 from gantrain.presets import PRESETS, describe_preset, resolve
+from gantrain.training import settle_config
 
 # (total, trainable) of generator and discriminator, in Keras' way of counting. Those of keras-mlp,
 # its swapped-in discriminator and the pair are stated by their tutorial; the others follow from
@@ -24,6 +26,8 @@ COUNTS = {
     "torch-mlp": ((1_486_352, 1_486_352), (1_460_225, 1_460_225)),
     "faces-rmsprop": ((14_953_987, 14_953_987), (2_040_065, 2_040_065)),
     "dcgan-2015": ((3_578_624, 3_576_704), (2_767_360, 2_765_568)),
+    # Ours. 17 * 96 + 2 * 97 * 96 + 97 * 2, and 99 * 96 + 2 * 97 * 96 + 97 with 96 constants.
+    "points": ((20_450, 20_450), (28_321, 28_225)),
 }
 
 
@@ -273,8 +277,49 @@ def test_a_conditional_preset_is_described_with_its_classes(tmp_path, capsys):
     assert "at 64x64x3 with 10 classes" in capsys.readouterr().out
 
 
-def test_points_get_networks_for_points():
-    config = resolve({"data": "grid25", "run_dir": ""})
+@pytest.mark.parametrize("named", [{}, {"preset": "dcgan"}, {"preset": "points"}], ids=str)
+@pytest.mark.parametrize("data", POINT_SETS)
+def test_the_flagship_for_points_is_another_preset(data, named):
+    config = resolve({"data": data, "run_dir": "runs/{preset}", **named})
+    assert (config.preset, str(config.run_dir)) == ("points", "runs/points")
     assert (config.generator, config.discriminator) == ("points", "points")
-    assert resolve({"data": "digits", "run_dir": ""}).generator == "dcgan"
+    stated = PRESETS["points"].settings
+    assert {key: getattr(config, key) for key in stated} == stated
+    assert (config.loss, config.r1_weight) == ("relativistic", None)
+
+
+@pytest.mark.parametrize(
+    ("data", "given", "weights"),
+    [
+        # 0.04 of the mean variance of a coordinate: 1/2 of the ring, 8 of the grid, and sigma^2.
+        pytest.param("ring8", {}, (0.02, 0.02), id="ring8"),
+        pytest.param("grid25", {}, (0.32, 0.32), id="grid25"),
+        pytest.param("grid25", {"r1_weight": 0.5}, (0.5, 0.32), id="one-given"),
+        pytest.param("grid25", {"loss": "bce"}, (0, 0), id="another-loss"),
+    ],
+)
+def test_penalties_on_points_follow_the_spread_of_the_data(data, given, weights):
+    config = settle_config(resolve({"data": data, "run_dir": "", **given}), POINT_SETS[data]())
+    assert (config.r1_weight, config.r2_weight) == pytest.approx(weights, rel=0.01)
+
+
+def test_what_the_user_says_wins_over_the_preset_for_points():
+    config = resolve({"data": "ring8", "run_dir": "", "lr": 0.125, "generator": "sine"})
+    assert (config.lr, config.generator, config.discriminator) == (0.125, "sine", "sine")
+    tutorial = resolve({"data": "ring8", "run_dir": "", "preset": "sine"})
+    assert (tutorial.preset, tutorial.latent_dim, tutorial.loss) == ("sine", 2, "bce")
+
+
+def test_images_keep_the_flagship_and_are_refused_by_the_preset_for_points():
+    config = resolve({"data": "digits", "run_dir": ""})
+    assert (config.preset, config.generator, config.lr) == ("dcgan", "dcgan", 2e-3)
+    with pytest.raises(UsageError, match="--generator points makes points, --data digits holds"):
+        resolve({"data": "digits", "run_dir": "", "preset": "points"})
+
+
+def test_a_preset_from_a_file_that_names_no_network_gets_one_for_points(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"settings": {"lr": 0.5}}))
+    config = resolve({"data": "ring8", "run_dir": "", "preset": str(file)})
+    assert (config.generator, config.discriminator, config.lr) == ("points", "points", 0.5)
     assert TrainConfig(data="", run_dir="").generator is None

@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, sync_playwright
 from gantrain.config import TrainConfig
 from gantrain.diagnostics import diagnose
 from gantrain.errors import RunError
+from gantrain.evaluation_results import Evaluation, write_evaluation
 from gantrain.networks import count_parameters
 from gantrain.presets import resolve
 from gantrain.report import list_diagnoses, list_pictures, list_settings, write_report
@@ -87,7 +88,7 @@ def test_what_users_name_is_escaped(run: RunDirectory):
     values["config"]["data"] = values["data"]["kind"] = evil
     values["data"]["class_names"] = [f"{evil}{index}" for index in range(10)]
     run.config_file.write_text(json.dumps(values))
-    (run.path / "evaluation.json").write_text(json.dumps({evil: evil}))
+    (run.path / "evaluation.json").write_text(evaluation(evil).to_json())
     append_metrics(run.metrics_file, {"images_seen": 1025, "diagnosis": evil, evil: 1.0})
     moved = run.path.rename(run.path.parent / "<b>")
     page = report(RunDirectory(moved))
@@ -153,9 +154,31 @@ def test_a_run_on_points_shows_scatter_plots_and_no_interpolation(tmp_path: Path
 
 
 def test_an_evaluation_is_shown_as_a_table(run: RunDirectory):
-    (run.path / "evaluation.json").write_text('{"frechet_distance": 12.3456789, "modes": 10}')
+    write_evaluation(evaluation("classifier"), run.path)
     page = report(run)
-    assert '<th scope="row">frechet distance</th><td class="number">12.3457</td>' in page
+    row = '<th scope="row">frechet distance</th><td class="number">12.35 ± 0.5 (real 1.25)</td>'
+    assert row in page
+    assert "Features: classifier; 98.75 % right on 360 held-out images." in page
+    assert "Generator: classifier, 1,024 images seen." in page
+    assert "<p>classifier is noted</p>" in page
+
+
+def evaluation(name: str) -> Evaluation:
+    """What might have been found, with a name in all places that have one."""
+    values = {
+        "generator": {"source": name, "images_seen": 1024, "weights": name},
+        "data": {"source": name, "fingerprint": name, "trained_on": True, "reals": name},
+        "features": {"kind": name, "accuracy": 0.9875, "held_out": 360},
+        "samples": 100,
+        "repeats": 3,
+        "measurements": {
+            "frechet_distance": {"mean": 12.3456789, "spread": 0.5, "floor": 1.25},
+            name: {"mean": 1},
+        },
+        "classes": {name: {"share": 1, "share_in_data": 1}},
+        "notes": [f"{name} is noted"],
+    }
+    return Evaluation.model_validate(values)
 
 
 def test_the_history_of_the_diagnosis_lists_its_changes():
@@ -213,8 +236,8 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path):
     ("name", "content", "message"),
     [
         pytest.param("samples/000000000001.png", "torn", "it is no picture", id="sample"),
-        pytest.param("evaluation.json", "[1]", "expected a JSON object", id="evaluation-list"),
-        pytest.param("evaluation.json", "{", "expected a JSON object", id="evaluation-torn"),
+        pytest.param("evaluation.json", "[1]", "expected what `gantrain", id="evaluation-list"),
+        pytest.param("evaluation.json", "{", "expected what `gantrain", id="evaluation-torn"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(

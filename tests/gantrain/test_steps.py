@@ -36,7 +36,7 @@ def train_steps(config, batches: list[torch.Tensor]):
         discriminator_step(state, reals, fakes, config, noise)
         if not config.reuse_fakes:
             fakes = generate_fakes(state, config, noise, with_gradient=True)
-        generator_step(state, reals, fakes, config)
+        generator_step(state, reals, fakes, config, noise)
     return state
 
 
@@ -170,7 +170,7 @@ def test_the_generator_step_moves_neither_weights_nor_statistics_of_the_discrimi
         if not name.endswith("num_batches_tracked")
     }
     fakes = generate_fakes(state, config, noise, with_gradient=True)
-    generator_step(state, reals, fakes, config)
+    generator_step(state, reals, fakes, config, noise)
     after = state.discriminator.state_dict()
     assert all(torch.equal(values, after[name]) for name, values in before.items())
     assert any("running" in name for name in before)
@@ -214,7 +214,7 @@ def test_every_loss_teaches_the_discriminator_which_images_are_real(settings):
     before = results["fake_logits"].mean()
     for _ in range(10):
         fakes = generate_fakes(state, config, noise, with_gradient=True)
-        generator_step(state, reals, fakes, config)
+        generator_step(state, reals, fakes, config, noise)
     fakes = generate_fakes(state, config, noise, with_gradient=False)
     assert state.discriminator(fakes).mean() > before, "the generator follows"
 
@@ -245,7 +245,7 @@ def test_conditional_steps_pair_each_real_with_a_fake_of_its_class():
         fakes = generate_fakes(state, config, noise, labels, with_gradient=False)
         discriminator_step(state, reals, fakes, config, noise, labels)
         fakes = generate_fakes(state, config, noise, labels, with_gradient=True)
-        generator_step(state, reals, fakes, config, labels)
+        generator_step(state, reals, fakes, config, noise, labels)
 
         fakes = generator(random_latents(BATCH, 4, same_noise), labels).detach().requires_grad_()
         reals = reals.clone().requires_grad_()
@@ -289,7 +289,7 @@ def test_every_way_of_stepping_teaches_the_classes_that_occur_and_no_others(sett
     fakes = generate_fakes(state, config, noise, LABELS, with_gradient=True)
     results = discriminator_step(state, reals, fakes, config, noise, LABELS)
     assert results["real_logits"].shape == (BATCH,)
-    generator_step(state, reals, fakes, config, LABELS)
+    generator_step(state, reals, fakes, config, noise, LABELS)
     occurs = torch.bincount(LABELS, minlength=CLASSES) > 0
     assert torch.equal(state.generator.embed.weight.grad.abs().sum(1) > 0, occurs)
     if not config.spectral_norm:  # the largest singular value depends on all of them

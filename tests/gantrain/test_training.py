@@ -207,7 +207,7 @@ def take_step(state: TrainState, real_images: torch.Tensor, config, noise: torch
     fakes = generate_fakes(state, config, noise, with_gradient=False)
     discriminator_step(state, real_images, fakes, config, noise)
     fakes = generate_fakes(state, config, noise, with_gradient=True)
-    generator_step(state, real_images, fakes, config)
+    generator_step(state, real_images, fakes, config, noise)
 
 
 def test_each_step_leaves_the_other_network_alone():
@@ -225,7 +225,7 @@ def test_each_step_leaves_the_other_network_alone():
     assert all(map(torch.equal, generator, weights(state.generator)))
     discriminator = weights(state.discriminator)
     fakes = generate_fakes(state, config, noise, with_gradient=True)
-    generator_step(state, real_images, fakes, config)
+    generator_step(state, real_images, fakes, config, noise)
     assert all(map(torch.equal, discriminator, weights(state.discriminator)))
     assert all(values.requires_grad for values in state.discriminator.parameters())
 
@@ -435,3 +435,17 @@ def test_threads_default_to_the_cpus_this_process_may_use(tmp_path: Path):
         assert torch.get_num_threads() == allowed
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_run_that_does_not_fit_into_memory_says_what_takes_less(tmp_path: Path):
+    """The limit leaves room for PyTorch, not for feature maps of a GiB."""
+    run_dir = tmp_path / "run"
+    settings = ["--batch-size=1797", "--image-size=64", "--filters=64", "--data=digits"]
+    process = start([sys.executable, "-m", "gantrain", "train", f"--run-dir={run_dir}", *settings])
+    resource.prlimit(process.pid, resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
+    _, errors = process.communicate()
+    assert process.returncode == 1, errors
+    assert "Traceback" not in errors
+    last = errors.strip().splitlines()[-1]
+    assert "out of memory on the CPU" in last
+    assert "use a smaller --batch-size (now 1797) or --filters (now 64)" in last

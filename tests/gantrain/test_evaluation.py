@@ -1,0 +1,383 @@
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from gantrain.cli import run as gantrain
+from gantrain.datasets import load_dataset
+from gantrain.errors import RunError, UsageError
+from gantrain.evaluation import choose_space, evaluate, evaluate_sampler
+from gantrain.evaluation_data import RealData, choose_reals, load_real_data
+from gantrain.evaluation_results import FILE, Evaluation, read_evaluation
+from gantrain.export import export_run
+from gantrain.presets import resolve
+from gantrain.sampling import Sampler
+from gantrain.training import train
+from gantrain.yardstick import Yardstick
+from tests.gantrain.conftest import SMALL
+from tests.gantrain.test_idx_files import idx
+
+DIGITS = load_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One classifier of the digits for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def evaluate_here(path: Path, source: str, cache: Path, **settings: int) -> Evaluation:
+    torch.set_num_threads(1)
+    return evaluate(path, source, cache=cache, **settings)
+
+
+@pytest.fixture(scope="module")
+def yardstick(cache: Path) -> Yardstick:
+    """Digits, 400 of them against 400 others."""
+    torch.set_num_threads(1)
+    data = load_real_data("digits", picture_sampler(DIGITS.images))
+    return Yardstick(data, choose_reals(data, 400), choose_space(data, cache))
+
+
+def picture_sampler(images: np.ndarray, labels: np.ndarray | None = None, **facts) -> Sampler:
+    """A generator that picks images [n, channels, size, size] at random, of the class asked for."""
+
+    def generate(latents: np.ndarray, asked: np.ndarray | None) -> np.ndarray:
+        draws = (np.abs(latents[:, 0].astype(np.float64)) * 1e7).astype(np.int64)
+        if asked is None or labels is None:
+            chosen = draws % len(images)
+        else:
+            of_class = [np.flatnonzero(labels == label) for label in range(10)]
+            chosen = np.array(
+                [of_class[a][d % len(of_class[a])] for a, d in zip(asked, draws, strict=True)]
+            )
+        return images[chosen].transpose(0, 2, 3, 1)
+
+    values = {
+        "latent_dim": 2,
+        "class_names": () if labels is None else DIGITS.class_names,
+        "image_size": images.shape[2],
+        "channels": images.shape[1],
+        "settings": {"images_seen": 7},
+        "data_fingerprint": DIGITS.fingerprint(),
+        "weights": "sha256:none",
+    }
+    return Sampler(generate, **{**values, **facts})
+
+
+def means(evaluation: Evaluation) -> dict[str, float]:
+    return {name: found.mean for name, found in evaluation.measurements.items()}
+
+
+def test_real_images_score_as_the_floor_says_and_are_found_out_as_copies(yardstick: Yardstick):
+    found = evaluate_sampler(picture_sampler(DIGITS.images), "real", yardstick, repeats=2)
+    values, floors = means(found), {n: m.floor for n, m in found.measurements.items()}
+    for name in ("precision", "recall", "density", "coverage"):
+        assert values[name] == pytest.approx(floors[name], abs=0.07), name
+    assert values["frechet_distance"] < 2 * floors["frechet_distance"]
+    assert abs(values["kernel_distance"]) < 0.5
+    assert values["class_distance"] < 0.1
+    assert found.features.accuracy >= 0.97
+    assert found.features.held_out == 359
+    assert found.data.trained_on
+    assert values["training_distance"] == 0
+    assert values["copies"] == 1
+    assert floors["copies"] < 0.05
+    assert found.measurements["precision"].spread > 0
+    assert found.notes == ()
+
+
+def test_dropped_classes_cost_recall_coverage_and_class_distance(yardstick: Yardstick):
+    kept = DIGITS.images[DIGITS.labels < 3]
+    found = evaluate_sampler(picture_sampler(kept), "three classes", yardstick, repeats=1)
+    values = means(found)
+    assert values["precision"] > 0.75
+    assert values["recall"] < 0.5
+    assert values["coverage"] < 0.4
+    assert values["class_distance"] == pytest.approx(0.7, abs=0.05)
+    assert found.classes["9"].share < 0.02
+    assert found.classes["9"].share_in_data == pytest.approx(0.1, abs=0.03)
+    assert found.classes["9"].recognised is None
+    assert found.measurements["precision"].spread is None
+
+
+def test_blurred_and_noisy_images_cost_precision_and_distance(yardstick: Yardstick):
+    noise = np.random.default_rng(0).integers(-140, 140, DIGITS.images.shape)
+    noisy = (DIGITS.images + noise).clip(0, 255).astype(np.uint8)
+    values = means(evaluate_sampler(picture_sampler(noisy), "noisy", yardstick, repeats=1))
+    assert values["precision"] < 0.6
+    assert values["frechet_distance"] > 5 * yardstick.floors["frechet_distance"]
+    assert values["kernel_distance"] > 5 * abs(yardstick.floors["kernel_distance"])
+    assert values["copies"] < 0.5
+
+
+@pytest.mark.parametrize(("shift", "lowest", "highest"), [(0, 0.97, 1), (1, 0, 0.03)])
+def test_classes_are_recognised_as_asked_or_not(
+    shift: int, lowest: float, highest: float, yardstick: Yardstick
+):
+    sampler = picture_sampler(DIGITS.images, (DIGITS.labels + shift) % 10)
+    found = evaluate_sampler(sampler, "conditional", yardstick, repeats=2)
+    recognised = found.measurements["recognised_as_asked"]
+    assert lowest <= recognised.mean <= highest
+    assert recognised.floor == found.features.accuracy
+    assert lowest - 0.05 <= found.classes["4"].recognised <= highest
+    assert found.classes["4"].recognised_of_data > 0.9
+    assert "right" in found.describe()
+
+
+def test_a_run_and_its_artifact_agree_and_the_same_command_says_the_same(
+    small_run: Path, cache: Path, tmp_path: Path, capsys
+):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    artifact = export_run(run, tmp_path / "models", "digits")
+    flags = ["--data=digits", "--samples=300", "--threads=1", f"--cache-dir={cache}"]
+    said = []
+    for source in (run, run, artifact):
+        assert gantrain(["evaluate", str(source), *flags, "--json"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert said[0] == (run / FILE).read_text()
+    one, other = (Evaluation.model_validate_json(text) for text in said[1:])
+    assert one.data == other.data
+    assert one.data.trained_on
+    assert one.generator.images_seen == other.generator.images_seen == 1024
+    assert means(one).keys() == means(other).keys()
+    for name, value in means(one).items():
+        assert value == pytest.approx(means(other)[name], rel=0.01, abs=0.01), name
+        assert one.measurements[name].floor == other.measurements[name].floor
+    assert gantrain(["evaluate", str(artifact), *flags]) == 0
+    text = capsys.readouterr().out
+    assert "300" in text
+    assert f"{100 * one.features.accuracy:.2f} % right on 359 held-out images" in text
+    assert "frechet distance" in text
+    assert "FID" not in text
+    assert "inception" not in text
+
+
+def test_an_evaluation_travels_with_the_weights_it_is_of_and_no_others(
+    small_run: Path, cache: Path, tmp_path: Path, caplog
+):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    found = evaluate_here(run, "digits", cache, samples=100)
+    (run / FILE).write_text(found.to_json())
+    assert carried(export_run(run, tmp_path, "digits")) == found.numbers()
+    assert found.numbers()["samples"] == 100
+    assert found.numbers()["frechet_distance_floor"] > 0
+    train(resolve({**SMALL, "run_dir": run, "total_images": 1040}))
+    caplog.set_level(logging.WARNING)
+    assert carried(export_run(run, tmp_path, "digits")) == {}
+    assert "after 1024 images, exported is the generator after 1040" in caplog.text
+
+
+def carried(artifact: Path) -> dict[str, float]:
+    properties = {entry.key: entry.value for entry in onnx.load(artifact).metadata_props}
+    return json.loads(properties["gan"])["evaluation"]
+
+
+def test_a_torn_evaluation_stops_the_export_and_is_named(small_run: Path, tmp_path: Path):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    (run / FILE).write_text("{")
+    with pytest.raises(RunError, match=f"{FILE} cannot be used: expected what `gantrain evaluate`"):
+        export_run(run, tmp_path, "digits")
+
+
+def test_without_labels_the_features_are_a_random_networks_and_that_is_said(
+    class_folders: Path, tmp_path: Path, cache: Path
+):
+    flat = tmp_path / "pictures"
+    flat.mkdir()
+    for index, path in enumerate(sorted(class_folders.rglob("*.png"))):
+        shutil.copy(path, flat / f"{index}.png")
+    data = load_real_data(str(flat), picture_sampler(DIGITS.images), resize=True)
+    reals, space = choose_reals(data, None), choose_space(data, cache)
+    yardstick = Yardstick(data, reals, space)
+    assert yardstick.count == 24
+    found = evaluate_sampler(picture_sampler(data.train.images), "shades", yardstick, repeats=1)
+    assert "random network" in found.features.kind
+    assert found.features.accuracy is None
+    assert found.classes == {}
+    assert any("fixed random network" in note for note in found.notes)
+    assert not found.data.trained_on
+    assert "copies" not in found.measurements
+    other = evaluate_sampler(picture_sampler(DIGITS.images), "digits", yardstick, repeats=1)
+    assert means(other)["frechet_distance"] > 2 * means(found)["frechet_distance"]
+
+
+def test_a_conditional_run_is_asked_for_the_datas_classes(
+    conditional_run: Path, class_folders: Path, cache: Path
+):
+    found = evaluate_here(conditional_run, str(class_folders), cache, repeats=2)
+    assert found.samples == 24
+    assert found.data.trained_on
+    assert found.classes.keys() == {"cat", "dog", "owl"}
+    assert found.classes["cat"].share_in_data == pytest.approx(0.5, abs=0.2)
+    assert found.measurements["recognised_as_asked"].mean > 0.5
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        pytest.param("ring8", {"modes": 8, "high_quality": 0.989, "reverse_kl": 0.0}, id="ring8"),
+        pytest.param("sine", {"curve_distance": 0.0}, id="sine"),
+    ],
+)
+def test_points_are_measured_on_the_plane(data: str, wanted: dict, tmp_path: Path, cache: Path):
+    run = tmp_path / "run"
+    settings = {"data": data, "batch_size": 32, "threads": 1, "total_images": 640}
+    train(resolve({**settings, "run_dir": run, "tensorboard": False}))
+    found = evaluate_here(run, data, cache)
+    assert found.samples == (2500 if data == "ring8" else 512)
+    for name, value in wanted.items():
+        assert found.measurements[name].floor == pytest.approx(value, abs=0.01), name
+    assert found.measurements["coverage"].floor > 0.9
+    assert means(found)["coverage"] < 0.9, "after 20 steps"
+    assert "frechet_distance" not in found.measurements
+    assert found.data.trained_on
+    with pytest.raises(RunError, match="--data digits holds images, but the generator makes point"):
+        evaluate_here(run, "digits", cache)
+    with pytest.raises(UsageError, match="--inception: the generator makes points"):
+        evaluate(run, data, inception="download")
+
+
+@pytest.fixture(scope="module")
+def digit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits as MNIST-format files of 8x8 pixels, the last 300 as the test split."""
+    folder = tmp_path_factory.mktemp("digits")
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    for prefix, part in (("train", slice(0, -300)), ("t10k", slice(-300, None))):
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx(images[part]))
+        labels = digits.target[part].astype(np.uint8)
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(labels))
+    return folder
+
+
+def test_a_test_split_is_what_is_held_out(digit_folder: Path, cache: Path):
+    data = load_real_data(str(digit_folder), picture_sampler(DIGITS.images), resize=True)
+    reals = choose_reals(data, None)
+    assert len(reals.reference) == len(reals.others) == 300
+    assert "test" in reals.described
+    rows = {image.tobytes() for image in data.held_out.images}
+    assert all(image.tobytes() in rows for image in reals.others)
+    assert not any(image.tobytes() in rows for image in reals.reference)
+    space = choose_space(data, cache)
+    assert space.held_out == 300
+    assert space.accuracy > 0.93
+    many = choose_reals(data, 700)
+    assert "others of the data" in many.described
+    taken = {image.tobytes() for image in many.reference}
+    assert not any(image.tobytes() in taken for image in many.others)
+    with pytest.raises(UsageError, match="--samples: expected at most 748"):
+        choose_reals(data, 749)
+
+
+def test_stacked_digits_are_counted_in_modes(digit_folder: Path, cache: Path):
+    source = f"stacked-mnist:{digit_folder}"
+    stacks, held_out = load_dataset(source), load_dataset(source, split="test", limit=1000)
+    sampler = picture_sampler(stacks.images)
+    data = RealData(source, stacks, held_out, trained_on=False)
+    yardstick = Yardstick(data, choose_reals(data, 1000), choose_space(data, cache))
+    found = evaluate_sampler(sampler, "stacks", yardstick, repeats=1)
+    perfect = 1000 * (1 - np.exp(-1))  # modes that 1,000 draws find
+    assert means(found)["modes"] == pytest.approx(perfect, abs=40)
+    assert found.measurements["modes"].floor == pytest.approx(perfect, abs=60)
+    expected = np.log(1000) - entropy_of_draws(1000)
+    assert means(found)["reverse_kl"] == pytest.approx(expected, abs=0.06)
+    assert "single digits" in found.features.kind
+    assert found.features.accuracy > 0.93
+    alike = picture_sampler(stacks.images[:1])
+    collapsed = means(evaluate_sampler(alike, "collapsed", yardstick, repeats=1))
+    assert collapsed["modes"] == 1
+    assert collapsed["reverse_kl"] == pytest.approx(np.log(1000), abs=0.5)
+
+
+def entropy_of_draws(count: int) -> float:
+    """Entropy, in nats, of the histogram of so many draws from 1000 modes, on average."""
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(20):
+        shares = np.bincount(random.integers(0, 1000, count)) / count
+        found.append(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize(
+    ("facts", "source", "message"),
+    [
+        pytest.param(
+            {"data_fingerprint": "", "image_size": 12},
+            "digits",
+            "--data digits has images of 8x8 grey, the generator makes 12x12 grey",
+            id="size",
+        ),
+        pytest.param(
+            {"data_fingerprint": "", "channels": 3},
+            "digits",
+            "8x8 grey, the generator makes 8x8 RGB .* add --resize",
+            id="channels",
+        ),
+        pytest.param({}, "ring8", "ring8 holds points, but the generator makes images", id="kind"),
+    ],
+)
+def test_data_unlike_the_generators_are_refused(facts: dict, source: str, message: str):
+    with pytest.raises(RunError, match=message):
+        load_real_data(source, picture_sampler(DIGITS.images, **facts))
+
+
+def test_too_few_images_are_refused():
+    few = RealData("few", load_dataset("digits", limit=30), None, trained_on=False)
+    with pytest.raises(RunError, match="too few to measure anything: expected at least 40, got 30"):
+        choose_reals(few, None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        pytest.param(["--data=nowhere"], 1, "'nowhere': no such data set", id="source"),
+        pytest.param(["--data=digits", "--samples=899"], 2, "expected at most 898", id="samples"),
+        pytest.param(["--data=digits", "--samples=3"], 2, "--samples: Input should be", id="few"),
+        pytest.param(["--samples=30"], 2, "--data is required", id="no data"),
+        pytest.param(
+            ["--data=digits", "--inception=none.pth"], 1, "none.pth: no such file", id="inception"
+        ),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(
+    flags: list[str], code: int, message: str, small_run: Path, capsys
+):
+    assert gantrain(["evaluate", str(small_run), *flags]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("gantrain evaluate: ")
+    assert message in line
+
+
+def test_other_classes_than_the_datas_are_refused(conditional_run: Path, cache: Path):
+    message = r"--data digits has the classes 0, 1, 2, 3, 4, \.\.\., the generator makes cat, dog"
+    with pytest.raises(RunError, match=message):
+        evaluate_here(conditional_run, "digits", cache)
+
+
+def test_a_run_that_was_never_evaluated_has_no_evaluation(tmp_path: Path):
+    assert read_evaluation(tmp_path) is None
+
+
+def test_points_that_are_no_numbers_are_an_error_of_one_line(cache: Path):
+    facts = {"image_size": None, "channels": None}
+
+    def generate(latents: np.ndarray, _: object) -> np.ndarray:
+        return np.full((len(latents), 2), np.nan, np.float32)
+
+    sampler = replace(picture_sampler(DIGITS.images, **facts), generate=generate)
+    data = load_real_data("sine", sampler)
+    yardstick = Yardstick(data, choose_reals(data, None), choose_space(data, cache))
+    with pytest.raises(
+        RunError, match=r"diverged: its samples cannot be measured: .* got 512 that"
+    ):
+        evaluate_sampler(sampler, "diverged", yardstick, repeats=1)

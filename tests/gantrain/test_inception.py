@@ -1,0 +1,99 @@
+"""The Inception network itself is not here; a small one of the same interface takes its place."""
+
+import importlib.util
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("torchmetrics", reason="needs the extra `fid`")
+
+from gantrain.distances import frechet_distance, kernel_distance
+from gantrain.errors import RunError
+from gantrain.inception import Inception
+
+
+class StandIn(torch.nn.Module):
+    """Four features of each channel; logits are ten times some of them."""
+
+    def forward(
+        self, images: torch.Tensor, return_features: bool = False, no_output_bias: bool = False
+    ) -> torch.Tensor:
+        pooled = torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
+        if return_features:
+            return pooled
+        assert no_output_bias
+        return torch.softmax(100 * pooled[:, :8], 1)
+
+
+def save(network: torch.nn.Module, path: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(network).save(path)
+    return path
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Inception:
+    return Inception(str(save(StandIn(), tmp_path / "inception.pt")))
+
+
+def noise(count: int, seed: int, highest: int = 256) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, highest, (count, 3, 8, 8), dtype=np.uint8)
+
+
+def test_features_are_those_of_the_network_whatever_the_chunk(network: Inception):
+    images = noise(70, 0)
+    features, logits = network.look(images)
+    assert features.shape == (70, 12)
+    assert logits.shape == (70, 8)
+    alone, _ = network.look(images[69:])
+    assert torch.equal(alone[0], features[69])
+    halves = images[:, :, :4, :4].reshape(70, 3, -1).mean(2) / 255
+    np.testing.assert_allclose(features.reshape(70, 3, 4)[:, :, 0], halves, rtol=1e-5)
+
+
+def test_grey_images_are_repeated_over_the_colours(network: Inception):
+    grey = noise(3, 0)[:, :1]
+    assert torch.equal(network.look(grey)[0], network.look(np.repeat(grey, 3, axis=1))[0])
+
+
+def test_the_librarys_distances_agree_with_our_own_on_the_same_features(network: Inception):
+    real, _ = network.look(noise(400, 0))
+    fake, logits = network.look(noise(400, 1, highest=200))
+    found = network.measure(real, fake, logits)
+    assert found["frechet_inception_distance"] == pytest.approx(
+        frechet_distance(real, fake), rel=1e-4
+    )
+    mean, spread = kernel_distance(real, fake, subset_size=400)
+    assert found["kernel_inception_distance"] == pytest.approx(mean, abs=3 * spread)
+    assert 1 < found["inception_score"] < 8
+    assert network.measure(real, fake, logits) == found, "the same each time"
+
+
+def test_the_inception_score_of_one_sure_class_each_is_their_number(network: Inception):
+    logits = 100 * torch.eye(8).repeat(100, 1)
+    found = network.measure(torch.rand(50, 12), torch.rand(50, 12), logits)
+    assert found["inception_score"] == pytest.approx(8, rel=0.05)
+
+
+def test_weights_that_are_not_there_are_named(tmp_path: Path):
+    with pytest.raises(RunError, match=r"--inception .*none\.pt: no such file; name one, or"):
+        Inception(str(tmp_path / "none.pt"))
+
+
+def test_a_network_with_another_interface_is_refused(tmp_path: Path):
+    path = save(torch.nn.Identity(), tmp_path / "other.pt")
+    with pytest.raises(RunError, match="expected a network that takes return_features"):
+        Inception(str(path)).look(noise(2, 0))
+
+
+def test_weights_without_their_library_say_what_to_install(tmp_path: Path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"no weights")
+    missing = importlib.util.find_spec("torch_fidelity") is None
+    wanted = "install the extra `fid`" if missing else "cannot be used"
+    with pytest.raises(RunError, match=wanted):
+        Inception(str(path))

@@ -5,7 +5,7 @@ import logging
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gantrain.batches import DataOrder, load_batch, stream_seed
 from gantrain.checkpoint import (
@@ -15,17 +15,17 @@ from gantrain.checkpoint import (
     save_checkpoint,
 )
 from gantrain.checkup import Checkup
-from gantrain.class_labels import count_classes
-from gantrain.combinations import misfit, network_shape
+from gantrain.combinations import network_shape
 from gantrain.config import TrainConfig
-from gantrain.datasets import Dataset, load_source
+from gantrain.datasets import load_source
 from gantrain.errors import Interrupted, RunError
 from gantrain.image_decoding import available_cpus
 from gantrain.networks import GENERATORS, create_networks
 from gantrain.out_of_memory import memory_errors_explained
 from gantrain.point_sets import PointSet
 from gantrain.reporting import StatusLine, Stopwatch
-from gantrain.run_directory import DataFacts, RunDirectory, check_same_run, open_run
+from gantrain.run_directory import RunDirectory, check_same_run, open_run
+from gantrain.settling import describe_data, load_labels, settle_config
 from gantrain.step_means import StepMeans, gradient_norm
 from gantrain.steps import (
     ROLLBACK_LR,
@@ -40,9 +40,6 @@ logger = logging.getLogger(__name__)
 
 _MAX_ROLLBACKS = 3
 _ABSURD_LOGIT = 1e6  # float32 still holds its square, but no image deserves such a judgement
-# Defaults of --r1-weight and --r2-weight, with the relativistic loss, for points of variance 1 in
-# each direction: points twice as far apart have a quarter of the squared gradient.
-_POINTS_PENALTY = 0.04
 
 
 class Diverged(RunError):
@@ -166,79 +163,6 @@ def choose_device(asked: str) -> torch.device:
             "and a CUDA build of torch"
         )
     return torch.device("cuda" if available and asked != "cpu" else "cpu")
-
-
-def describe_data(data: Dataset | PointSet) -> DataFacts:
-    """What a run remembers of its data."""
-    if isinstance(data, PointSet):
-        return DataFacts(data.fingerprint(), len(data.points), data.kind, data.class_names)
-    counts = () if data.labels is None else count_classes(data.labels, data.class_names)
-    return DataFacts(
-        data.fingerprint(), len(data.images), data.kind, data.class_names, class_counts=counts
-    )
-
-
-def load_labels(
-    data: Dataset | PointSet, config: TrainConfig, device: torch.device
-) -> Tensor | None:
-    """The label of each example, [count] on the device, where the networks are to take it.
-
-    A class without images, as in files whose numbers leave one out, is learned by nobody and told.
-    """
-    if not config.conditional:
-        return None
-    assert isinstance(data, Dataset)
-    assert data.labels is not None
-    counts = count_classes(data.labels, data.class_names)
-    missing = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
-    if missing:
-        logger.warning(
-            "no image of %d of the %d classes (%s): what is generated for them means nothing",
-            *(len(missing), len(counts), ", ".join(missing[:3])),
-        )
-    return torch.from_numpy(data.labels).to(device)
-
-
-def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
-    """Replace what was left to the data by what the data say.
-
-    Raises:
-        RunError: there are fewer images than a batch holds, the networks do not fit the images, or
-            classes are to be learned and there are none.
-    """
-    if config.conditional and (isinstance(data, PointSet) or data.labels is None):
-        raise RunError(
-            f"--conditional: the data {config.data} have no classes ({data.kind}); give images in "
-            "a folder for each class or another source with labels, or leave --conditional out"
-        )
-    if isinstance(data, PointSet):
-        count = len(data.points)
-        variance = data.points.var(axis=0, dtype=np.float64).mean()
-        # Rounded, for sums differ in their last digits between machines, and settings must not.
-        weight = float(f"{_POINTS_PENALTY * variance:.3g}")
-        changes: dict[str, object] = {"flip": "off"}
-    else:
-        count, channels, size, _ = data.images.shape
-        # The same picture at twice the size spreads the gradient over four times the pixels and
-        # has a quarter of its squared norm, so an even hand needs four times the weight.
-        weight = 0.5 * (size / 32) ** 2
-        flip = config.flip if config.flip != "auto" else ("on" if channels == 3 else "off")
-        changes = {"image_size": size, "channels": channels, "flip": flip}
-    if count < config.batch_size:
-        raise RunError(
-            f"--batch-size {config.batch_size}: the data have only {count} images; "
-            "use a smaller batch or more images"
-        )
-    if config.loss != "relativistic":
-        weight = 0.0
-    for name in ("r1_weight", "r2_weight"):
-        if getattr(config, name) is None:
-            changes[name] = weight
-    config = config.model_copy(update=changes)
-    problem = misfit(config)
-    if problem:
-        raise RunError(f"--generator {config.generator}: {problem}")
-    return config
 
 
 def create_state(config: TrainConfig, device: torch.device, class_count: int = 0) -> TrainState:

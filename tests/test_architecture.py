@@ -66,7 +66,7 @@ LAYERS = {
         {"yardstick"},
         {"feature_spaces", "evaluation_data", "inception", "evaluation_results"},
         {"classifier_cache"},
-        {"checkup", "presets", "data_check"},
+        {"checkup", "settling", "presets", "data_check"},
         {"datasets", "sampling", "step_means", "curves", "diagnostics"},
         {"combinations", "pictures", "steps", "sample_statistics", "advice"},
         {"reporting", "run_directory", "image_decoding", "celeba_folders"},

@@ -15,6 +15,8 @@ from ganserve.client import Client  # noqa: E402
 from ganserve.grid import make_grid  # noqa: E402
 from ganserve.model import load_model  # noqa: E402
 from ganserve.server import running  # noqa: E402
+from gantrain.evaluation import evaluate  # noqa: E402
+from gantrain.evaluation_results import write_evaluation  # noqa: E402
 from gantrain.export import export_run  # noqa: E402
 from gantrain.networks import GENERATORS  # noqa: E402
 from gantrain.pictures import image_grid  # noqa: E402
@@ -102,6 +104,27 @@ async def test_a_conditional_generator_is_served_class_by_class(tmp_path):
         await server.wait_until_ready()
         served = await asyncio.to_thread(ask, server.address)
     assert np.array_equal(served, model.run_batch(latents, labels))
+
+
+async def test_what_was_measured_is_served_with_the_model(tmp_path):
+    settings = {"data": "digits", "run_dir": tmp_path / "run", "threads": 1, "batch_size": 16}
+    train(resolve({**settings, "filters": 4, "total_images": 128, "tensorboard": False}))
+    torch.set_num_threads(1)
+    found = evaluate(tmp_path / "run", "digits", samples=50, cache=tmp_path / "cache")
+    write_evaluation(found, tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "models", "digits")
+
+    def ask(address: str) -> dict[str, float]:
+        with Client(address) as client:
+            (model,) = client.models()
+            return {result.name: result.value for result in model.evaluation}
+
+    async with running(server_config(tmp_path / "models")) as server:
+        await server.wait_until_ready()
+        served = await asyncio.to_thread(ask, server.address)
+    assert served == found.numbers()
+    assert served["classifier_accuracy"] >= 0.97
+    assert served["frechet_distance_floor"] < served["frechet_distance"]
 
 
 async def test_served_pixels_are_those_of_the_trained_generator(run_and_repository):

@@ -30,7 +30,7 @@ def test_prometheus_accepts_the_alerts(promtool):
     run(promtool, "check", "rules", "--lint-fatal", str(DEPLOY / "monitoring/alerts.yaml"))
 
 
-@pytest.mark.parametrize("name", ["ganserve_pending_images", "ganserve_queue_seconds_mean"])
+@pytest.mark.parametrize("name", adapter_names())
 def test_the_adapter_asks_for_what_is_exported(name):
     assert list(check_query(adapter_names()[name])) == []
 
@@ -45,6 +45,13 @@ SERIES = {
     'ganserve_queue_seconds_count{%s,pod="b"}': "0+40x20",
     'ganserve_queue_seconds_sum{%s,pod="c"}': "5x20",
     'ganserve_queue_seconds_count{%s,pod="c"}': "50x20",
+    # The models of a are busy for half the time of two workers, those of b for a tenth.
+    'ganserve_compute_seconds_sum{%s,pod="a",model="m"}': "0+9x20",
+    'ganserve_compute_seconds_sum{%s,pod="a",model="n"}': "0+6x20",
+    'ganserve_compute_seconds_sum{%s,pod="b",model="m"}': "0+3x20",
+    'ganserve_model_workers{%s,pod="a",model="m"}': "2x20",
+    'ganserve_model_workers{%s,pod="a",model="n"}': "2x20",
+    'ganserve_model_workers{%s,pod="b",model="m"}': "2x20",
     # Of another cluster's namespace: not ours.
     'ganserve_pending_images{job="ganserve",namespace="other",pod="a"}': "1000x20",
 }
@@ -61,7 +68,7 @@ def rounded(query: str) -> str:
 
 def test_both_autoscalers_see_the_same_queue(promtool, tmp_path: Path):
     (scaler,) = of_kind(render(KEDA), "ScaledObject")
-    pending, waiting = (t["metadata"]["query"] for t in scaler["spec"]["triggers"])
+    pending, waiting, busy = (t["metadata"]["query"] for t in scaler["spec"]["triggers"])
     shown = {name: query.text.replace("a|b", "a|b|c") for name, query in adapter_names().items()}
     ours = 'job="ganserve",namespace="ganserve"'
     values = [{"series": n.replace("%s", ours), "values": v} for n, v in SERIES.items()]
@@ -73,6 +80,8 @@ def test_both_autoscalers_see_the_same_queue(promtool, tmp_path: Path):
             rounded(shown["ganserve_queue_seconds_mean"]),
             *[('{pod="a"}', 0.3), ('{pod="b"}', 0.1), ('{pod="c"}', 0)],
         ),
+        expect(rounded(busy), ("{}", 0.6)),
+        expect(rounded(shown["ganserve_busy_share"]), ('{pod="a"}', 0.5), ('{pod="b"}', 0.1)),
     ]
     test = {"interval": "15s", "input_series": values, "promql_expr_test": cases}
     (tmp_path / "test.yaml").write_text(yaml.safe_dump({"tests": [test]}))

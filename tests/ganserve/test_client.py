@@ -458,7 +458,7 @@ class TestSeveralServers:
     async def test_a_hedged_call_ends_at_its_deadline(self, kind):
         async with hanging_server() as hanging:
             async with opened(kind, hanging, hedge_after_seconds=0.05) as client:
-                with pytest.raises(CallError, match="within 0.3 s"):
+                with pytest.raises(CallError, match=r"within 0\.3 s"):
                     await generate(client, seeds=[1], timeout_seconds=0.3)
             await eventually(lambda: hanging.cancelled == hanging.calls == 2)
 
@@ -497,7 +497,7 @@ class Hanging:
     address = ""
     calls = cancelled = 0
 
-    async def answer(self, request: bytes, context: Any) -> bytes:
+    async def answer(self, _request: bytes, _context: Any) -> bytes:
         self.calls += 1
         try:
             await asyncio.Event().wait()

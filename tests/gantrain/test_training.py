@@ -23,13 +23,13 @@ from gantrain.latents import draw_latents
 from gantrain.presets import resolve
 from gantrain.run_directory import RunDirectory, open_run
 from gantrain.sampling import generate, load_run_generator
+from gantrain.settling import load_labels
 from gantrain.steps import discriminator_step, generate_fakes, generator_step, update_ema
 from gantrain.training import (
     Diverged,
     check_bounds,
     choose_device,
     create_state,
-    load_labels,
     train,
 )
 from tests.gantrain.conftest import IMAGES, SHADES, SMALL, nearest_class, tile_shades

@@ -28,6 +28,7 @@ check: check-deploy  ## lint, types, proto lint, generated code up to date
 	$(BIN)/buf format --diff --exit-code protos
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python deploy/monitoring/generate_prometheus_rule.py --check
+	$(BIN)/python deploy/monitoring/generate_dashboard.py --check
 
 check-deploy: $(INSTALLED) $(CHECKOV_INSTALLED)  ## checkov on every manifest; `make check` has it too
 	$(BIN)/python -m pytest -q tests/test_deploy_checkov.py

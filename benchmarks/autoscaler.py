@@ -163,8 +163,8 @@ ready {SERVICE.start_seconds:g} s after it was asked for (assumed), queue of {SE
 - calls spread at random over ready replicas; one run of each, seed 0
 
 Against the recorded server: its calls waited {measured * 1e3:.0f} ms in the mean, the same \
-simulated {np.median(simulated) * 1e3:.0f} ms ({min(simulated) * 1e3:.0f} to {max(simulated) * 1e3:.0f}, \
-ten seeds).
+simulated {np.median(simulated) * 1e3:.0f} ms ({min(simulated) * 1e3:.0f} to \
+{max(simulated) * 1e3:.0f}, ten seeds).
 
 | load | rule | replicas | over the load | turns | p50, ms | p99, ms | over 1 s | rejected |
 |---|---|---|---|---|---|---|---|---|

@@ -101,7 +101,7 @@ def main() -> None:
             wait_until_serving(process.address)
             capacity, rows = asyncio.run(record(process.address, metrics_port))
     with CURVE.open("w", newline="") as file:
-        file.write(f"# capacity {capacity:.1f} images/s, of one worker on a shared machine\n")
+        file.write(f"# capacity {capacity:.1f} images/s, of one worker\n")
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows({name: round(row[name], 5) for name in COLUMNS} for row in rows)

@@ -30,14 +30,16 @@ from gantrain.training import train
 
 DIGITS = {"data": "digits", "filters": 8, "total_images": 40_000}
 PLAIN = {"loss": "bce", "beta1": 0.5, "beta2": 0.999}
-# The networks of the flagship, trained as was usual before what keeps it stable.
+GRID = {"data": "grid25", "total_images": 256_000}
 PLAIN_GRID = {
-    **PLAIN,
-    "data": "grid25",
-    "lr": 2e-4,
-    "discriminator_lr": 2e-4,
+    **GRID,
+    "loss": "bce",
+    "generator_updates": 10,
+    "lr": 1e-2,
+    "discriminator_lr": 1e-2,
     "lr_decay": 0.0,
     "ema_half_life_images": 0,
+    "total_images": 128_000,
 }
 OVERWHELMS, WEAK = "discriminator overwhelms", "discriminator too weak"
 COLLAPSES = ("mode collapse", "partial mode collapse")
@@ -53,7 +55,7 @@ class Case:
 
 CASES = {
     "flagship-digits": Case(DIGITS),
-    "flagship-grid25": Case({"data": "grid25", "total_images": 256_000}),
+    "flagship-grid25": Case(GRID),
     "ten-discriminator-updates": Case(
         {**DIGITS, **PLAIN, "lr": 5e-4, "discriminator_updates": 10, "total_images": 256_000},
         (OVERWHELMS,),
@@ -89,7 +91,7 @@ SMALL_PRESETS: dict[str, dict[str, Any]] = {
         "sample_every": 16_000,
     },
     "selu-dense": {"data": "digits", "total_images": 2000 * 32},
-    "points": {"data": "ring8"},
+    "points": {"data": "ring8", "total_images": 256_000},
     "sine": {"data": "sine", "total_images": 3000 * 32},
     "torch-mlp": {"data": "digits", "total_images": 2000 * 32},
     "faces-rmsprop": {

@@ -141,7 +141,11 @@ def judge(points: PointSet, bar: Bar, measured: list[Measurement]) -> Iterator[t
     modes, runs = len(points.modes), len(measured)
     complete = sum(one.coverage.modes == modes for one in measured)
     yield bar_row(
-        points, "runs with all modes", f"{runs}", f"{complete} of {runs}", complete == runs
+        points,
+        "runs with all modes",
+        f"{runs} of {runs}",
+        f"{complete} of {runs}",
+        complete == runs,
     )
     qualities = [one.coverage.high_quality for one in measured]
     alone = sum(quality >= bar.high_quality for quality in qualities)

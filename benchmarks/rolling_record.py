@@ -32,14 +32,17 @@ def render_page(
     updates = [result for result in results if not result.kills]
     kills = [result for result in results if result.kills]
     total = sum(result.calls for result in updates)
-    seconds = sum(result.seconds for result in results)
+    routes = len({result.route for result in results})
+    # Routes taken together took the same time.
+    seconds = sum(result.seconds for result in results) / (routes if arguments.together else 1)
     names = ("grpcio", "onnxruntime")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
+    flags = " ".join(flag for flag in sys.argv[1:] if not flag.startswith("--json"))
     retries = "without" if arguments.no_retries else "with"
     lines = [
         f"# Rolling updates and failures under load, {dt.date.today()}",
         "",
-        f"- command: `python benchmarks/rolling_update.py {' '.join(sys.argv[1:])}`",
+        f"- command: `python benchmarks/rolling_update.py {flags}`",
         f"- commit {commit()}, {versions}, Python {platform.python_version()}",
         f"- {processor()}, {usable_cpus()} CPUs for servers, balancer, clients and others",
         f"- took {seconds:.0f} s; other work on the machine: what counts is calls",

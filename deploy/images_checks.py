@@ -126,7 +126,7 @@ def inspect_serving_image(name: str, base: str, findings: Findings) -> None:
     prefix = "org.opencontainers.image."
     labels = {key.removeprefix(prefix): value for key, value in image["Labels"].items()}
     wanted = {"title", "description", "version", "revision", "source", "licenses"}
-    findings.check("labels", labels["version"], wanted <= set(labels))
+    findings.check("labels, version", labels["version"], wanted <= set(labels))
 
 
 def megabytes(path: Path) -> float:
@@ -170,14 +170,15 @@ def serve_and_check(image: str, models: Path, folder: Path, findings: Findings) 
     for _ in range(STARTS):
         with serving(image, models) as server:
             starts.append(server)
-    cpu = statistics.median(server.start_cpu_seconds for server in starts)
-    # On a busy machine the clock tells more of the other jobs.
+    clock = [one.start_seconds for one in starts]
     findings.check(
-        f"seconds of CPU from process start to ready, at most {MOST_START_SECONDS:g}",
-        f"{cpu:.2f}",
-        cpu <= MOST_START_SECONDS,
+        f"seconds by the clock from process start to ready, at most {MOST_START_SECONDS:g}",
+        spread(clock),
+        statistics.median(clock) <= MOST_START_SECONDS,
     )
-    findings.measure("by the clock, seconds", spread([one.start_seconds for one in starts]))
+    # On a busy machine the clock tells more of the other jobs.
+    cpu = spread([one.start_cpu_seconds for one in starts])
+    findings.measure("seconds of CPU from process start to ready", cpu)
     whole = spread([one.whole_start_seconds for one in starts])
     findings.measure("by the clock with podman's own time, seconds", whole)
     with serving(image, models, "--env=PYTHONPYCACHEPREFIX=/nowhere") as server:

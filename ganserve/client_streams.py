@@ -1,4 +1,4 @@
-"""Hides how a stream goes on where its server was lost: what has come is not asked for again."""
+"""Hides how a stream goes on where its server was lost: no image comes twice, none is left out."""
 
 import time
 from collections.abc import Iterator
@@ -18,8 +18,9 @@ _MOST_LOSSES = 4
 class StreamProgress:
     """How far a stream has come, over all its attempts.
 
-    An image depends on its seed and the model alone, so another server goes on with the same bytes
-    as soon as it is held to the version of the images that have come.
+    An image depends on its seed and the model alone, so another server makes the same bytes once it
+    is held to the version of the images that have come. It is asked for all of them again, whatever
+    they are made of, and those that have come are passed over.
     """
 
     def __init__(self, message: pb.GenerateImagesRequest, timeout_seconds: float) -> None:

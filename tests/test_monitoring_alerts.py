@@ -53,6 +53,14 @@ CASES: dict[str, list[tuple[bool, str, str, dict[str, str]]]] = {
             *(SILENT, "7.5 times, for an hour", "360m"),
             {OK: "0+4000x150 600000+3970x40", OVERLOADED: "0x150 0+30x40"},
         ),
+        (
+            *(SILENT, "mended minutes ago", "362m"),
+            {OK: "0+100x150 15000+98x25 17450+100x10", OVERLOADED: "0x150 0+2x25 50x10"},
+        ),
+        (
+            *(FIRES, "not mended", "362m"),
+            {OK: "0+100x150 15000+98x36", OVERLOADED: "0x150 0+2x36"},
+        ),
         (SILENT, "mended", "110m", {OK: "0+98x55", OVERLOADED: "0+2x35 70x25"}),
         (SILENT, "half the budget", "70m", {OK: "0+9995x35", OVERLOADED: "0+5x35"}),
         (SILENT, "callers' mistakes", "70m", {OK: "0+50x35", INVALID: "0+50x35"}),

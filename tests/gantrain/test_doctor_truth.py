@@ -63,7 +63,7 @@ def test_the_flagship_gives_no_alarm(settings, steps, tmp_path):
             id="a-discriminator-a-hundred-times-slower",
         ),
         pytest.param(
-            {**DIGITS, "lr": 0.3, "r1_weight": 0.0, "r2_weight": 0.0},
+            {**DIGITS, "lr": 1.0, "r1_weight": 0.0, "r2_weight": 0.0},
             100,
             "diverged",
             id="a-learning-rate-that-diverges",

@@ -264,7 +264,9 @@ async def test_unknown_methods_share_one_label():
         for index in range(5):
             seen = await failure(unary(channel, f"Method{index}", f"service.{index}"))
             assert seen.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert handled(channel) == {("unknown", "unknown", "UNIMPLEMENTED"): 5}
+        # gRPC answers these by itself, so the caller may know before they are counted.
+        await handled_soon(channel, ("unknown", "unknown", "UNIMPLEMENTED"), 5)
+        assert len(handled(channel)) == 1
 
 
 @pytest.mark.parametrize("path", ["/", "//", "nonsense", "/a/b/c", "/test.Service/"])

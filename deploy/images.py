@@ -66,8 +66,15 @@ def find_builder() -> str:
 def build(builder: Sequence[str], image: Image, extra: Sequence[str] = ()) -> None:
     """Build one image from the working tree; its failure ends the program."""
     command = [*builder, f"--file={ROOT / 'deploy' / image.dockerfile}", f"--target={image.target}"]
+    repository, _, tag = image.name.partition(":")
+    if tag == "latest":  # what manifests name
+        command += [f"--tag={repository}:{version()}"]
     command += [f"--tag={image.name}", f"--build-arg=VERSION={version()}"]
-    command += [f"--build-arg=REVISION={revision()}", *extra, str(ROOT)]
+    command += [f"--build-arg=REVISION={revision()}"]
+    # Again as labels: a builder may take the step that sets them from its cache, arguments or not.
+    prefix = "org.opencontainers.image"
+    command += [f"--label={prefix}.version={version()}", f"--label={prefix}.revision={revision()}"]
+    command += [*extra, str(ROOT)]
     print(f"$ {shlex.join(command)}", flush=True)
     done = subprocess.run(command)
     if done.returncode:

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from images import ROOT
+from images import ROOT, version
 
 USER = 65532
 MOST_ADDED_MB, MOST_START_SECONDS, MEMORY_MB, STARTS = 300, 2.0, 256, 5
@@ -126,7 +126,8 @@ def inspect_serving_image(name: str, base: str, findings: Findings) -> None:
     prefix = "org.opencontainers.image."
     labels = {key.removeprefix(prefix): value for key, value in image["Labels"].items()}
     wanted = {"title", "description", "version", "revision", "source", "licenses"}
-    findings.check("labels, version", labels["version"], wanted <= set(labels))
+    right = wanted <= set(labels) and labels["version"] == version()
+    findings.check("labels, version", labels["version"], right)
 
 
 def megabytes(path: Path) -> float:

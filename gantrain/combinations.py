@@ -73,6 +73,8 @@ def _contradiction_of_networks(config: TrainConfig) -> str | None:
         for name in ("image_size", "channels", "max_data_images"):
             if getattr(config, name) is not None:
                 return f"{_flag(name)}: --data {config.data} holds points, not images"
+        if config.precision != "fp32":
+            return f"--precision {config.precision}: points need fp32; leave it out"
         if config.augmentations:
             return f"--augment {config.augment}: --data {config.data} holds points, not images"
         if config.flip == "on":

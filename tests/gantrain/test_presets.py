@@ -208,6 +208,8 @@ CONTRADICTIONS = [
     ({"label_smoothing": 0.1}, "--label-smoothing 0.1: --loss relativistic has no labels"),
     ({"loss": "hinge", "label_smoothing": 0.1}, "--loss hinge has no labels"),
     ({"discriminator_step": "two-steps"}, "--loss relativistic compares reals with fakes"),
+    ({"data": "ring8", "precision": "bf16"}, "--precision bf16: points need fp32"),
+    ({"data": "ring8", "augment": "cutout"}, "--augment cutout: --data ring8 holds points"),
     (
         {"loss": "bce", "discriminator_step": "two-steps", "gradient_penalty_weight": 10.0},
         "--discriminator-step two-steps: --gradient-penalty-weight",

@@ -9,18 +9,25 @@ from torch import Tensor
 
 
 def load_batch(
-    examples: Tensor, indices: Tensor, flip: bool, noise: torch.Generator, lowest: float = -1.0
+    examples: Tensor,
+    indices: Tensor,
+    flip: bool,
+    noise: torch.Generator,
+    lowest: float = -1.0,
+    share: slice | None = None,
 ) -> Tensor:
-    """Examples at indices [batch] as float32.
+    """Examples at indices [batch] as float32; with a `share`, only that of them.
 
     Images, uint8 [count, channels, size, size], come in [lowest, 1] with the channels innermost in
-    memory; points, float32 [count, 2], come as they are.
+    memory; points, float32 [count, 2], come as they are. Whether an image is mirrored does not
+    depend on the share.
     """
-    batch = examples[indices]
+    share = share or slice(None)
+    batch = examples[indices[share]]
     if batch.is_floating_point():
         return batch
     if flip:
-        mirrored = torch.rand(len(batch), generator=noise, device=batch.device) < 0.5
+        mirrored = torch.rand(len(indices), generator=noise, device=batch.device)[share] < 0.5
         batch = torch.where(mirrored[:, None, None, None], batch.flip(3), batch)
     batch = batch.to(torch.float32, memory_format=torch.channels_last)
     return batch / (255 / (1 - lowest)) + lowest

@@ -119,10 +119,12 @@ def _train(command: Train) -> int:
     if command.dry_run:
         print(config.model_dump_json(indent=2))
         return 0
+    from gantrain.ranks import read_ranks
     from gantrain.training import train
 
     state = train(config)
-    print(f"trained on {state.images_seen} images in {state.seconds:.0f} s: {config.run_dir}")
+    if read_ranks().first:
+        print(f"trained on {state.images_seen} images in {state.seconds:.0f} s: {config.run_dir}")
     return 0
 
 

@@ -103,11 +103,12 @@ class Stopwatch:
 
 
 class StatusLine:
-    """A progress bar on a terminal, a log line at each update elsewhere."""
+    """A progress bar on a terminal, a log line at each update elsewhere; nothing if not `shown`."""
 
-    def __init__(self, images_seen: int, total_images: int) -> None:
+    def __init__(self, images_seen: int, total_images: int, *, shown: bool = True) -> None:
         self._total = total_images
-        self._terminal = sys.stderr.isatty()
+        self._shown = shown
+        self._terminal = shown and sys.stderr.isatty()
         self._bar = tqdm(
             total=total_images,
             initial=images_seen,
@@ -134,6 +135,8 @@ class StatusLine:
 
     def report(self, row: Mapping[str, Any]) -> None:
         """Show the newest row of metrics."""
+        if not self._shown:
+            return
         summary = summarize_row(row)
         if self._terminal:
             self._bar.set_postfix_str(summary)

@@ -63,6 +63,20 @@ def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
     return config
 
 
+def check_share(batch_size: int, ranks: int) -> None:
+    """Let each rank have a part of the batch, of one size.
+
+    Raises:
+        RunError: they cannot.
+    """
+    if batch_size % ranks:
+        lower = batch_size - batch_size % ranks
+        raise RunError(
+            f"--batch-size {batch_size}: expected a multiple of the {ranks} ranks, which share the "
+            f"batch evenly; use {f'{lower} or ' if lower else ''}{lower + ranks}"
+        )
+
+
 def describe_data(data: Dataset | PointSet) -> DataFacts:
     """What a run remembers of its data."""
     if isinstance(data, PointSet):

@@ -18,6 +18,7 @@ from gantrain.checkpoint import TrainState
 from gantrain.config import TrainConfig
 from gantrain.losses import Loss, create_loss, gradient_penalties, interpolation_penalty
 from gantrain.networks import run_network
+from gantrain.ranks import average_gradients, take_share
 
 StepResults = dict[str, Tensor]  # scalars are losses and penalties, [batch] are logits; detached
 
@@ -34,12 +35,14 @@ def generate_fakes(
 ) -> Tensor:
     """Images or points of fresh latents; with a gradient where the generator learns from them.
 
+    Latents are drawn for the whole batch; of several ranks each takes its share of them.
+
     Labels [batch] are those of the reals that the fakes will stand beside, if conditional.
 
     Keras' `generator.predict` makes the discriminator's fakes with BatchNorm in inference mode;
     `fakes_in_inference_mode` does so too.
     """
-    latents = random_latents(config.batch_size, config.latent_dim, noise)
+    latents = take_share(random_latents(config.batch_size, config.latent_dim, noise))
     inference = config.fakes_in_inference_mode and not with_gradient
     with torch.set_grad_enabled(with_gradient):
         state.generator.train(not inference)
@@ -231,7 +234,8 @@ def take_step(
     rollbacks: int,
     config: TrainConfig,
 ) -> None:
-    """Let the optimizer use the gradients that are there, clipped where asked for."""
+    """Let the optimizer use the gradients that are there, of all ranks, clipped where asked for."""
+    average_gradients(network)
     if config.gradient_clip is not None:
         nn.utils.clip_grad_value_(network.parameters(), config.gradient_clip)
     lr *= ROLLBACK_LR**rollbacks

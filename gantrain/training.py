@@ -2,6 +2,8 @@
 
 import copy
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -23,9 +25,19 @@ from gantrain.image_decoding import available_cpus
 from gantrain.networks import GENERATORS, create_networks
 from gantrain.out_of_memory import memory_errors_explained
 from gantrain.point_sets import PointSet
+from gantrain.ranks import (
+    Ranks,
+    agree,
+    average_row,
+    broadcast,
+    join_ranks,
+    read_ranks,
+    share_batch_norm,
+    wait_for_all,
+)
 from gantrain.reporting import StatusLine, Stopwatch
-from gantrain.run_directory import RunDirectory, check_same_run, open_run
-from gantrain.settling import describe_data, load_labels, settle_config
+from gantrain.run_directory import DataFacts, RunDirectory, check_same_run, open_run
+from gantrain.settling import check_share, describe_data, load_labels, settle_config
 from gantrain.step_means import StepMeans, gradient_norm
 from gantrain.steps import (
     ROLLBACK_LR,
@@ -62,8 +74,9 @@ def train(config: TrainConfig) -> TrainState:
         RunError: the folder, the device or the numbers do not allow to go on.
         Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
     """
-    device = choose_device(config.device)
-    torch.set_num_threads(config.threads or available_cpus())
+    place = read_ranks()
+    device = choose_device(config.device, place.local_rank if place.count > 1 else None)
+    torch.set_num_threads(config.threads or max(available_cpus() // place.local_count, 1))
     data = load_source(
         config.data,
         image_size=config.image_size,
@@ -73,21 +86,23 @@ def train(config: TrainConfig) -> TrainState:
     )
     examples = data.points if isinstance(data, PointSet) else data.images
     config = settle_config(config, data)
+    check_share(config.batch_size, place.count)
     facts = describe_data(data)
     with (
-        open_run(config.run_dir) as run,
+        join_ranks(device) as ranks,
+        hold_run(config, facts, ranks) as run,
         stop_requests() as stop,
         memory_errors_explained(config.batch_size, config.filters),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
     ):
-        check_same_run(run, config, facts)
-        run.write(config, facts)
         state = create_state(config, device, len(facts.class_names))
         restore_newest(state, run)
         lowest = GENERATORS[config.generator or ""].lowest
         on_device = torch.from_numpy(examples).to(device)
         all_labels = load_labels(data, config, device)
-        noise = torch.Generator(device)
+        noise = torch.Generator(device)  # the same on all ranks
+        own_noise = torch.Generator(device) if ranks.count > 1 else noise
+        share = ranks.share(config.batch_size)
         log_every = config.log_every or max(config.total_images // 200, 1)
         sample_every = config.sample_every or max(config.total_images // 20, 1)
         diagnose_every = config.diagnose_every or max(config.total_images // 20, 1)
@@ -95,30 +110,33 @@ def train(config: TrainConfig) -> TrainState:
         order = data_order(len(examples), config, state)
         means = StepMeans(config.loss)
         clock = Stopwatch(state.images_seen, state.seconds)
-        checkup = Checkup(run, config, data, state.images_seen)
-        with StatusLine(state.images_seen, config.total_images) as status:
+        checkup = Checkup(run, config, data, state.images_seen) if ranks.first else None
+        with StatusLine(state.images_seen, config.total_images, shown=ranks.first) as status:
             while state.images_seen < config.total_images:
                 noise.manual_seed(stream_seed(order.seed, state.images_seen))
-                torch.manual_seed(noise.initial_seed())  # dropout draws from no other generator
+                if own_noise is not noise:
+                    own_noise.manual_seed(stream_seed(noise.initial_seed(), ranks.rank))
+                torch.manual_seed(own_noise.initial_seed())  # dropout draws from no other generator
                 for update in range(config.discriminator_updates):
                     position = state.images_seen + update * config.batch_size
                     indices = torch.from_numpy(order.indices(position)).to(device)
-                    reals = load_batch(on_device, indices, config.flip == "on", noise, lowest)
-                    labels = None if all_labels is None else all_labels[indices]
+                    flip = config.flip == "on"
+                    reals = load_batch(on_device, indices, flip, noise, lowest, share)
+                    labels = None if all_labels is None else all_labels[indices[share]]
                     fakes = generate_fakes(
                         state, config, noise, labels, with_gradient=config.reuse_fakes
                     )
-                    means.add(discriminator_step(state, reals, fakes, config, noise, labels))
+                    means.add(discriminator_step(state, reals, fakes, config, own_noise, labels))
                 for _ in range(config.generator_updates):
                     if not config.reuse_fakes:
                         fakes = generate_fakes(state, config, noise, labels, with_gradient=True)
-                    means.add(generator_step(state, reals, fakes, config, noise, labels))
+                    means.add(generator_step(state, reals, fakes, config, own_noise, labels))
                 state.images_seen += config.images_per_step
                 update_ema(state, config)
                 status.advance(config.images_per_step)
 
                 finished = state.images_seen >= config.total_images
-                interrupted = stop.is_set() and not finished
+                interrupted = agree(stop.is_set()) and not finished
                 checkpoint_due = due(state, checkpoint_every, config) or interrupted
                 samples_due = due(state, sample_every, config)
                 diagnosis_due = due(state, diagnose_every, config)
@@ -131,30 +149,58 @@ def train(config: TrainConfig) -> TrainState:
                         roll_back(state, run, config, diverged, len(facts.class_names))
                         order = data_order(len(examples), config, state)
                         status.advance(state.images_seen - before)
-                        checkup.roll_back(state.images_seen)
+                        if checkup:
+                            checkup.roll_back(state.images_seen)
                         continue
-                    if diagnosis_due:
+                    if checkup and diagnosis_due:
                         row |= checkup.diagnose(state, row, clock, urgent=finished)
-                    checkup.record(row)
-                    status.report(row)
-                if samples_due:
+                    if checkup:
+                        checkup.record(row)
+                        status.report(row)
+                if checkup and samples_due:
                     checkup.save_samples(state)
                 if checkpoint_due:
-                    save_checkpoint(state, run.checkpoints, config.keep_checkpoints)
+                    if ranks.first:
+                        save_checkpoint(state, run.checkpoints, config.keep_checkpoints)
                     state.rolled_back_to = None
                 if interrupted:
+                    wait_for_all()  # who leaves first must not have the others killed while saving
                     raise Interrupted(
                         f"interrupted after {state.images_seen} images; a checkpoint was saved in "
                         f"{run.checkpoints}: give the same command again to resume"
                     )
+        wait_for_all()
     return state
 
 
-def choose_device(asked: str) -> torch.device:
-    """The device asked for; `auto` is CUDA where there is one.
+@contextmanager
+def hold_run(config: TrainConfig, facts: DataFacts, ranks: Ranks) -> Iterator[RunDirectory]:
+    """Hold the run's folder, where the settings are then written: the first rank for all.
 
     Raises:
-        RunError: CUDA was asked for and there is none.
+        RunError: it cannot be held, or holds another run, or a rank has other data.
+    """
+    if not ranks.first:
+        fingerprint = broadcast("")
+        if facts.fingerprint != fingerprint:
+            raise RunError(
+                f"rank {ranks.rank} has other data ({facts.fingerprint[:19]}...) than the first "
+                f"one ({fingerprint[:19]}...): give all ranks the same --data"
+            )
+        yield RunDirectory(config.run_dir)
+        return
+    with open_run(config.run_dir) as run:
+        check_same_run(run, config, facts)
+        run.write(config, facts)
+        broadcast(facts.fingerprint)
+        yield run
+
+
+def choose_device(asked: str, local_rank: int | None = None) -> torch.device:
+    """The device asked for; `auto` is CUDA where there is one, each rank of a machine has its own.
+
+    Raises:
+        RunError: CUDA was asked for and there is none, or there are fewer than ranks.
     """
     available = torch.cuda.is_available()
     if asked == "cuda" and not available:
@@ -162,7 +208,16 @@ def choose_device(asked: str) -> torch.device:
             "--device cuda: PyTorch finds no CUDA device; use --device auto, or install a driver "
             "and a CUDA build of torch"
         )
-    return torch.device("cuda" if available and asked != "cpu" else "cpu")
+    if not available or asked == "cpu":
+        return torch.device("cpu")
+    if local_rank is None:
+        return torch.device("cuda")
+    if local_rank >= torch.cuda.device_count():
+        raise RunError(
+            f"rank {local_rank} of this machine: there are only {torch.cuda.device_count()} CUDA "
+            "devices; give torchrun as many --nproc-per-node, or train on --device cpu"
+        )
+    return torch.device("cuda", local_rank)
 
 
 def create_state(config: TrainConfig, device: torch.device, class_count: int = 0) -> TrainState:
@@ -182,10 +237,13 @@ def create_state(config: TrainConfig, device: torch.device, class_count: int = 0
         for network in networks
     )
     averaging = config.ema_half_life_images > 0
+    generator_ema = copy.deepcopy(generator).requires_grad_(False) if averaging else generator
+    for network in (generator, discriminator):
+        share_batch_norm(network)
     return TrainState(
         generator=generator,
         discriminator=discriminator,
-        generator_ema=copy.deepcopy(generator).requires_grad_(False) if averaging else generator,
+        generator_ema=generator_ema,
         generator_optimizer=create_optimizer(generator, config.lr, config),
         discriminator_optimizer=create_optimizer(
             discriminator, config.discriminator_lr or config.lr, config
@@ -215,8 +273,8 @@ def data_order(count: int, config: TrainConfig, state: TrainState) -> DataOrder:
 
 
 def restore_newest(state: TrainState, run: RunDirectory) -> None:
-    """Take over the newest good checkpoint of the run, where there is one."""
-    values = newest_good_checkpoint(run.checkpoints)
+    """Take over the newest good checkpoint that the first rank finds, where there is one."""
+    values = broadcast(newest_good_checkpoint(run.checkpoints) if read_ranks().first else None)
     if values is not None:
         state.load_state_dict(values)
         logger.info("resuming %s at %d images", run.path, state.images_seen)
@@ -239,10 +297,10 @@ def roll_back(
     rollbacks = state.rollbacks + 1
     if rollbacks > _MAX_ROLLBACKS:
         raise RunError(f"{diverged}; {_MAX_ROLLBACKS} rollbacks have not helped") from diverged
-    if state.rolled_back_to is not None:
+    if state.rolled_back_to is not None and read_ranks().first:
         # Nothing good has been saved since the last time: what was gone back to leads astray.
         discard_checkpoint(run.checkpoints, state.rolled_back_to)
-    values = newest_good_checkpoint(run.checkpoints)
+    values = broadcast(newest_good_checkpoint(run.checkpoints) if read_ranks().first else None)
     if values is None:  # it diverged before the first one
         device = next(state.generator.parameters()).device
         values = create_state(config, device, class_count).state_dict()
@@ -256,8 +314,8 @@ def roll_back(
 
 
 def take_row(state: TrainState, means: StepMeans, clock: Stopwatch) -> dict[str, float]:
-    """A row of metrics for this moment; the run's seconds are brought up to date."""
-    values = means.take()
+    """A row of metrics for this moment, of all ranks; the run's seconds are brought up to date."""
+    values = average_row(means.take())
     state.seconds = clock.seconds()
     return {
         **clock.row(state.images_seen, values),

@@ -20,7 +20,6 @@ from tests.deploy.manifests import (
     SERVING,
     TRAINING,
     Variant,
-    name_of,
     of_kind,
     quantity,
     render,
@@ -116,17 +115,6 @@ def test_the_commands_of_training_are_commands(variant: Variant, tmp_path: Path,
             assert run_gantrain(arguments) == 1
             assert str(tmp_path) in capsys.readouterr().err
     assert seen == {"train", "export"}
-
-
-def test_what_is_ahead_of_the_code_says_so():
-    """Until gantrain trains across machines, the manifest that does must be marked."""
-    sources = "".join(file.read_text() for file in (ROOT / "gantrain").rglob("*.py"))
-    (job_set,) = of_kind(render(Variant("training/distributed")), "JobSet")
-    marked = job_set["metadata"].get("annotations", {}).get("ganserve/status")
-    is_ahead = "torch.distributed" not in sources
-    assert (marked == "ahead-of-the-code") == is_ahead, name_of(job_set)
-    text = (DEPLOY / "training/distributed/job-set.yaml").read_text()
-    assert ("AHEAD OF THE CODE" in text) == is_ahead
 
 
 def test_training_images_have_the_version_of_the_project():

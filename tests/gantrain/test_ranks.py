@@ -1,0 +1,171 @@
+"""Several processes under a real `torchrun` train one run and end together."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from gantrain.checkpoint import checkpoint_paths, load_checkpoint
+from gantrain.errors import RunError
+from gantrain.presets import resolve
+from gantrain.ranks import Ranks, read_ranks
+from gantrain.training import train
+from tests.gantrain.conftest import SMALL
+
+STEPS = 20
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+
+def settings_of(run_dir: Path, **more: object) -> dict[str, object]:
+    """A run of 20 steps with nothing due before its end."""
+    total = STEPS * 16
+    values: dict[str, object] = {
+        **SMALL,
+        "run_dir": run_dir,
+        "total_images": total,
+        "tensorboard": False,
+    }
+    values["log_every"] = 80
+    values |= dict.fromkeys(("sample_every", "diagnose_every", "checkpoint_every"), total)
+    return values | more
+
+
+def flags_of(settings: dict[str, object]) -> list[str]:
+    named = {name: value for name, value in settings.items() if value is not False}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in named.items()]
+    return [*flags, *(f"--no-{name}" for name, value in settings.items() if value is False)]
+
+
+def start_ranks(count: int, settings: dict[str, object]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*TORCHRUN, f"--nproc-per-node={count}", "-m", "gantrain", "train", *flags_of(settings)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def train_ranks(count: int, settings: dict[str, object]) -> tuple[str, str]:
+    process = start_ranks(count, settings)
+    output, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    return output, errors
+
+
+def largest_difference(one: Path, other: Path, part: str, *, leave_out: str = "") -> float:
+    weights = [
+        load_checkpoint(checkpoint_paths(run / "checkpoints")[0])[part] for run in (one, other)
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    names = weights[0].keys() - {leave_out}
+    return max(
+        float((weights[0][name].double() - weights[1][name].double()).abs().max()) for name in names
+    )
+
+
+def workers_of(process: subprocess.Popen[str]) -> Iterator[tuple[int, int]]:
+    """Rank and process of each worker that torchrun has started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for child in children:
+        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        ranks = [int(value[5:]) for value in variables if value.startswith(b"RANK=")]
+        if ranks:
+            yield ranks[0], int(child)
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], run_dir: Path) -> None:
+    while not checkpoint_paths(run_dir / "checkpoints"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def rows_of(run_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "unseen"),
+    [
+        # The loss compares logits, so it does not see their bias: only rounding moves it.
+        pytest.param({}, "judge.bias", id="the-flagship"),
+        pytest.param({"preset": "dcgan-2015", "flip": "on", "image_size": 16}, "", id="dcgan-2015"),
+    ],
+)
+def test_two_ranks_with_half_the_batch_each_are_one_with_the_whole(
+    settings: dict[str, object], unseen: str, tmp_path: Path
+):
+    train(resolve(settings_of(tmp_path / "one", **settings)))
+    output, errors = train_ranks(2, settings_of(tmp_path / "two", **settings))
+    for part in ("generator", "generator_ema", "discriminator"):
+        leave_out = unseen if part == "discriminator" else ""
+        difference = largest_difference(
+            tmp_path / "one", tmp_path / "two", part, leave_out=leave_out
+        )
+        assert difference < 1e-5, part
+    ours, theirs = rows_of(tmp_path / "one"), rows_of(tmp_path / "two")
+    for name in (
+        "images_seen",
+        "discriminator_loss",
+        "generator_loss",
+        "discriminator_accuracy_fake",
+    ):
+        assert [row[name] for row in theirs] == pytest.approx([row[name] for row in ours], abs=1e-4)
+    assert output.count("trained on") == 1
+    assert errors.count("320/320 images") == 1
+
+
+def test_a_killed_rank_ends_the_run_and_another_number_resumes_it(tmp_path: Path):
+    endless = settings_of(tmp_path / "run", total_images=10**8, checkpoint_every=64)
+    process = start_ranks(2, endless)
+    wait_for_checkpoint(process, tmp_path / "run")
+    os.kill(dict(workers_of(process))[1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert re.search("^gantrain train: another rank has ended", errors, re.MULTILINE), errors
+    cut_at = int(checkpoint_paths(tmp_path / "run" / "checkpoints")[0].stem)
+    state = train(resolve({**endless, "total_images": cut_at + 64}))
+    assert state.images_seen == cut_at + 64
+    positions = [row["images_seen"] for row in rows_of(tmp_path / "run")]
+    assert positions == sorted(set(positions))
+
+
+def test_a_stop_is_a_stop_of_all_ranks_after_a_checkpoint(tmp_path: Path):
+    endless = settings_of(tmp_path / "run", total_images=10**8, checkpoint_every=160)
+    process = start_ranks(2, endless)
+    wait_for_checkpoint(process, tmp_path / "run")
+    os.kill(dict(workers_of(process))[1], signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    found = re.search(r"interrupted after (\d+) images; a checkpoint was saved", errors)
+    assert found, errors
+    assert int(checkpoint_paths(tmp_path / "run" / "checkpoints")[0].stem) == int(found[1])
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_with_what_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in {"RANK": 0, "WORLD_SIZE": 3, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 3}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(RunError, match=r"--batch-size 16: .* multiple of the 3 ranks.* 15 or 18"):
+        train(resolve(settings_of(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_shares_are_the_whole_batch_in_order():
+    batch = torch.arange(12)
+    shares = [batch[Ranks(rank, 3).share(12)] for rank in range(3)]
+    assert torch.equal(torch.cat(shares), batch)
+
+
+def test_variables_that_are_no_numbers_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(RunError, match="WORLD_SIZE: expected the numbers that torchrun sets"):
+        read_ranks()

@@ -294,7 +294,10 @@ def has_open(process: subprocess.Popen[str], path: Path) -> bool:
     files = Path(f"/proc/{process.pid}/fd")
     if not files.exists():
         pytest.skip("needs /proc to see which files a process has open")
-    return any(os.path.realpath(file) == str(path) for file in files.iterdir())
+    try:
+        return any(os.path.realpath(file) == str(path) for file in files.iterdir())
+    except FileNotFoundError:  # a file was closed while they were looked through
+        return False
 
 
 def test_a_terminal_shows_a_progress_bar(tmp_path: Path):

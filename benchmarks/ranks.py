@@ -18,9 +18,8 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
+from training_speed import make_folder
 
 from gantrain.reporting import read_metrics
 from gantrain.run_directory import RunDirectory
@@ -29,15 +28,6 @@ ROOT = Path(__file__).resolve().parents[1]
 BATCH, WARM_UP = 64, 4
 NEVER = 10**9  # images
 BAR = 1.7
-
-
-def make_folder(folder: Path, size: int, count: int = 256) -> Path:
-    """A folder of random colour images; what is in them does not change the speed."""
-    folder.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
-    for index, image in enumerate(pixels):
-        Image.fromarray(image).save(folder / f"{index:04}.png", compress_level=1)
-    return folder
 
 
 def rate(ranks: int, preset: str, data: Path, run_dir: Path, steps: int) -> float:
@@ -86,7 +76,7 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = make_folder(folder / "data", arguments.size)
+        data = make_folder(folder / "data", arguments.size, 256)
         for preset in arguments.presets:
             rows += measure(preset, data, folder, arguments.rounds, arguments.steps)
     if arguments.record:

@@ -122,5 +122,5 @@ def main() -> None:
             asyncio.run(run())
 
 
-if __name__ == "__main__" and len(sys.argv) > 1:  # `make bench` runs every script
+if __name__ == "__main__":
     main()

@@ -14,7 +14,7 @@ import ganserve.server
 from ganserve.cli import main
 from ganserve.metrics import Metrics
 
-if __name__ == "__main__" and len(sys.argv) > 1:
+if __name__ == "__main__":
     page = Path(sys.argv.pop(1))
     registries: list[CollectorRegistry] = []
 

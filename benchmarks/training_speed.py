@@ -49,10 +49,11 @@ from gantrain.training import create_state, train
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, LATENTS, WARM_UP = 64, 100, 4
 NEVER = 10**9  # images
+IMAGES = 512
 IDENTICAL_BAR, BF16_BAR = 1.3, 2.0
 
 
-def make_folder(folder: Path, size: int, count: int = 512) -> Path:
+def make_folder(folder: Path, size: int, count: int) -> Path:
     """A CIFAR-like folder of random colour images; what is in them does not change the speed."""
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
@@ -69,7 +70,7 @@ class Example:
         generator, discriminator = create_networks("dcgan-2015", "dcgan-2015", shape, seed=0)
         self.generator = generator
         self.discriminator = nn.Sequential(discriminator, nn.Sigmoid())
-        self.images = torch.rand(512, 3, size, size) * 2 - 1
+        self.images = torch.rand(IMAGES, 3, size, size) * 2 - 1
         self.criterion = nn.BCELoss()
         self.optimizers = [
             torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999))
@@ -218,16 +219,19 @@ def best_seconds(work: Callable[[], object], repeats: int = 10) -> float:
 
 
 def peak_memory(arguments: list[str]) -> float:
-    """Peak resident size, MB, of a process that runs `gantrain`, or only imports PyTorch."""
+    """Peak resident size, MB, of a process that runs `gantrain`, or only imports PyTorch.
+
+    From /proc, for `ru_maxrss` begins with the size of the process that started this one.
+    """
     work = "import runpy; runpy.run_module('gantrain', run_name='__main__')"
     code = f"""
-import resource, sys
+import pathlib, sys
 sys.argv = {["gantrain", *arguments]!r}
 try:
     {work if arguments else "import torch"}
 except SystemExit as stop:
     assert not stop.code, stop.code
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(pathlib.Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 """
     command = [sys.executable, "-c", code]
     output = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
@@ -243,7 +247,7 @@ def spread(values: list[float], digits: int = 1) -> str:
 def measure(options: argparse.Namespace, folder: Path) -> list[str]:
     """Everything, as lines of a table."""
     torch.set_num_threads(options.threads)
-    data = make_folder(folder / "images", options.size)
+    data = make_folder(folder / "images", options.size, IMAGES)
     example = Example(options.size)
     variants: dict[str, dict[str, Any]] = {"ours": {}}
     if has_bf16():

@@ -20,6 +20,8 @@ def augment(images: Tensor, names: Sequence[str], noise: torch.Generator) -> Ten
 
     Another dtype's precision must not reach the pixels, so automatic casting is off in here.
     """
+    if not names:
+        return images
     with torch.autocast(images.device.type, enabled=False):
         for name in names:
             images = AUGMENTATIONS[name](images, noise)

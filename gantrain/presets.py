@@ -322,7 +322,6 @@ def describe_preset(name: str) -> dict[str, Any]:
     preset = find_preset(name)
     config = resolve({"preset": name, "data": "", "run_dir": ""})
     assert config.generator is not None
-    assert config.discriminator is not None
     points = GENERATORS[config.generator].points
     shape = Shape(
         image_size=None if points else config.image_size or _REFERENCE_SIZE,
@@ -332,26 +331,31 @@ def describe_preset(name: str) -> dict[str, Any]:
         kernel_size=config.kernel_size,
         classes=_REFERENCE_CLASSES if config.conditional else 0,
     )
-    generator, discriminator = create_networks(
-        config.generator,
-        config.discriminator,
-        shape,
-        seed=config.seed,
-        spectral_norm=config.spectral_norm,
-    )
     return {
         "name": name,
         "summary": preset.summary,
         "source": preset.source,
         "epoch_images": preset.epoch_images,
         "settings": config.model_dump(mode="json", exclude=_OF_THE_RUN),
-        "parameters": {
-            "generator": count_parameters(generator),
-            "discriminator": count_parameters(discriminator),
-        },
+        "parameters": count_weights(config, shape),
         "parameters_at": {
             "image_size": shape.image_size,
             "channels": shape.channels,
             "classes": shape.classes,
         },
     }
+
+
+def count_weights(config: TrainConfig, shape: Shape) -> dict[str, dict[str, int]]:
+    """Parameters of `generator` and `discriminator` at a shape, in total and trainable."""
+    assert config.generator is not None
+    assert config.discriminator is not None
+    networks = create_networks(
+        config.generator,
+        config.discriminator,
+        shape,
+        seed=config.seed,
+        spectral_norm=config.spectral_norm,
+    )
+    names = ("generator", "discriminator")
+    return dict(zip(names, map(count_parameters, networks), strict=True))

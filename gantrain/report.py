@@ -26,8 +26,8 @@ from gantrain.diagnostics import diagnose
 from gantrain.errors import RunError
 from gantrain.evaluation_results import read_evaluation
 from gantrain.latents import draw_latents, interpolate_latents
-from gantrain.networks import count_parameters, create_networks
 from gantrain.pictures import animate, image_strip
+from gantrain.presets import count_weights
 from gantrain.reporting import read_metrics
 from gantrain.run_directory import DataFacts, RunDirectory
 from gantrain.sampling import generate, load_run_generator
@@ -95,7 +95,12 @@ def write_report(run_path: Path) -> Path:
             for title, svg in plot_curves(rows, data.class_names).items()
         },
         quality=read_evaluation(run_path),
-        networks=count_weights(config, len(data.class_names)),
+        networks={
+            f"{name} ({getattr(config, name)})": counts
+            for name, counts in count_weights(
+                config, network_shape(config, len(data.class_names))
+            ).items()
+        },
         data=describe_data(config, data),
         changed=changed,
         unchanged=unchanged,
@@ -242,23 +247,6 @@ def describe_data(config: TrainConfig, data: DataFacts) -> dict[str, str]:
     if data.class_names:
         facts["classes"] = f"{len(data.class_names)}: {', '.join(data.class_names)}"
     return {**facts, "fingerprint": data.fingerprint}
-
-
-def count_weights(config: TrainConfig, class_count: int) -> dict[str, dict[str, int]]:
-    """Parameters of each network, in total and trainable."""
-    assert config.generator is not None
-    assert config.discriminator is not None
-    generator, discriminator = create_networks(
-        config.generator,
-        config.discriminator,
-        network_shape(config, class_count),
-        seed=config.seed,
-        spectral_norm=config.spectral_norm,
-    )
-    return {
-        f"generator ({config.generator})": count_parameters(generator),
-        f"discriminator ({config.discriminator})": count_parameters(discriminator),
-    }
 
 
 def show_value(value: object) -> str:

@@ -231,7 +231,7 @@ def create_state(config: TrainConfig, device: torch.device, class_count: int = 0
         seed=config.seed,
         spectral_norm=config.spectral_norm,
     )
-    # Convolutions are quicker with the channels innermost, on the CPU as on a GPU.
+    # Convolutions of large maps are quicker with the channels innermost, others no slower.
     generator, discriminator = (
         network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for network in networks

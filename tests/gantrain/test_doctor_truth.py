@@ -39,6 +39,7 @@ def train_and_ask(run_dir, *, steps, **settings):
     [
         pytest.param({**DIGITS, "filters": 8}, 300, id="digits"),
         pytest.param({"data": "grid25"}, 800, id="grid25"),
+        pytest.param({"data": "ring8"}, 800, id="ring8"),
     ],
 )
 def test_the_flagship_gives_no_alarm(settings, steps, tmp_path):

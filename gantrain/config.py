@@ -197,6 +197,12 @@ class TrainConfig(BaseModel):
     threads: int | None = _setting(
         None, "CPU threads; unset: the CPUs this process may use", may_change=True, ge=1
     )
+    deterministic: bool = _setting(
+        False,
+        "on a GPU: algorithms that give the same weights each time, though slower; on the CPU runs "
+        "repeat themselves anyway",
+        may_change=True,
+    )
     log_every: int | None = _setting(
         None, "images between status lines; unset: a 200th of the run", may_change=True, ge=1
     )

@@ -20,6 +20,7 @@ from gantrain.checkup import Checkup
 from gantrain.combinations import network_shape
 from gantrain.config import TrainConfig
 from gantrain.datasets import load_source
+from gantrain.determinism import repeatable
 from gantrain.errors import Interrupted, RunError
 from gantrain.image_decoding import available_cpus
 from gantrain.networks import GENERATORS, create_networks
@@ -93,6 +94,7 @@ def train(config: TrainConfig) -> TrainState:
         hold_run(config, facts, ranks) as run,
         stop_requests() as stop,
         memory_errors_explained(config.batch_size, config.filters),
+        repeatable(config.deterministic),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
     ):
         state = create_state(config, device, len(facts.class_names))

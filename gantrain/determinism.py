@@ -1,0 +1,51 @@
+"""Hides what PyTorch needs to repeat itself on a GPU, where sums otherwise vary in their order."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from gantrain.errors import RunError
+
+_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS reads it when it is first used
+_FIXED_WORKSPACE = ":4096:8"
+
+
+@contextmanager
+def repeatable(asked: bool) -> Iterator[None]:
+    """Within the context, if asked for, equal inputs give equal bits on the same kind of device.
+
+    As PyTorch's notes on reproducibility have it: algorithms without a random order of sums, chosen
+    without timing them, and a cuBLAS workspace of fixed size. On the CPU they are so anyway.
+
+    Raises:
+        RunError: an operation has no such algorithm.
+    """
+    if not asked:
+        yield
+        return
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.backends.cudnn.benchmark,
+        os.environ.get(_WORKSPACE),
+    )
+    os.environ.setdefault(_WORKSPACE, _FIXED_WORKSPACE)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise RunError(
+            f"--deterministic: {str(error).splitlines()[0]}; choose other settings, or train "
+            "without --deterministic"
+        ) from error
+    finally:
+        enabled, warn_only, benchmark, workspace = before
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+        if workspace is None:
+            os.environ.pop(_WORKSPACE, None)

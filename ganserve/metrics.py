@@ -119,6 +119,11 @@ class Metrics:
         self.model_loads = counter(
             "ganserve_model_loads_total", "Versions loaded, or not.", "model", "outcome"
         )
+        self.model_failed_versions = gauge(
+            "ganserve_model_failed_versions",
+            "Versions on disk that could not be loaded and are not tried again as they are.",
+            "model",
+        )
         self.model_load_seconds = seconds(
             "ganserve_model_load_seconds", "Reading, checking and warming up a version.", "model"
         )
@@ -143,7 +148,7 @@ class Metrics:
         for metric in (
             *(self.compute_seconds, self.batch_images, self.images, self.padding_images),
             *(self.model_info, self.model_ready, self.model_loads, self.model_load_seconds),
-            self.model_workers,
+            *(self.model_workers, self.model_failed_versions),
         ):
             metric.remove_by_labels({"model": model})
 

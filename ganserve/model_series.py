@@ -23,10 +23,15 @@ class ModelSeries:
         """Show whether some version of a model serves."""
         self._metrics.model_ready.labels(name).set(ready)
 
-    def hide_ready(self, name: str) -> None:
-        """Show nothing of a model that is not there any more."""
-        with contextlib.suppress(KeyError):
-            self._metrics.model_ready.remove(name)
+    def show_failed(self, name: str, versions: int) -> None:
+        """Show how many versions of a model are there that could not be loaded."""
+        self._metrics.model_failed_versions.labels(name).set(versions)
+
+    def hide(self, name: str) -> None:
+        """Show no state of a model that is not there any more."""
+        for gauge in (self._metrics.model_ready, self._metrics.model_failed_versions):
+            with contextlib.suppress(KeyError):
+                gauge.remove(name)
 
     def begin(self, version: Version, seconds: float) -> None:
         """Show that a version serves, after so many seconds of loading."""

@@ -193,8 +193,9 @@ class Repository:
                 if self._version_policy == "latest":
                     break
         self._keep_serving(name, stay)
+        self._show_failures(name)
         if not candidates:
-            self._series.hide_ready(name)
+            self._series.hide(name)
 
     def _choose(
         self, found: dict[str, list[Candidate]], unreadable: Container[str]
@@ -231,6 +232,10 @@ class Repository:
             or version.name != name
             or version.candidate in candidates
         ]
+
+    def _show_failures(self, name: str) -> None:
+        failed = (v for v in self._versions if v.name == name and v.state is ModelState.FAILED)
+        self._series.show_failed(name, len([*failed]))
 
     def _version_of(self, candidate: Candidate) -> Version | None:
         for version in self._versions:

@@ -84,7 +84,7 @@ LAYERS = {
                 "class_labels",
             ),
             *("random_features", "classifier", "distances"),
-            *("out_of_memory", "ranks"),
+            *("determinism", "out_of_memory", "ranks"),
         },
         {"networks.keras", "config", "bad_data", "errors", "stop_requests"},
         {"networks.shape"},

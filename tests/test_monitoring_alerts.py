@@ -24,6 +24,7 @@ REJECTED = f'ganserve_rejected_requests_total{{{POD},reason="%s"}}'
 BUCKET = f'grpc_server_handling_seconds_bucket{{{SERVICE},le="%s"}}'
 PENDING, QUEUE_SIZE = f"ganserve_pending_images{{{POD}}}", f"ganserve_queue_size_images{{{POD}}}"
 LOADS = f'ganserve_model_loads_total{{{POD},model="m",outcome="%s"}}'
+FAILED = f'ganserve_model_failed_versions{{{POD},model="m"}}'
 READY = f'ganserve_model_ready{{{POD},model="m"}}'
 INFO = 'ganserve_model_info{%s,model="m",version="1",digest="%s",provider="%s"}'
 WANTED = f'ganserve_wanted_provider_info{{{POD},device="%s",provider="%s"}}'
@@ -93,10 +94,10 @@ CASES: dict[str, list[tuple[bool, str, str, dict[str, str]]]] = {
         (SILENT, "callers", "20m", {OK: "0+9x20", REJECTED % "invalid_argument": "0+9x20"}),
     ],
     "GanserveModelLoadFailed": [
-        (FIRES, "the first time", "20m", {LOADS % "failure": "_x15 1x10"}),
-        (FIRES, "again", "20m", {LOADS % "failure": "1x15 2x10"}),
-        (SILENT, "long ago", "40m", {LOADS % "failure": "0x5 1x40"}),
-        (SILENT, "loaded", "20m", {LOADS % "success": "1x15 2x10"}),
+        (FIRES, "for as long as it is there", "600m", {FAILED: "0x5 1x600"}),
+        (FIRES, "on one of two", "20m", {FAILED: "0x20", FAILED.replace(POD, PEER): "1x20"}),
+        (SILENT, "withdrawn", "20m", {FAILED: "1x10 0x10"}),
+        (SILENT, "the model is gone", "40m", {FAILED: "1x10 stale"}),
     ],
     "GanserveModelNotServed": [
         (FIRES, "no version", "15m", {READY: "1x2 0x15"}),

@@ -30,6 +30,7 @@ CONTRACT = {
     "ganserve_wanted_provider_info": {"device", "provider"},
     "ganserve_model_info": {"model", "version", "digest", "provider", "seed_contract"},
     "ganserve_model_ready": {"model"},
+    "ganserve_model_failed_versions": {"model"},
     "ganserve_model_loads": {"model", "outcome"},
     "ganserve_model_load_seconds": {"model"},
     "ganserve_certificate_expiry_timestamp_seconds": {"certificate"},

@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import threading
 import time
 from functools import partial
@@ -167,6 +168,10 @@ async def test_a_version_that_cannot_be_loaded_leaves_the_one_before_serving(tmp
         loads = {"model": "tiny", "outcome": "failure"}
         assert sample(repository, "ganserve_model_loads_total", **loads) == 1
         assert sample(repository, "ganserve_model_ready", model="tiny") == 1
+        assert sample(repository, "ganserve_model_failed_versions", model="tiny") == 1
+        shutil.rmtree(path.parent)
+        await repository.refresh()
+        assert sample(repository, "ganserve_model_failed_versions", model="tiny") == 0
 
 
 async def test_at_start_the_newest_loadable_version_serves(tmp_path):
@@ -231,6 +236,7 @@ async def test_a_removed_model_is_unknown_and_leaves_the_metrics(tmp_path):
         with pytest.raises(UnknownModel, match="'tiny': expected one of other"):
             repository.use("tiny", None).__enter__()
         assert sample(repository, "ganserve_model_ready", model="tiny") is None
+        assert sample(repository, "ganserve_model_failed_versions", model="tiny") is None
         info = [
             s.labels["model"]
             for family in repository.metrics.model_info.collect()

@@ -28,6 +28,7 @@ def network_shape(config: TrainConfig, class_count: int = 0) -> Shape:
         channels=config.channels,
         latent_dim=config.latent_dim,
         filters=config.filters,
+        discriminator_filters=config.discriminator_filters,
         kernel_size=config.kernel_size,
         classes=class_count if config.conditional else 0,
     )
@@ -38,9 +39,8 @@ def misfit(config: TrainConfig) -> str | None:
     assert config.generator is not None
     assert config.discriminator is not None
     shape = network_shape(config)
-    return GENERATORS[config.generator].check(shape) or DISCRIMINATORS[config.discriminator].check(
-        shape
-    )
+    generator, discriminator = GENERATORS[config.generator], DISCRIMINATORS[config.discriminator]
+    return generator.check(shape) or discriminator.check(shape.for_discriminator())
 
 
 def has_penalty(config: TrainConfig) -> bool:
@@ -159,6 +159,11 @@ def _unused_setting(config: TrainConfig, given: Collection[str]) -> str | None:
                 f"{_flag(name)}: --generator {config.generator} and --discriminator "
                 f"{config.discriminator} have fixed sizes; leave it out"
             )
+    if "discriminator_filters" in given and "filters" not in kinds[1].leaves_open:
+        return (
+            f"--discriminator-filters: --discriminator {config.discriminator} has a fixed size; "
+            "leave it out"
+        )
     return None
 
 

@@ -104,6 +104,9 @@ class TrainConfig(BaseModel):
     filters: int = _setting(
         64, "capacity: channels of the feature maps next to the image", ge=1, le=1024
     )
+    discriminator_filters: int | None = _setting(
+        None, "capacity of the discriminator alone; unset: as --filters", ge=1, le=1024
+    )
     kernel_size: int = _setting(
         5, "side of the convolutions' kernels, where the network leaves it open", ge=3, le=9
     )

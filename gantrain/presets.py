@@ -328,6 +328,7 @@ def describe_preset(name: str) -> dict[str, Any]:
         channels=None if points else config.channels or _REFERENCE_CHANNELS,
         latent_dim=config.latent_dim,
         filters=config.filters,
+        discriminator_filters=config.discriminator_filters,
         kernel_size=config.kernel_size,
         classes=_REFERENCE_CLASSES if config.conditional else 0,
     )

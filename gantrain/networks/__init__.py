@@ -109,14 +109,15 @@ def create_networks(
     """
     generator_kind = _find(GENERATORS, "generator", generator)
     discriminator_kind = _find(DISCRIMINATORS, "discriminator", discriminator)
-    problem = generator_kind.check(shape) or discriminator_kind.check(shape)
+    of_discriminator = shape.for_discriminator()
+    problem = generator_kind.check(shape) or discriminator_kind.check(of_discriminator)
     if shape.classes and not (generator_kind.takes_labels and discriminator_kind.takes_labels):
         problem = f"classes: expected 0, as one of them takes no labels, got {shape.classes}"
     if problem:
         raise ValueError(f"networks {generator} and {discriminator}: {problem}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        networks = generator_kind.build(shape), discriminator_kind.build(shape)
+        networks = generator_kind.build(shape), discriminator_kind.build(of_discriminator)
         if spectral_norm:
             _normalize_weights(networks[1])
     return networks

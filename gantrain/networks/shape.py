@@ -1,6 +1,7 @@
 """What all networks are built from, be it for images or for points."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,11 @@ class Shape:
     filters: int  # capacity, in the unit that each network's docstring states
     kernel_size: int  # side of the kernels where a network leaves it open, pixels
     classes: int = 0  # of a conditional pair, which takes labels; 0: it takes none
+    discriminator_filters: int | None = None  # as `filters`, where the two differ in capacity
+
+    def for_discriminator(self) -> Self:
+        """The sizes of the discriminator alone: its capacity is in `filters`."""
+        return replace(self, filters=self.discriminator_filters or self.filters)
 
     @property
     def image(self) -> tuple[int, int, int]:

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -122,6 +123,15 @@ def test_the_first_generator_does_not_depend_on_its_opponent(settings: dict):
     arguments = {"discriminator": "keras-mlp", **settings}
     other, _ = create_networks("keras-mlp", shape=SMALL_IMAGE, seed=3, **arguments)
     assert same_values(plain, other)
+
+
+def test_the_discriminator_may_have_a_capacity_of_its_own():
+    half = replace(SMALL_IMAGE, discriminator_filters=2)
+    generator, discriminator = create_networks("dcgan", "dcgan", half, seed=7)
+    same, _ = create_networks("dcgan", "dcgan", SMALL_IMAGE, seed=7)
+    _, narrow = create_networks("dcgan", "dcgan", replace(SMALL_IMAGE, filters=2), seed=7)
+    assert same_values(generator, same)
+    assert count_parameters(discriminator) == count_parameters(narrow)
 
 
 def test_the_flagship_draws_its_weights_as_it_always_did():

@@ -246,6 +246,10 @@ CONTRADICTIONS = [
         "--conditional: --discriminator faces takes no labels; use dcgan",
     ),
     ({"data": "ring8", "conditional": True}, "--conditional: --data ring8 holds points, which"),
+    (
+        {"discriminator": "keras-mlp", "generator": "keras-mlp", "discriminator_filters": 4},
+        "--discriminator-filters: --discriminator keras-mlp has a fixed size",
+    ),
     ({"kernel_size": 3}, "--kernel-size: --generator dcgan and --discriminator dcgan have fixed"),
     ({"ema_half_life_images": 0, "ema_ramp_up": 0.1}, "--ema-ramp-up: --ema-half-life-images 0"),
 ]

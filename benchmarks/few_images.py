@@ -1,0 +1,222 @@
+"""Does differentiable augmentation help where images are few? Held-out images say.
+
+    python benchmarks/few_images.py IMAGES [--size 64] [--filters 32] [--seeds 0]
+                                    [--images 40000,80000] [--runs DIR] [--record]
+
+IMAGES is a folder or a zip. Half of it, chosen at random but always the same, is trained on; the
+other half is never shown to anything that learns. The flagship is trained with
+`--augment color,translation,cutout` and without, and measured against the held-out half on the
+features of a fixed random network, for there are no classes: the distance that training images
+themselves have to the held-out ones is the floor. How near samples come to training images, beside
+how near held-out ones do, shows memorisation. A run, or a measurement, that is there already is not
+made again. Prints a Markdown page, --record keeps it; exits with 1 where augmentation does not
+bring samples nearer to the held-out images, or they memorise.
+"""
+
+import argparse
+import datetime as dt
+import logging
+import os
+import platform
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from quality import commit, processor
+
+from gantrain.datasets import Dataset, load_dataset
+from gantrain.evaluation import evaluate_sampler
+from gantrain.evaluation_data import RealData, Reals
+from gantrain.evaluation_results import Evaluation
+from gantrain.feature_spaces import random_space
+from gantrain.presets import resolve
+from gantrain.sampling import open_sampler
+from gantrain.seed_ranges import parse_seeds
+from gantrain.training import train
+from gantrain.yardstick import Yardstick
+
+RESULTS = Path(__file__).resolve().parent / "results"
+RECIPES = {"plain": "off", "augmented": "color,translation,cutout"}
+MEASURED = (
+    *("frechet_distance", "kernel_distance", "precision", "recall", "coverage"),
+    *("training_distance", "near_training", "copies"),
+)
+FEWEST_DISTANT = 0.9  # of a held-out image's distance from training images, lest it be memorised
+
+
+def split_images(source: str, size: int, folder: Path) -> tuple[Dataset, Dataset]:
+    """Halves of the images, each also as a folder of PNG files below `folder`."""
+    halves = folder / "train", folder / "held-out"
+    whole = load_dataset(source, image_size=size)
+    order = np.random.default_rng(0).permutation(len(whole.images))
+    for half, chosen in zip(halves, np.array_split(order, 2), strict=True):
+        if half.exists():
+            continue
+        half.mkdir(parents=True)
+        for index in chosen:
+            pixels = whole.images[index].transpose(1, 2, 0)
+            picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+            picture.save(half / f"{index:06}.png")
+    learned, held_out = (load_dataset(str(half)) for half in halves)
+    return learned, held_out
+
+
+class Judge:
+    """The held-out images, looked at when first needed."""
+
+    def __init__(self, source: str, learned: Dataset, held_out: Dataset) -> None:
+        count = min(len(learned.images), len(held_out.images))
+        described = f"{count:,} held-out images; the floor: as many training images"
+        reals = Reals(held_out.images[:count], learned.images[:count], described)
+        data = RealData(source, learned, None, trained_on=True)
+        self._yardstick = Yardstick(data, reals, random_space(learned.images))
+
+    def measure(self, run_dir: Path) -> Evaluation:
+        """Measure a run's newest checkpoint."""
+        return evaluate_sampler(open_sampler(run_dir), run_dir.name, self._yardstick, 1)
+
+
+def run_seed(
+    arguments: argparse.Namespace, recipe: str, seed: int, source: Path, judge: Judge
+) -> list[Evaluation]:
+    """Train to each number of images in turn and measure there."""
+    run_dir = arguments.runs / f"{recipe}-{seed}"
+    every = arguments.images[0]
+    found = []
+    for images in arguments.images:
+        path = arguments.runs / f"{run_dir.name}-{images}.json"
+        if not path.exists():
+            settings: dict[str, Any] = {
+                "data": str(source),
+                "seed": seed,
+                "filters": arguments.filters,
+                "augment": RECIPES[recipe],
+                "total_images": images,
+                "run_dir": run_dir,
+                "threads": arguments.threads,
+                "tensorboard": False,
+                **dict.fromkeys(("log_every", "sample_every", "checkpoint_every"), every),
+                "diagnose_every": every,
+            }
+            train(resolve(settings))
+            path.write_text(judge.measure(run_dir).to_json())
+        found.append(Evaluation.model_validate_json(path.read_bytes()))
+        print(row(found[-1]), file=sys.stderr, flush=True)
+    return found
+
+
+def row(evaluation: Evaluation) -> str:
+    """A measurement as a row of the table."""
+    values = " | ".join(format(evaluation.measurements[name].mean, ".4g") for name in MEASURED)
+    return f"| {evaluation.generator.source} | {evaluation.generator.images_seen:,} | {values} |"
+
+
+def floor_row(evaluation: Evaluation) -> str:
+    """What real images show, as a row of the table."""
+    floors = [evaluation.measurements[name].floor for name in MEASURED]
+    values = " | ".join("-" if floor is None else format(floor, ".4g") for floor in floors)
+    return f"| real images | - | {values} |"
+
+
+def best(runs: list[Evaluation]) -> float:
+    """The least Frechet distance of a run."""
+    return min(each.measurements["frechet_distance"].mean for each in runs)
+
+
+def judge_bars(found: dict[str, list[list[Evaluation]]]) -> tuple[list[str], bool]:
+    """The table of bars, and whether all are met."""
+    pairs = list(zip(found["augmented"], found["plain"], strict=True))
+    best_ratios = [best(augmented) / best(plain) for augmented, plain in pairs]
+    last_ratios = [best(augmented[-1:]) / best(plain[-1:]) for augmented, plain in pairs]
+    last = [augmented[-1].measurements["training_distance"] for augmented, _ in pairs]
+    nearness = [each.mean / (each.floor or 1.0) for each in last]
+    bars = [
+        ("distance to held-out images, augmented over plain, best", best_ratios, 1.0, "below 1"),
+        ("the same, last", last_ratios, 1.0, "below 1"),
+    ]
+    rows, all_met = [], True
+    for what, values, limit, bar in bars:
+        met = statistics.mean(values) < limit
+        all_met = all_met and met
+        rows.append(bar_row(what, bar, values, met))
+    met = min(nearness) >= FEWEST_DISTANT
+    what = "augmented: distance from training images over that of held-out images"
+    rows.append(bar_row(what, f"at least {FEWEST_DISTANT}", nearness, met))
+    return rows, all_met and met
+
+
+def bar_row(what: str, bar: str, values: list[float], met: bool) -> str:
+    """One row of the table of bars."""
+    found = f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    return f"| {what} | {bar} | {found}, seeds: {len(values)} | {'yes' if met else 'no'} |"
+
+
+def render_page(
+    arguments: argparse.Namespace, found: dict[str, list[list[Evaluation]]]
+) -> tuple[str, bool]:
+    """The result as Markdown, and whether the bars are met."""
+    bars, met = judge_bars(found)
+    first = found["plain"][0][0]
+    flags = " ".join(Path(a).name if a.startswith("/") else a for a in sys.argv[1:])
+    lines = [
+        f"# Few images, with augmentation and without, {dt.date.today()}",
+        "",
+        f"- command: `python benchmarks/few_images.py {flags}`",
+        f"- commit {commit()}, torch {torch.__version__}, Python {platform.python_version()}",
+        f"- {processor()}, {os.cpu_count()} CPUs, shared with other jobs",
+        f"- {arguments.size}x{arguments.size}, {arguments.filters} filters; {first.data.reals}",
+        f"- {first.features.kind}",
+        "",
+        "| bar | value | measured | met |",
+        "|---|---|---|---|",
+        *bars,
+        "",
+        f"| run | images seen | {' | '.join(name.replace('_', ' ') for name in MEASURED)} |",
+        f"|---|---|{'---|' * len(MEASURED)}",
+        floor_row(first),
+        *(row(each) for runs in found.values() for run in runs for each in run),
+    ]
+    return "\n".join([*lines, ""]), met
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("source", help="a folder or a zip of images")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--filters", type=int, default=32)
+    parser.add_argument("--seeds", type=parse_seeds, default=(0,))
+    parser.add_argument("--images", type=parse_images, default="40000,80000")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--runs", type=Path, default=Path("runs/few-images"))
+    parser.add_argument("--record", action="store_true", help="write to benchmarks/results")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    learned, held_out = split_images(arguments.source, arguments.size, arguments.runs)
+    judge = Judge(arguments.source, learned, held_out)
+    found: dict[str, list[list[Evaluation]]] = {recipe: [] for recipe in RECIPES}
+    for seed in map(int, arguments.seeds):
+        for recipe, runs in found.items():
+            runs.append(run_seed(arguments, recipe, seed, arguments.runs / "train", judge))
+    page, met = render_page(arguments, found)
+    print(page)
+    if arguments.record:
+        hardware = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
+        path = RESULTS / f"few-images_{hardware}_{dt.date.today()}.md"
+        path.write_text(page, encoding="utf-8")
+        print(path)
+    return 0 if met else 1
+
+
+def parse_images(text: str) -> list[int]:
+    """Numbers of images, ascending."""
+    return sorted(int(count) for count in text.split(","))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

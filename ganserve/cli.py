@@ -4,6 +4,7 @@ What takes long to import is imported where it is used, so that `--help` answers
 """
 
 import asyncio
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,8 @@ from ganserve.config import ServerConfig
 if TYPE_CHECKING:
     from ganserve.channel_security import ChannelSecurity
     from ganserve.client import Client, ImageRequest
+    from ganserve.load_report import LoadReport
+    from ganserve.load_sweep import LoadKind, Sweep
     from ganserve.v1.image_generation_pb2 import Model
 
 # Below every sensible limit of a server on the images of one request.
@@ -189,29 +192,83 @@ def _render_models(models: "Sequence[Model]") -> str:
 
 
 def _load_test(command: LoadTest) -> None:
-    from ganserve.load_test import offer_load, render_report
+    from ganserve.load_plot import draw_sweep, require_plotting
+    from ganserve.load_report import render_report
+    from ganserve.load_sweep import Sweep, render_sweep
 
     try:
-        report = asyncio.run(
-            offer_load(
-                command.address,
-                model=command.model or "",
-                rate=command.rate,
-                concurrency=command.concurrency or 8,
-                images_per_request=command.images_per_request,
-                image_format=command.format,
-                seconds=command.seconds,
-                warm_up_seconds=command.warm_up_seconds,
-                connections=command.connections,
-                timeout_seconds=command.timeout_seconds,
-                security=_security(command),
-            )
-        )
-    except (OSError, ValueError) as error:
+        if command.plot is not None:
+            require_plotting()
+        result = asyncio.run(_offer_load(command))
+        if isinstance(result, Sweep):
+            text, reports, failure = render_sweep(result), result.points, result.failure
+        else:
+            text, reports, failure = render_report(result), [result], None
+        print(json.dumps(asdict(result), indent=2) if command.json_ else text)
+        if isinstance(result, Sweep) and command.plot is not None:
+            draw_sweep(result, command.plot)
+    except (OSError, ValueError, ImportError) as error:
         raise CommandError(str(error)) from error
-    print(json.dumps(asdict(report), indent=2) if command.json_ else render_report(report))
-    if not report.latency_seconds:
+    _judge(reports)
+    if failure is not None:
+        raise CommandError(failure)
+
+
+async def _offer_load(command: LoadTest) -> "LoadReport | Sweep":
+    from ganserve.load_sweep import parse_sweep, sweep
+    from ganserve.load_test import offer_load, stopped_by_interrupts
+
+    with stopped_by_interrupts() as stop:
+        offer = functools.partial(
+            offer_load,
+            command.address,
+            model=command.model or "",
+            images_per_request=command.images_per_request,
+            image_format=command.format,
+            class_label=command.class_label,
+            seconds=command.seconds,
+            warm_up_seconds=command.warm_up_seconds,
+            connections=command.connections,
+            processes=command.processes,
+            verify=command.verify,
+            timeout_seconds=command.timeout_seconds,
+            max_calls_under_way=command.max_calls_under_way,
+            security=_security(command),
+            stop=stop,
+        )
+        if command.sweep is None:
+            return await offer(rate=command.rate, concurrency=command.concurrency or 8)
+
+        async def offer_at(kind: "LoadKind", value: float) -> "LoadReport":
+            if kind == "rate":
+                return await offer(rate=value)
+            return await offer(concurrency=int(value))
+
+        return await sweep(parse_sweep(command.sweep), offer_at)
+
+
+def _judge(reports: "Sequence[LoadReport]") -> None:
+    """Fail where images were wrong or there were none; what is interrupted is not judged by that.
+
+    Raises:
+        CommandError: so.
+        KeyboardInterrupt: the test was interrupted.
+    """
+    verifications = [report.verification for report in reports if report.verification is not None]
+    wrong = [seed for verification in verifications for seed in verification.wrong_requests]
+    if wrong:
+        calls = sum(verification.wrong for verification in verifications)
+        first = ", ".join(map(str, sorted(set(wrong))[:10]))
+        raise CommandError(
+            f"{calls} calls gave images of other bytes than before the load; their first seeds: "
+            f"{first}"
+        )
+    if any(report.interrupted for report in reports):
+        raise KeyboardInterrupt
+    if not any(report.latency_seconds for report in reports):
         raise CommandError("no call succeeded")
+    if verifications and all(part.calls == part.other_version for part in verifications):
+        raise CommandError("no image was verified: another version of the model answers now")
 
 
 _COMMANDS: dict[type[BaseModel], tuple[str, Callable[[Any], None]]] = {

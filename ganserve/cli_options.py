@@ -13,6 +13,7 @@ from pydantic_settings import (
 )
 
 from ganserve.config import ServerConfig
+from ganserve.load_sweep import parse_sweep
 from ganserve.seed_ranges import SeedList
 
 
@@ -26,6 +27,18 @@ def _check_address(address: str) -> str:
     if not host or not port.isdecimal():
         raise ValueError(f"expected HOST:PORT such as localhost:50051, got {address!r}")
     return address
+
+
+def _check_sweep(text: str | None) -> str | None:
+    if text is not None:
+        parse_sweep(text)
+    return text
+
+
+def _check_plot(path: Path | None) -> Path | None:
+    if path is not None and path.suffix.lower() != ".png":
+        raise ValueError(f"expected FILE.png, got {str(path)!r}")
+    return path
 
 
 def _check_out(out: str) -> str:
@@ -125,7 +138,30 @@ class LoadTest(BaseModel):
         default=1.0, ge=0, allow_inf_nan=False, description="Load before the measurement starts."
     )
     connections: PositiveInt = Field(
-        default=1, description="Connections the calls are spread over."
+        default=1, description="Connections of each process, which its calls are spread over."
+    )
+    processes: PositiveInt = Field(
+        default=1,
+        description="Processes that share the load; each can keep one core busy.",
+    )
+    max_calls_under_way: PositiveInt = Field(
+        default=4096,
+        description="Open loop: calls beyond these are not sent, but counted in the report.",
+    )
+    class_label: int | None = Field(
+        default=None, ge=0, description="Class of all images, for a conditional model."
+    )
+    verify: CliToggleFlag[bool] = Field(
+        default=False,
+        description="Ask for the same seeds again and again and fail where images differ.",
+    )
+    sweep: Annotated[str | None, AfterValidator(_check_sweep)] = Field(
+        default=None,
+        description="Test one load after the other: concurrency or rate, doubled until throughput "
+        "no longer rises, or values such as concurrency=1,2,4 or rate=50,100.",
+    )
+    plot: Annotated[Path | None, AfterValidator(_check_plot)] = Field(
+        default=None, description="FILE.png: the sweep's latency over its throughput."
     )
     timeout_seconds: TimeoutSeconds = 30.0
     tls_ca: TlsCa = None
@@ -137,9 +173,13 @@ class LoadTest(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _one_kind_of_loop(self) -> Self:
+    def _flags_fit_together(self) -> Self:
         if self.rate is not None and self.concurrency is not None:
             raise ValueError("--rate, --concurrency: expected at most one of the two, got both")
+        if self.sweep is not None and (self.rate or self.concurrency):
+            raise ValueError("--sweep: expected neither --rate nor --concurrency with it, got one")
+        if self.plot is not None and self.sweep is None:
+            raise ValueError("--plot: expected --sweep with it, got none")
         return self
 
 

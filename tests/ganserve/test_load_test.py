@@ -1,86 +1,74 @@
 """The load tester: what it offers, and that its figures are those of what happened."""
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
 
-import grpc
 import pytest
 
-from ganserve.load_test import Outcome, offer_load, render_report, summarize
+from ganserve.latency_histogram import LatencyHistogram
+from ganserve.load_plan import LoadPlan, LoadTally
+from ganserve.load_report import make_report, render_report
+from ganserve.load_test import offer_load
 from ganserve.v1 import image_generation_pb2 as pb
-from ganserve.v1 import image_generation_pb2_grpc
+from tests.ganserve.slow_service import SlowService, running
+from tests.ganserve.tiny import write_artifact
 
 
-class SlowService(image_generation_pb2_grpc.ImageGenerationServiceServicer):
-    """Answers one call at a time, each after some seconds, and notes what it was asked."""
-
-    def __init__(self, seconds: float, refused: bool = False) -> None:
-        self.seconds = seconds
-        self.refused = refused
-        self.requests: list[pb.GenerateImagesRequest] = []
-        self.asked = asyncio.Event()
-        self.peers: Counter[str] = Counter()
-        self.most_at_once = 0
-        self._now = 0
-        self._turn = asyncio.Lock()
-
-    async def GenerateImages(self, request, context):  # noqa: N802 - gRPC's name
-        self.requests.append(request)
-        self.asked.set()
-        self.peers[context.peer()] += 1
-        self._now += 1
-        self.most_at_once = max(self.most_at_once, self._now)
-        try:
-            async with self._turn:
-                await asyncio.sleep(self.seconds)
-        finally:
-            self._now -= 1
-        if self.refused:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
-        return pb.GenerateImagesResponse(count=request.seed_range.count)
+def tally(milliseconds=(), code: str = "OK", **fields) -> LoadTally:
+    histogram = LatencyHistogram()
+    for number in milliseconds:
+        histogram.record(number / 1000)
+    latencies = {code: histogram} if milliseconds else {}
+    return LoadTally(latencies=latencies, window_seconds=10.0, **fields)
 
 
-@contextlib.asynccontextmanager
-async def running(service: SlowService):
-    server = grpc.aio.server()
-    image_generation_pb2_grpc.add_ImageGenerationServiceServicer_to_server(service, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        await server.stop(None)
-
-
-def outcome(start: float, seconds: float, code: str = "OK", images: int = 2) -> Outcome:
-    return Outcome(start, start + seconds, code, images if code == "OK" else 0)
-
-
-def test_figures_are_those_of_the_calls_in_the_window():
-    outcomes = [
-        outcome(9.0, 100.0),  # before it
-        *(outcome(10 + index / 100, (index + 1) / 1000) for index in range(100)),
-        outcome(15.0, 0.1, "UNAVAILABLE"),
-        outcome(20.0, 100.0),  # after it
+def test_the_figures_of_processes_are_put_together():
+    failed = tally([7, 9], "UNAVAILABLE", cpu_seconds=5.0, cpu_window_seconds=10.0)
+    tallies = [
+        tally(range(1, 51), completed=40, cpu_seconds=1.0, cpu_window_seconds=10.0),
+        tally(range(51, 101), completed=60, unfinished=2),
+        failed,
     ]
-    report = summarize(outcomes, 10.0, 20.0)
-    assert (report.seconds, report.calls) == (10.0, 101)
-    assert (report.calls_per_second, report.images_per_second) == (10.0, 20.0)
-    assert report.errors == {"UNAVAILABLE": 1}
+    report = make_report(LoadPlan("host:1", images_per_request=3), tallies)
+    assert (report.seconds, report.calls, report.unfinished) == (10.0, 102, 2)
+    assert (report.calls_per_second, report.images_per_second) == (10.0, 30.0)
+    assert report.errors == {"UNAVAILABLE": 2}
+    assert report.error_latency_seconds["UNAVAILABLE"]["max"] == 0.009
     milliseconds = {name: round(1000 * value) for name, value in report.latency_seconds.items()}
-    assert milliseconds == {"p50": 50, "p90": 90, "p99": 99, "max": 100}
-
-
-def test_calls_that_end_after_the_window_lengthen_the_time_that_rates_are_over():
-    assert summarize([outcome(10.0, 40.0)], 10.0, 20.0).calls_per_second == 1 / 40
+    assert milliseconds == {"p50": 50, "p90": 90, "p99": 99, "p99.9": 100, "max": 100}
+    assert report.mean_latency_seconds == pytest.approx(0.0505)
+    assert report.tester.cpu_share == 0.5
+    assert report.tester.cpu_seconds_per_call == pytest.approx(6 / 102)
+    assert report.warnings == []
 
 
 def test_a_report_without_a_success_has_no_latency():
-    report = summarize([outcome(10.0, 1.0, "NOT_FOUND")], 10.0, 20.0)
-    assert report.latency_seconds == {}
+    report = make_report(LoadPlan("host:1"), [tally([1000], "NOT_FOUND")])
+    assert (report.latency_seconds, report.mean_latency_seconds) == ({}, None)
     assert "NOT_FOUND" in render_report(report)
+
+
+@pytest.mark.parametrize(
+    ("one", "message"),
+    [
+        pytest.param(
+            tally([5], cpu_seconds=9.7, cpu_window_seconds=10.0), "97% of a core", id="busy"
+        ),
+        pytest.param(tally([5], lateness=tally([3]).latencies["OK"]), "3.0 ms late", id="late"),
+        pytest.param(tally([5], not_sent=8), "8 calls were not sent because 4096", id="capped"),
+    ],
+)
+def test_what_makes_figures_doubtful_is_said(one, message):
+    report = make_report(LoadPlan("host:1", rate=1.0), [one, tally([5])])
+    (warning,) = report.warnings
+    assert message in warning
+    assert f"warning: {warning}" in render_report(report)
+
+
+def test_late_starts_that_matter_little_are_not_warned_of():
+    one = tally([100], lateness=tally([3]).latencies["OK"])
+    assert make_report(LoadPlan("host:1", rate=1.0), [one]).warnings == []
 
 
 async def test_a_closed_loop_keeps_its_number_of_calls_under_way():
@@ -101,6 +89,19 @@ async def test_an_open_loop_counts_from_the_intended_start_and_shows_the_queue()
     assert 60 < report.calls < 140
     assert report.latency_seconds["max"] > 0.5
     assert service.most_at_once > 20
+    assert report.calls_per_second <= 50  # those that the window saw the end of
+
+
+async def test_an_overloaded_open_loop_has_no_more_calls_under_way_than_allowed():
+    service = SlowService(seconds=0.02)
+    async with running(service) as address:
+        report = await offer_load(
+            address, rate=400, seconds=0.5, warm_up_seconds=0, max_calls_under_way=5
+        )
+    assert service.most_at_once == 5
+    assert report.calls == len(service.requests) < 40
+    assert 120 < report.not_sent + report.calls < 280  # what was meant to start
+    assert "not sent because 5 were under way" in report.warnings[-1]
 
 
 async def test_a_late_load_generator_is_not_flattered():
@@ -113,6 +114,8 @@ async def test_a_late_load_generator_is_not_flattered():
         time.sleep(0.3)  # noqa: ASYNC251 - what is tested: nothing can start meanwhile
         report = await task
     assert report.latency_seconds["max"] > 0.2
+    assert report.start_lateness_seconds["max"] > 0.2
+    assert any("ms late" in warning for warning in report.warnings)
     assert report.calls > 140
 
 
@@ -136,6 +139,7 @@ async def test_every_call_asks_for_other_seeds_and_as_many_as_wanted():
             concurrency=3,
             images_per_request=5,
             image_format="webp",
+            class_label=7,
             seconds=0.3,
             warm_up_seconds=0,
         )
@@ -143,7 +147,7 @@ async def test_every_call_asks_for_other_seeds_and_as_many_as_wanted():
     assert starts == list(range(0, 5 * len(starts), 5))
     first = service.requests[0]
     assert (first.model_name, first.seed_range.count) == ("cats", 5)
-    assert first.format == pb.IMAGE_FORMAT_WEBP
+    assert (first.format, list(first.class_labels)) == (pb.IMAGE_FORMAT_WEBP, [7])
     assert report.images_per_second == pytest.approx(5 * report.calls_per_second)
 
 
@@ -160,6 +164,7 @@ async def test_errors_are_counted_by_code_and_are_no_throughput():
     async with running(service) as address:
         report = await offer_load(address, seconds=0.3, warm_up_seconds=0)
     assert report.errors == {"RESOURCE_EXHAUSTED": report.calls}
+    assert report.error_latency_seconds["RESOURCE_EXHAUSTED"]["p50"] > 0.01
     assert report.calls_per_second == 0
 
 
@@ -169,12 +174,118 @@ async def test_a_server_that_is_not_there_is_an_error_at_once():
 
 
 @pytest.mark.parametrize("settings", [{"rate": 50}, {"concurrency": 2}], ids=["open", "closed"])
-async def test_a_real_server_answers_every_call(settings, repository, running_server):
+async def test_a_server_that_vanishes_and_comes_back_is_in_the_report(settings):
+    service = SlowService(seconds=0.005)
+    async with running(service) as address:
+        task = asyncio.create_task(
+            offer_load(address, seconds=2, warm_up_seconds=0, timeout_seconds=5, **settings)
+        )
+        await service.asked.wait()
+    await asyncio.sleep(0.7)  # what is tested: nobody is there for a while
+    again = SlowService(seconds=0.005)
+    async with running(again, port=int(address.rpartition(":")[2])):
+        report = await task
+    assert service.requests
+    assert again.requests
+    assert set(report.errors) <= {"UNAVAILABLE", "CANCELLED"}
+    assert 0 < report.errors["UNAVAILABLE"] < 240  # not as fast as they fail
+    assert report.latency_seconds
+
+
+@pytest.mark.parametrize("settings", [{"rate": 50}, {"concurrency": 2}], ids=["open", "closed"])
+async def test_a_test_that_is_stopped_reports_the_time_so_far(settings):
+    service = SlowService(seconds=60)
+    stop = asyncio.Event()
+    async with running(service) as address:
+        task = asyncio.create_task(
+            offer_load(address, seconds=100, warm_up_seconds=0, stop=stop, **settings)
+        )
+        await service.asked.wait()
+        stop.set()
+        report = await task
+    assert report.interrupted
+    assert 0 < report.seconds < 50
+    assert (report.calls, report.unfinished) == (0, len(service.requests))
+
+
+async def test_a_test_that_is_stopped_before_it_begins_reports_nothing():
+    stop = asyncio.Event()
+    stop.set()
+    report = await offer_load("127.0.0.1:1", stop=stop)
+    assert (report.interrupted, report.calls, report.seconds) == (True, 0, 0)
+    assert render_report(report)
+
+
+@pytest.mark.parametrize("image_format", ["raw", "png"])
+@pytest.mark.parametrize("settings", [{"rate": 50}, {"concurrency": 4}], ids=["open", "closed"])
+async def test_a_real_server_answers_every_call_with_the_right_bytes(
+    settings, image_format, repository, running_server
+):
     async with running_server(repository) as server:
         report = await offer_load(
-            server.address, images_per_request=3, seconds=0.5, warm_up_seconds=0.1, **settings
+            server.address,
+            images_per_request=3,
+            image_format=image_format,
+            verify=True,
+            seconds=0.5,
+            warm_up_seconds=0.1,
+            **settings,
         )
         images = server.metrics.images.labels("tiny", "1").value
     assert report.errors == {}
     assert report.calls > 10
-    assert images >= 3 * report.calls
+    assert images >= 66 + 3 * report.calls  # each seed's reference first
+    assert (report.verification.calls, report.verification.wrong) == (report.calls, 0)
+    assert report.tester.cpu_seconds_per_call > 0
+
+
+async def test_a_conditional_model_is_given_its_class(tmp_path, running_server):
+    write_artifact(tmp_path / "models", class_names=("cat", "dog"))
+    async with running_server(tmp_path / "models") as server:
+        report = await offer_load(
+            server.address, class_label=1, verify=True, seconds=0.2, warm_up_seconds=0
+        )
+    assert (report.errors, report.verification.wrong) == ({}, 0)
+
+
+async def test_one_wrong_byte_of_one_image_is_found():
+    service = SlowService(seconds=0)
+    async with running(service) as address:
+        task = asyncio.create_task(
+            offer_load(address, images_per_request=4, verify=True, seconds=1, warm_up_seconds=0)
+        )
+        await several(service, 67 + 10)  # 67 references
+        service.wrong_seed = 9
+        report = await task
+    verification = report.verification
+    assert verification.calls == report.calls
+    assert 0 < verification.wrong < verification.calls
+    assert set(verification.wrong_requests) <= {6, 7, 8, 9}  # those that seed 9 is among
+    asked = Counter(request.seed_range.start for request in service.requests[67:])
+    assert set(asked) == set(range(64))  # each in many places and neighbourhoods
+    assert "wrong bytes" in render_report(report)
+
+
+async def test_another_version_is_told_from_wrong_bytes():
+    service = SlowService(seconds=0)
+    async with running(service) as address:
+        task = asyncio.create_task(offer_load(address, verify=True, seconds=0.5, warm_up_seconds=0))
+        await several(service, 64 + 10)
+        service.digest, service.wrong_seed = "second", 9
+        verification = (await task).verification
+    assert 0 < verification.other_version < verification.calls
+    assert verification.wrong == 0
+
+
+async def test_references_that_cannot_be_fetched_are_an_error(repository, running_server):
+    async with running_server(repository) as server:
+        with pytest.raises(ValueError, match="reference image of seed 0: NOT_FOUND: model 'other'"):
+            await offer_load(server.address, model="other", verify=True)
+
+
+async def several(service: SlowService, calls: int) -> None:
+    """Wait for so many calls."""
+    async with asyncio.timeout(20):
+        while len(service.requests) < calls:
+            service.asked.clear()
+            await service.asked.wait()

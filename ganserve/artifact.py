@@ -42,6 +42,12 @@ class Golden(BaseModel):
     tolerance: Tolerance
 
 
+class Precision(BaseModel):
+    """Of weights and arithmetic, such as `fp32` or `int8`."""
+
+    kind: Annotated[str, Field(pattern="^[a-z0-9]{1,16}$")]
+
+
 class Metadata(BaseModel):
     """The part of the artifact's metadata that serving needs; see docs/artifact.md."""
 
@@ -50,6 +56,7 @@ class Metadata(BaseModel):
     class_names: tuple[str, ...]
     evaluation: dict[str, float]
     golden: Golden
+    precision: Precision = Precision(kind="fp32")  # older artifacts do not say it
 
 
 def parse_metadata(text: str | None) -> Metadata:

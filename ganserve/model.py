@@ -50,6 +50,7 @@ class ModelSpec:
     digest: str  # SHA-256 of the file, in hexadecimal
     provider: str
     evaluation: Mapping[str, float]
+    precision: str = "fp32"  # of weights and arithmetic
 
     @property
     def image_bytes(self) -> int:
@@ -199,6 +200,7 @@ def read_spec(session: Session, metadata: Metadata, digest: str) -> ModelSpec:
         digest=digest,
         provider=session.get_providers()[0],
         evaluation=metadata.evaluation,
+        precision=metadata.precision.kind,
     )
 
 

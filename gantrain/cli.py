@@ -249,7 +249,15 @@ def _report(command: Report) -> int:
 def _export(command: Export) -> int:
     from gantrain.export import export_run
 
-    print(export_run(command.run, command.repository, command.name))
+    path = export_run(
+        command.run,
+        command.repository,
+        command.name,
+        precision=command.precision,
+        min_psnr=command.min_psnr,
+        frechet_samples=command.frechet_samples,
+    )
+    print(path)
     return 0
 
 

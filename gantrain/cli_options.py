@@ -1,7 +1,7 @@
 """Hides how the commands of `gantrain` are declared: flags, types, defaults, checks and help."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, Field
 from pydantic_settings import (
@@ -13,7 +13,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from gantrain.config import TrainConfig
+from gantrain.config import Channels, TrainConfig
+from gantrain.precision import FRECHET_SAMPLES, MIN_PSNR, Precision
 from gantrain.seed_ranges import SeedList
 
 RunOrArtifact = Annotated[Path, Field(description="A run's folder, or an artifact (model.onnx).")]
@@ -43,7 +44,7 @@ class Check(BaseModel):
     image_size: int | None = Field(
         default=None, ge=8, le=128, multiple_of=4, description="Check for this size, in pixels."
     )
-    channels: Literal[1, 3] | None = Field(default=None, description="Check for grey or RGB.")
+    channels: Channels | None = Field(default=None, description="Check for grey or RGB.")
 
 
 class Data(BaseModel):
@@ -113,6 +114,23 @@ class Export(BaseModel):
     run: CliPositionalArg[Path] = Field(description="The run's folder.")
     repository: Path = Field(description="The folder that `ganserve serve --models` watches.")
     name: str = Field(description="The model's name.")
+    precision: Precision = Field(
+        default="fp32",
+        description="Of weights and arithmetic: fp16 for GPUs, int8 for CPUs, each an artifact of "
+        "its own.",
+    )
+    min_psnr: float = Field(
+        default=MIN_PSNR,
+        gt=0,
+        lt=100,
+        description="Refuse fp16 and int8 that are further from the trained generator, in dB.",
+    )
+    frechet_samples: int = Field(
+        default=FRECHET_SAMPLES,
+        ge=0,
+        description="Samples of each of three sets of seeds, to measure what fp16 or int8 does to "
+        "the Frechet distance, where the run's data can be loaded; 0 leaves it out.",
+    )
 
 
 class Report(BaseModel):

@@ -1,9 +1,9 @@
 """The settings of a training run, each declared once: name, type, default, unit, check, help."""
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 _MAY_CHANGE = "may_change"
 
@@ -18,6 +18,12 @@ def _setting(default: Any, help_text: str, *, may_change: bool = False, **checks
     )
 
 
+def _number_of(text: object) -> object:
+    """The number that a word of the command line spells: a Literal takes no text for one."""
+    return int(text) if isinstance(text, str) and text.isdecimal() else text
+
+
+Channels = Annotated[Literal[1, 3], BeforeValidator(_number_of)]
 AugmentationName = Literal["color", "translation", "cutout"]
 LossName = Literal["relativistic", "bce", "saturating", "least-squares", "hinge", "wasserstein"]
 GeneratorName = Literal[
@@ -75,7 +81,7 @@ class TrainConfig(BaseModel):
     image_size: int | None = _setting(
         None, "side of the square images in pixels; unset: as the data suggest", ge=8, le=128
     )
-    channels: Literal[1, 3] | None = _setting(
+    channels: Channels | None = _setting(
         None, "1 is grey, 3 is RGB; unset: grey where all images are grey"
     )
     flip: Literal["auto", "on", "off"] = _setting(

@@ -6,32 +6,32 @@ import importlib.metadata
 import io
 import json
 import logging
-import os
 import re
-import secrets
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from gantrain.checkpoint import fsync_folder
 from gantrain.class_labels import spread_labels
 from gantrain.errors import RunError, UsageError
 from gantrain.evaluation_results import read_evaluation
+from gantrain.frechet_change import frechet_change
+from gantrain.half_precision import to_half
 from gantrain.latents import SEED_CONTRACT, draw_latents
+from gantrain.onnx_graph import to_onnx
+from gantrain.precision import FRECHET_SAMPLES, MIN_PSNR, Precision
+from gantrain.precision_distance import measure_distance, measured_images, refuse_below
+from gantrain.proof import prove
+from gantrain.publishing import publish
+from gantrain.quantization import quantize_graph
 from gantrain.sampling import (
     SCHEMA,
     PixelGenerator,
-    Pixels,
     RunGenerator,
-    generate,
     load_run_generator,
     open_session,
     run_session,
@@ -39,23 +39,59 @@ from gantrain.sampling import (
 
 logger = logging.getLogger(__name__)
 
-MODEL_FILE = "model.onnx"
-PROOF_BATCHES = (1, 2, 7, 64)
-_OPSET = 20
 _GOLDEN_SEEDS = (0, 1, 2**32, 2**64 - 1)
-# PyTorch and ONNX Runtime sum in different orders, so a value on the edge between two grey levels
-# may fall to either side: measured on a few pixels in a million.
-# One is always allowed: of the 64 values of an 8x8 image it is more than any sensible share.
-_PROOF_DIFFERENCE, _PROOF_SHARE = 1, 1e-3
-# Another processor or provider sums in yet another order. Small images may differ in as many values
-# as make up the share in one of 20x20 pixels.
-_GOLDEN_DIFFERENCE, _GOLDEN_SHARE, _GOLDEN_VALUES = 2, 0.01, 4
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _LOCAL_SETTINGS = {"run_dir", "data", "device", "threads"}  # of the machine, not of the model
 
 
-def export_run(run_path: Path, repository: Path, name: str) -> Path:
+@dataclass(frozen=True)
+class Tolerance:
+    """How far another processor or provider may be off the golden images.
+
+    Small images may differ in as many values as make up the share in a larger one.
+    """
+
+    max_difference: int  # grey levels
+    share: float
+    values: int
+
+    def to_json(self, values_of_an_image: int) -> dict[str, float]:
+        """The fields as docs/artifact.md has them."""
+        share = min(1.0, max(self.share, self.values / values_of_an_image))
+        return {"max_difference": self.max_difference, "differing_share": share}
+
+
+# It sums in yet another order. In float32 that moves a value on the edge between two grey levels.
+# In float16 it moves many, as each sum may round to either neighbour. Before an integer layer the
+# last bit may tip a value to the next step of its grid, and a whole region shows it: latents moved
+# by a part in 10^5, far more than another order of sums does, changed values of 8x8 and 28x28
+# images by up to 12 grey levels, and up to 28 % of one image.
+_TOLERANCES: dict[Precision, Tolerance] = {
+    "fp32": Tolerance(max_difference=2, share=0.01, values=4),
+    "fp16": Tolerance(max_difference=4, share=0.25, values=4),
+    "int8": Tolerance(max_difference=24, share=0.5, values=4),
+}
+
+
+def export_run(
+    run_path: Path,
+    repository: Path,
+    name: str,
+    *,
+    precision: Precision = "fp32",
+    min_psnr: float = MIN_PSNR,
+    frechet_samples: int = FRECHET_SAMPLES,
+) -> Path:
     """Publish the run's averaged generator as the next version of a model; return the file.
+
+    Args:
+        run_path: the run.
+        repository: the folder of models.
+        name: the model's.
+        precision: of weights and arithmetic: `fp16` for GPUs, `int8` for CPUs.
+        min_psnr: how near an artifact of lower precision must be to the generator, in dB.
+        frechet_samples: of each set of seeds that the change of the Frechet distance is measured
+            on; 0 leaves it out.
 
     Raises:
         UsageError: the name cannot be a model's.
@@ -73,10 +109,43 @@ def export_run(run_path: Path, repository: Path, name: str) -> Path:
             f"{run_path} makes two-dimensional points: an artifact holds images, so there is "
             "nothing to export; `gantrain sample` draws its points"
         )
-    metadata = {**describe(name, run), "evaluation": current_evaluation(run_path, run)}
-    artifact = write_artifact(run.generator, run.config.latent_dim, metadata)
-    prove(artifact, run.generator, run.config.latent_dim, len(run.class_names))
+    latent_dim, classes = run.config.latent_dim, len(run.class_names)
+    model = to_onnx(run.generator, latent_dim, classes)
+    model, facts = reduce_precision(model, latent_dim, classes, precision, min_psnr)
+    if precision != "fp32" and frechet_samples:
+        change = frechet_change(run_path, model.SerializeToString(), frechet_samples)
+        facts |= {} if change is None else {"frechet_distance": change}
+    metadata = {
+        **describe(name, run),
+        "evaluation": current_evaluation(run_path, run),
+        "precision": facts,
+    }
+    artifact = write_artifact(model, latent_dim, metadata)
+    threshold = None if precision == "fp32" else min_psnr
+    prove(artifact, run.generator, latent_dim, classes, threshold)
     return publish(artifact, repository, name)
+
+
+def reduce_precision(
+    model: onnx.ModelProto, latent_dim: int, classes: int, precision: Precision, min_psnr: float
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """The graph in that precision, and what its artifact's metadata say of it.
+
+    Raises:
+        RunError: its images are further from the float32 graph's than asked for.
+    """
+    if precision == "fp32":
+        return model, {"kind": "fp32"}
+    if precision == "int8":
+        quantized = quantize_graph(model, latent_dim, classes, min_psnr)
+        facts = {**quantized.facts(), "distance": quantized.distance.to_json()}
+        return quantized.model, {"kind": "int8", **facts}
+    half = to_half(model)
+    expected = measured_images(model, latent_dim, classes)
+    distance = measure_distance(measured_images(half, latent_dim, classes), expected)
+    logger.info("in float16: %s", distance)
+    refuse_below(distance, min_psnr, "fp16")
+    return half, {"kind": "fp16", "distance": distance.to_json()}
 
 
 def describe(name: str, run: RunGenerator) -> dict[str, Any]:
@@ -115,20 +184,17 @@ def current_evaluation(run_path: Path, run: RunGenerator) -> dict[str, float]:
     return evaluation.numbers()
 
 
-def write_artifact(generator: PixelGenerator, latent_dim: int, metadata: dict[str, Any]) -> bytes:
-    """The ONNX file of a generator, with metadata and golden images."""
+def write_artifact(model: onnx.ModelProto, latent_dim: int, metadata: dict[str, Any]) -> bytes:
+    """The file of a graph, with metadata and golden images."""
     classes = len(metadata["class_names"])
-    model = to_onnx(generator, latent_dim, classes)
+    tolerance = _TOLERANCES[metadata["precision"]["kind"]]
     session = open_session(model.SerializeToString())
     seeds = np.array(_GOLDEN_SEEDS, np.uint64)
     labels = spread_labels(classes, len(seeds)) if classes else None
     pixels = run_session(session, draw_latents(seeds, latent_dim), labels)
     of_class = [{}] * len(seeds) if labels is None else [{"label": int(label)} for label in labels]
     golden = {
-        "tolerance": {
-            "max_difference": _GOLDEN_DIFFERENCE,
-            "differing_share": max(_GOLDEN_SHARE, _GOLDEN_VALUES / pixels[0].size),
-        },
+        "tolerance": tolerance.to_json(pixels[0].size),
         "images": [
             {
                 "seed": seed,
@@ -141,150 +207,6 @@ def write_artifact(generator: PixelGenerator, latent_dim: int, metadata: dict[st
     }
     onnx.helper.set_model_props(model, {"gan": json.dumps({**metadata, "golden": golden})})
     return model.SerializeToString()
-
-
-def to_onnx(generator: PixelGenerator, latent_dim: int, classes: int = 0) -> onnx.ModelProto:
-    """The generator as an ONNX graph with dynamic batch, free of paths and source text."""
-    # torch.export takes a batch of 1 for a constant
-    inputs = {"latents": torch.zeros(2, latent_dim)}
-    if classes:
-        inputs["labels"] = torch.zeros(2, dtype=torch.int64)
-    batch = torch.export.Dim("batch", min=1)
-    with quiet_exporter():
-        program = torch.onnx.export(
-            generator,
-            tuple(inputs.values()),
-            input_names=list(inputs),
-            output_names=["images"],
-            dynamic_shapes={name: {0: batch} for name in inputs},
-            opset_version=_OPSET,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-    assert program is not None
-    model = program.model_proto
-    strip_origin(model)
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-@contextmanager
-def quiet_exporter() -> Iterator[None]:
-    """Keep the exporter from telling of its internals and of packages it could also use."""
-    exporter = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            exporter.setLevel(level)
-
-
-def strip_origin(model: onnx.ModelProto) -> None:
-    """Remove stack traces, doc strings and whatever else tells of the exporting machine."""
-    graph = model.graph
-    for part in [model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output]:
-        part.ClearField("metadata_props")
-        part.ClearField("doc_string")
-    graph.ClearField("value_info")
-    graph.name = "generator"
-    model.ClearField("functions")
-
-
-def prove(artifact: bytes, generator: PixelGenerator, latent_dim: int, classes: int = 0) -> None:
-    """Compare the artifact with the PyTorch generator, and its batches with each other.
-
-    Batches of a conditional generator are of mixed classes.
-
-    Raises:
-        RunError: images differ by more than rounding, or depend on the batch they are made in.
-    """
-    session = open_session(artifact)
-    seeds = np.arange(max(PROOF_BATCHES), dtype=np.uint64)
-    latents = draw_latents(seeds, latent_dim)
-    labels = spread_labels(classes, len(seeds)) if classes else None
-    expected = generate(generator, latents, labels)
-    largest_batch = run_session(session, latents, labels)
-    for batch in PROOF_BATCHES:
-        some_labels = None if labels is None else labels[:batch]
-        pixels = run_session(session, latents[:batch], some_labels)
-        compare(pixels, expected[:batch], batch)
-        if not np.array_equal(pixels, largest_batch[:batch]):
-            raise RunError(
-                f"the artifact's images in a batch of {batch} differ from those in a batch of "
-                f"{max(PROOF_BATCHES)}; nothing was published"
-            )
-
-
-def compare(pixels: Pixels, expected: Pixels, batch: int) -> None:
-    """Raise RunError where two sets of images differ by more than rounding explains."""
-    if pixels.shape != expected.shape:
-        raise RunError(
-            f"the artifact makes {pixels.shape}, the generator {expected.shape}; nothing was "
-            "published"
-        )
-    difference = np.abs(pixels.astype(np.int16) - expected)
-    share = float(np.mean(difference > 0))
-    if difference.max() > _PROOF_DIFFERENCE or share > max(_PROOF_SHARE, 1 / difference.size):
-        raise RunError(
-            f"the artifact's images differ from the generator's in a batch of {batch}: by up to "
-            f"{difference.max()} grey levels (at most {_PROOF_DIFFERENCE} allowed), on {share:.2%} "
-            f"of values (at most {_PROOF_SHARE:.2%}); nothing was published"
-        )
-
-
-def publish(artifact: bytes, repository: Path, name: str) -> Path:
-    """Move the artifact into place as the next version, in one step that a watcher cannot split.
-
-    Raises:
-        RunError: the repository cannot be written.
-    """
-    folder = repository / name
-    staging = folder / f".staging-{secrets.token_hex(8)}"
-    try:
-        staging.mkdir(parents=True)
-        try:
-            write_durably(staging / MODEL_FILE, artifact)
-            fsync_folder(staging)
-            target = claim_version(staging, folder)
-        finally:
-            discard(staging)
-        fsync_folder(folder)
-    except OSError as error:
-        raise RunError(
-            f"{folder} cannot be written: {error.strerror}; nothing was published"
-        ) from error
-    return target / MODEL_FILE
-
-
-def claim_version(staging: Path, folder: Path) -> Path:
-    """Rename the staged folder to the next version number that nobody has taken."""
-    while True:
-        versions = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
-        target = folder / str(max(versions, default=0) + 1)
-        try:
-            return staging.rename(target)
-        except OSError:
-            if not target.exists():  # else somebody published in between: take the next number
-                raise
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def discard(staging: Path) -> None:
-    """Remove what is left of a staged folder."""
-    if staging.exists():
-        (staging / MODEL_FILE).unlink(missing_ok=True)
-        staging.rmdir()
 
 
 def png_bytes(image: NDArray[np.uint8]) -> bytes:

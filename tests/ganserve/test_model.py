@@ -41,6 +41,12 @@ def test_a_sound_artifact_is_described(tmp_path):
     assert spec.evaluation == {"frechet_distance_pixels": 1.5}
 
 
+def test_an_artifact_says_its_precision_and_an_older_one_is_fp32(tmp_path):
+    assert load(write_artifact(tmp_path)).spec.precision == "fp32"
+    metadata = {"precision": {"kind": "int8", "distance": {"psnr": 48.5}}}
+    assert load(write_artifact(tmp_path, version=2, metadata=metadata)).spec.precision == "int8"
+
+
 def test_images_are_those_of_their_latents(tmp_path):
     model = load(write_artifact(tmp_path))
     assert (model.run_batch(latents(5)) == reveal_pixels(latents(5))).all()
@@ -88,6 +94,7 @@ def test_a_device_that_is_not_there_is_no_reason_to_use_another(tmp_path, device
         pytest.param({"golden": None}, "gan.golden: Field required", id="no golden section"),
         pytest.param({"class_names": ["a"]}, r"inputs: expected \['labels'", id="no labels input"),
         pytest.param({"evaluation": {"x": "good"}}, "gan.evaluation.x", id="evaluation"),
+        pytest.param({"precision": {"kind": "a b"}}, "gan.precision.kind", id="precision"),
     ],
 )
 def test_wrong_metadata_is_named(tmp_path, metadata, message):

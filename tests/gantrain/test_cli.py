@@ -72,6 +72,18 @@ def test_wrong_settings_are_named_before_anything_is_loaded(arguments, message: 
     assert not Path("x").exists()
 
 
+def test_a_run_in_grey_or_colour_can_be_asked_for(tmp_path: Path):
+    run_dir = tmp_path / "run"
+    flags = [f"--run-dir={run_dir}", "--filters=2", "--batch-size=8", "--threads=1"]
+    flags += ["--image-size=8", "--channels=3", "--total-images=8", "--no-tensorboard"]
+    assert gantrain("train", "--data=digits", *flags) == 0
+    assert '"channels": 3' in (run_dir / "config.json").read_text()
+
+
+def test_data_can_be_checked_for_grey_or_colour():
+    assert gantrain("data", "check", "digits", "--image-size=8", "--channels=3") == 0
+
+
 def test_an_unknown_flag_is_bad_usage(capsys):
     with pytest.raises(SystemExit) as stopped:
         gantrain("train", "--data=digits", "--run-dir=x", "--learning-rate=1")

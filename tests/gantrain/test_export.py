@@ -2,7 +2,6 @@ import base64
 import hashlib
 import io
 import json
-import threading
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,8 +12,9 @@ import torch
 from PIL import Image
 
 from gantrain.errors import RunError, UsageError
-from gantrain.export import PROOF_BATCHES, compare, export_run, prove, publish
+from gantrain.export import export_run
 from gantrain.latents import draw_latents
+from gantrain.proof import PROOF_BATCHES, compare, prove
 from gantrain.sampling import (
     generate,
     load_run_generator,
@@ -45,7 +45,8 @@ def test_versions_count_up_and_hold_one_file(artifact: Path, small_run: Path):
     assert artifact == repository / "digits" / "1" / "model.onnx"
     assert export_run(small_run, repository, "digits").parent.name == "2"
     assert [path.name for path in artifact.parent.iterdir()] == ["model.onnx"]
-    assert sorted(path.name for path in (repository / "digits").iterdir()) == ["1", "2"]
+    found = sorted(path.name for path in (repository / "digits").iterdir())
+    assert found == [".versions", "1", "2"]
 
 
 def test_the_graph_has_the_shapes_of_the_definition(model: onnx.ModelProto):
@@ -72,6 +73,7 @@ def test_the_metadata_tell_what_the_definition_asks(model: onnx.ModelProto):
     assert metadata["data"]["count"] == 1797
     assert metadata["data"]["fingerprint"].startswith("sha256:")
     assert metadata["writer"].startswith("gantrain ")
+    assert metadata["precision"] == {"kind": "fp32"}
 
 
 def test_golden_images_are_those_of_the_graph(artifact: Path, model: onnx.ModelProto):
@@ -200,27 +202,6 @@ def test_a_failed_proof_publishes_nothing(
     with pytest.raises(RunError, match="nothing was published"):
         export_run(small_run, tmp_path / "repository", "digits")
     assert not (tmp_path / "repository").exists()
-
-
-def test_two_exporters_never_take_the_same_version(tmp_path: Path):
-    contents = [str(number).encode() for number in range(16)]
-    threads = [
-        threading.Thread(target=publish, args=(content, tmp_path, "name")) for content in contents
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    versions = {path.name: (path / "model.onnx").read_bytes() for path in tmp_path.glob("name/*")}
-    assert sorted(versions, key=int) == [str(number) for number in range(1, 17)]
-    assert sorted(versions.values()) == sorted(contents)
-
-
-def test_a_full_disk_publishes_nothing(mount):
-    disk = mount("size=64k")
-    with pytest.raises(RunError, match="No space left on device; nothing was published"):
-        publish(bytes(100_000), disk, "name")
-    assert not list((disk / "name").iterdir())
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "x" * 64, "spaced name"])

@@ -1,0 +1,102 @@
+"""How far images of a graph of lower precision are from those of the float32 one."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+import onnx
+
+from gantrain.class_labels import Labels, spread_labels
+from gantrain.errors import RunError
+from gantrain.latents import draw_latents
+from gantrain.sampling import Latents, Pixels, open_session, sample_session
+
+_VISIBLE = 2  # grey levels; values that are off by more are counted
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Latents of consecutive seeds, with labels spread over the classes if there are any."""
+
+    first: int
+    count: int
+
+    def latents(self, latent_dim: int) -> Latents:
+        """[count, latent_dim]."""
+        seeds = np.arange(self.first, self.first + self.count, dtype=np.uint64)
+        return draw_latents(seeds, latent_dim)
+
+    def labels(self, classes: int) -> Labels | None:
+        """[count], None of an unconditional generator."""
+        return spread_labels(classes, self.count) if classes else None
+
+    def batches(self, latent_dim: int, classes: int, size: int = 64) -> Iterator[dict[str, Any]]:
+        """The graph's inputs, `size` rows at a time."""
+        latents, labels = self.latents(latent_dim), self.labels(classes)
+        for at in range(0, self.count, size):
+            rows = slice(at, at + size)
+            yield {"latents": latents[rows]} | ({} if labels is None else {"labels": labels[rows]})
+
+
+# Far from each other, from those that people look at and from those of the evaluation.
+CALIBRATION: Final = Seeds(2**62, 256)
+MEASURED: Final = Seeds(2**62 + 2**32, 256)
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far images are from the float32 graph's."""
+
+    psnr: float  # dB, of all values of all images together, with a peak of 255 grey levels
+    share_off_by_more_than_2: float  # of values, by more than 2 grey levels
+    share_different: float  # of values
+    max_difference: int  # grey levels
+    images: int
+    first_seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as docs/artifact.md has them."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.psnr:.1f} dB from fp32, {self.share_off_by_more_than_2:.2%} of values off by "
+            f"more than {_VISIBLE} grey levels, at most by {self.max_difference}"
+        )
+
+
+def measure_distance(pixels: Pixels, expected: Pixels, seeds: Seeds = MEASURED) -> Distance:
+    """Compare images [n, height, width, channels] with those of the float32 graph.
+
+    Of equal images the PSNR is infinite, which JSON cannot say: it is taken to be 100 dB, more than
+    any that differ in one value of a million.
+    """
+    difference = np.abs(pixels.astype(np.int16) - expected)
+    error = float(np.mean(difference.astype(np.float64) ** 2))
+    return Distance(
+        psnr=min(100.0, 10 * math.log10(255**2 / error)) if error else 100.0,
+        share_off_by_more_than_2=float(np.mean(difference > _VISIBLE)),
+        share_different=float(np.mean(difference > 0)),
+        max_difference=int(difference.max()),
+        images=len(pixels),
+        first_seed=seeds.first,
+    )
+
+
+def refuse_below(distance: Distance, min_psnr: float, what: str) -> None:
+    """Raise RunError where the PSNR is below what was asked for."""
+    if distance.psnr < min_psnr:
+        raise RunError(
+            f"{what} is {distance.psnr:.1f} dB from fp32, {min_psnr - distance.psnr:.1f} dB below "
+            f"the {min_psnr:g} dB of --min-psnr; nothing was published"
+        )
+
+
+def measured_images(
+    model: onnx.ModelProto, latent_dim: int, classes: int, seeds: Seeds = MEASURED
+) -> Pixels:
+    """The images that distances are measured on."""
+    session = open_session(model.SerializeToString())
+    return sample_session(session, seeds.latents(latent_dim), seeds.labels(classes))

@@ -1,0 +1,229 @@
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from gantrain import cli
+from gantrain.errors import RunError
+from gantrain.export import export_run
+from gantrain.latents import draw_latents
+from gantrain.onnx_graph import to_onnx
+from gantrain.precision_distance import MEASURED, measure_distance
+from gantrain.presets import resolve
+from gantrain.proof import prove
+from gantrain.quantization import quantize_graph
+from gantrain.sampling import PixelGenerator, generate, load_run_generator, open_sampler
+from gantrain.training import train
+
+SMALL = {"data": "digits", "batch_size": 16, "latent_dim": 8, "threads": 1, "tensorboard": False}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits of 16x16 pixels, 8 filters: two layers with an integer form, and one without."""
+    folder = tmp_path_factory.mktemp("precision") / "run"
+    train(
+        resolve({**SMALL, "run_dir": folder, "image_size": 16, "filters": 8, "total_images": 512})
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def graph(run_dir: Path) -> onnx.ModelProto:
+    run = load_run_generator(run_dir)
+    assert isinstance(run.generator, PixelGenerator)
+    return to_onnx(run.generator, run.config.latent_dim)
+
+
+@pytest.fixture(scope="module", params=["int8", "fp16"])
+def reduced(
+    request: pytest.FixtureRequest, run_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, export_run(
+        run_dir, folder, "digits", precision=request.param, min_psnr=40, frechet_samples=0
+    )
+
+
+def metadata_of(path: Path) -> dict[str, Any]:
+    (entry,) = onnx.load(path).metadata_props
+    metadata: dict[str, Any] = json.loads(entry.value)
+    return metadata
+
+
+def test_the_artifact_tells_its_precision_and_its_distance(
+    reduced: tuple[str, Path], run_dir: Path
+):
+    kind, path = reduced
+    precision = metadata_of(path)["precision"]
+    assert precision["kind"] == kind
+    assert "frechet_distance" not in precision
+    distance = precision["distance"]
+    assert (distance["first_seed"], distance["images"]) == (MEASURED.first, MEASURED.count)
+    # What it says is so, whoever measures it: here against the generator in PyTorch.
+    latents = MEASURED.latents(8)
+    expected = generate(load_run_generator(run_dir).generator, latents)
+    made = open_sampler(path).generate(latents, None)
+    error = float(((made.astype(float) - expected) ** 2).mean())
+    assert distance["psnr"] == pytest.approx(10 * np.log10(255**2 / error), abs=0.1)
+    off = np.abs(made.astype(int) - expected) > 2
+    assert distance["share_off_by_more_than_2"] == pytest.approx(off.mean(), abs=1e-3)
+    assert distance["psnr"] > {"int8": 40, "fp16": 55}[kind]
+
+
+def test_the_graph_is_in_that_precision(reduced: tuple[str, Path]):
+    kind, path = reduced
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    operators = {node.op_type for node in model.graph.node}
+    weights = sum(np.prod(entry.dims) for entry in model.graph.initializer)
+    element = {"int8": onnx.TensorProto.INT8, "fp16": onnx.TensorProto.FLOAT16}[kind]
+    small = sum(np.prod(e.dims) for e in model.graph.initializer if e.data_type == element)
+    assert small > 0.5 * weights
+    assert not operators & {"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"}
+    (latents,), (images,) = model.graph.input, model.graph.output
+    assert latents.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+
+
+def test_its_images_depend_on_no_batch_and_no_neighbour(reduced: tuple[str, Path]):
+    sampler = open_sampler(reduced[1])
+    latents = draw_latents(np.arange(64, dtype=np.uint64), 8)
+    together = sampler.generate(latents, None)
+    order = np.random.default_rng(0).permutation(64)
+    assert np.array_equal(sampler.generate(latents[order], None), together[order])
+    for row in (0, 7, 63):
+        assert np.array_equal(sampler.generate(latents[[row]], None)[0], together[row])
+
+
+def test_exporting_twice_gives_the_same_bytes(
+    reduced: tuple[str, Path], run_dir: Path, tmp_path: Path
+):
+    kind, path = reduced
+    again = export_run(run_dir, tmp_path, "digits", precision=kind, min_psnr=40, frechet_samples=0)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_layers_go_back_to_float_until_the_images_are_near_enough(graph: onnx.ModelProto):
+    whole = quantize_graph(graph, 8, 0, min_psnr=20)
+    assert set(whole.layers.values()) == {"int8"}
+    assert whole.work_share == 1
+    wanted = whole.distance.psnr + 0.5
+    part = quantize_graph(graph, 8, 0, min_psnr=wanted)
+    assert sorted(part.layers.values()) == ["fp32", "int8"]
+    assert part.distance.psnr >= wanted
+    assert 0 < part.work_share < 1
+    kept = [name for name, kind in part.layers.items() if kind == "fp32"]
+    floats = {node.input[1] for node in part.model.graph.node if node.op_type == "ConvTranspose"}
+    assert {f"generator.{name}.weight" for name in kept} <= floats
+    assert whole.facts()["calibration"] == {"first_seed": 2**62, "images": 256}
+
+
+def test_what_is_too_far_off_is_refused_with_the_distance(run_dir: Path, tmp_path: Path, capsys):
+    flags = ["--repository", str(tmp_path / "models"), "--name=digits", "--frechet-samples=0"]
+    command = ["export", str(run_dir), *flags, "--precision=int8", "--min-psnr=90"]
+    assert cli.run(command) == 1
+    refusal = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "dB from fp32" in refusal
+    assert refusal.endswith("dB below the 90 dB of --min-psnr; nothing was published")
+    assert not (tmp_path / "models").exists()
+
+
+def test_the_proof_holds_the_artifact_against_the_generator_by_its_own_rule(
+    reduced: tuple[str, Path], run_dir: Path
+):
+    run = load_run_generator(run_dir)
+    artifact = reduced[1].read_bytes()
+    prove(artifact, run.generator, 8, min_psnr=40)
+    with pytest.raises(RunError, match="differ from the generator's in a batch of"):
+        prove(artifact, run.generator, 8)  # it is no float32 artifact
+    with torch.no_grad():
+        run.generator.generator.project.weight += 0.5
+    with pytest.raises(RunError, match=r"held against the generator, is .* dB below the 40 dB"):
+        prove(artifact, run.generator, 8, min_psnr=40)
+
+
+def test_a_graph_whose_images_depend_on_the_batch_is_refused(run_dir: Path, graph: onnx.ModelProto):
+    # What dynamic quantization would do: the scale of an activation is that of its batch.
+    dependent = onnx.ModelProto()
+    dependent.CopyFrom(graph)
+    nodes = dependent.graph.node
+    at, layer = next((i, n) for i, n in enumerate(nodes) if n.op_type == "ConvTranspose")
+    source = layer.input[0]
+    layer.input[0] = "rounded"
+    nodes.insert(at, onnx.helper.make_node("DequantizeLinear", ["u", "s", "z"], ["rounded"]))
+    nodes.insert(at, onnx.helper.make_node("DynamicQuantizeLinear", [source], ["u", "s", "z"]))
+    run = load_run_generator(run_dir)
+    with pytest.raises(RunError, match=r"in a batch of \d+ differ from those in a batch of 64"):
+        prove(dependent.SerializeToString(), run.generator, 8, min_psnr=20)
+
+
+def test_the_change_of_the_frechet_distance_is_measured_where_the_data_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    random, data = np.random.default_rng(0), tmp_path / "data"
+    data.mkdir()
+    for index in range(80):  # without classes, so no classifier is trained
+        pixels = random.normal(128, 40, (8, 8)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(data / f"{index}.png")
+    settings = {**SMALL, "data": str(data), "filters": 8, "total_images": 64}
+    train(resolve({**settings, "run_dir": tmp_path / "run"}))
+
+    def change(version: str) -> dict[str, Any] | None:
+        path = export_run(tmp_path / "run", tmp_path, version, precision="int8", min_psnr=30)
+        found: dict[str, Any] | None = metadata_of(path)["precision"].get("frechet_distance")
+        return found
+
+    measured = change("measured")
+    assert measured is not None
+    assert (measured["samples"], measured["repeats"]) == (40, 3)  # half of the data
+    assert measured["change"] == pytest.approx(measured["exported"] - measured["fp32"])
+    assert 0 < abs(measured["change"]) < 0.2 * measured["fp32"]
+    assert measured["seed_spread"] > 0
+    data.rename(tmp_path / "gone")
+    with caplog.at_level(logging.WARNING, logger="gantrain"):
+        assert change("unmeasured") is None
+    assert "the change of the Frechet distance is left out" in caplog.text
+
+
+def test_a_conditional_generator_is_rounded_for_all_of_its_classes(
+    conditional_run: Path, tmp_path: Path
+):
+    run = load_run_generator(conditional_run)
+    path = export_run(
+        conditional_run, tmp_path, "shades", precision="int8", min_psnr=35, frechet_samples=0
+    )
+    latents, labels = draw_latents(np.arange(30, dtype=np.uint64), 8), np.arange(30) % 3
+    made = open_sampler(path).generate(latents, labels)
+    for label in range(3):
+        distance = measure_distance(
+            made[labels == label], generate(run.generator, latents, labels)[labels == label]
+        )
+        assert distance.psnr > 33
+
+
+def test_a_generator_with_nothing_to_gain_is_refused(graph: onnx.ModelProto):
+    images = onnx.ModelProto()
+    images.CopyFrom(graph)
+    for node in images.graph.node:
+        if node.op_type == "ConvTranspose":
+            node.attribute.append(onnx.helper.make_attribute("auto_pad", "SAME_UPPER"))
+    with pytest.raises(RunError, match="no layer that would gain by it; export it as fp32"):
+        quantize_graph(images, 8, 0, min_psnr=45)
+
+
+def test_distance_is_what_its_names_say():
+    expected = np.full((2, 4, 4, 1), 100, np.uint8)
+    pixels = expected.copy()
+    pixels.flat[0] += 3
+    distance = measure_distance(pixels, expected)
+    assert distance.psnr == pytest.approx(10 * np.log10(255**2 / (9 / 32)))
+    assert distance.share_off_by_more_than_2 == distance.share_different == 1 / 32
+    assert distance.max_difference == 3
+    assert measure_distance(expected, expected).psnr == 100

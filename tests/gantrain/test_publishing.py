@@ -1,0 +1,117 @@
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from gantrain.errors import RunError
+from gantrain.publishing import MARK_FILE, publish
+
+
+def versions(folder: Path) -> dict[str, bytes]:
+    """Version -> content of its file; hidden names are no versions."""
+    return {
+        path.name: (path / "model.onnx").read_bytes()
+        for path in folder.iterdir()
+        if not path.name.startswith(".")
+    }
+
+
+def test_two_exporters_never_take_the_same_version(tmp_path: Path):
+    contents = [str(number).encode() for number in range(16)]
+    threads = [
+        threading.Thread(target=publish, args=(content, tmp_path, "name")) for content in contents
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = versions(tmp_path / "name")
+    assert sorted(found, key=int) == [str(number) for number in range(1, 17)]
+    assert sorted(found.values()) == sorted(contents)
+
+
+def test_two_processes_never_take_the_same_version(tmp_path: Path):
+    program = """
+import sys
+from pathlib import Path
+from gantrain.publishing import publish
+sys.stdin.readline()
+for number in range(10):
+    publish(f"{sys.argv[2]} {number}".encode(), Path(sys.argv[1]), "name")
+"""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path), name], stdin=subprocess.PIPE, text=True
+        )
+        for name in ("one", "other")
+    ]
+    for process in started:  # both have imported what they need, or nearly
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.close()
+    assert [process.wait(timeout=60) for process in started] == [0, 0]
+    found = versions(tmp_path / "name")
+    assert sorted(found, key=int) == [str(number) for number in range(1, 21)]
+    expected = {f"{name} {number}".encode() for name in ("one", "other") for number in range(10)}
+    assert set(found.values()) == expected
+    for version in found:
+        shutil.rmtree(tmp_path / "name" / version)
+    assert publish(b"next", tmp_path, "name").parent.name == "21"
+
+
+def test_the_number_of_a_removed_version_is_not_given_again(tmp_path: Path):
+    for expected in ("1", "2", "3"):
+        assert publish(b"old", tmp_path, "name").parent.name == expected
+    for withdrawn in ("3", "2", "1"):
+        shutil.rmtree(tmp_path / "name" / withdrawn)
+    assert publish(b"new", tmp_path, "name").parent.name == "4"
+    assert versions(tmp_path / "name") == {"4": b"new"}
+
+
+def test_versions_put_there_by_hand_are_counted(tmp_path: Path):
+    publish(b"ours", tmp_path, "name")
+    (tmp_path / "name" / "7").mkdir()
+    assert publish(b"ours", tmp_path, "name").parent.name == "8"
+
+
+def test_a_folder_that_older_exporters_filled_goes_on_from_its_newest(tmp_path: Path):
+    for number in ("1", "5"):
+        (tmp_path / "name" / number).mkdir(parents=True)
+    assert publish(b"ours", tmp_path, "name").parent.name == "6"
+
+
+def test_a_crash_before_the_rename_skips_a_number(tmp_path: Path):
+    publish(b"first", tmp_path, "name")
+    program = """
+import os, signal, sys
+from pathlib import Path
+from gantrain.publishing import publish
+Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+publish(b"lost", Path(sys.argv[1]), "name")
+"""
+    crashed = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert crashed.returncode == -signal.SIGKILL
+    assert versions(tmp_path / "name") == {"1": b"first"}
+    assert publish(b"next", tmp_path, "name").parent.name == "3"
+
+
+def test_a_mark_that_is_no_number_is_named(tmp_path: Path):
+    publish(b"first", tmp_path, "name")
+    mark = tmp_path / "name" / MARK_FILE
+    mark.write_text("seven\n")
+    with pytest.raises(RunError, match=r"\.versions: expected the highest version .* got b'seven'"):
+        publish(b"next", tmp_path, "name")
+    mark.write_text("7\n")  # as the message asks
+    assert publish(b"next", tmp_path, "name").parent.name == "8"
+    assert not list((tmp_path / "name").glob(".staging*"))
+
+
+def test_a_full_disk_publishes_nothing(mount):
+    disk = mount("size=64k")
+    with pytest.raises(RunError, match="No space left on device; nothing was published"):
+        publish(bytes(100_000), disk, "name")
+    assert not versions(disk / "name")

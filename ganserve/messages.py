@@ -55,6 +55,9 @@ async def abort(context: Context, status: grpc.Status) -> None:
         CancelledError: the caller has gone.
     """
     metadata = (*context.trailing_metadata(), *status.trailing_metadata)
+    if context.time_remaining() == 0:
+        # The caller knows. And gRPC (1.85) never frees what it was given and could not send.
+        raise asyncio.CancelledError
     try:
         async with asyncio.timeout(_ABORT_SECONDS):
             await context.abort(status.code, status.details, metadata)

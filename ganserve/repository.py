@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ganserve.batcher import Batcher
 from ganserve.config import VersionPolicy
+from ganserve.cpus import let_others_first
 from ganserve.errors import (
     InvalidRequest,
     Loading,
@@ -68,7 +69,9 @@ class Repository:
         self._scan_errors: set[str] = set()
         self._missing: set[tuple[str, int]] = set()  # wanted, but not on disk
         # One thread for all: each would keep memory of its own that a model leaves behind.
-        self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="models")
+        self._loader = ThreadPoolExecutor(
+            max_workers=1, thread_name_prefix="models", initializer=let_others_first
+        )
         self.settled = False  # all models were looked at once
 
     @property
@@ -272,8 +275,9 @@ class Repository:
             self._retire(serving[version.number])
         self._series.begin(version, seconds)
         logger.info(
-            "model %s version %d serves on %s, loaded in %.2f s, sha256 %s",
-            *(version.name, version.number, model.spec.provider, seconds, model.spec.digest),
+            "model %s version %d serves in %s on %s, loaded in %.2f s, sha256 %s",
+            *(version.name, version.number, model.spec.precision, model.spec.provider),
+            *(seconds, model.spec.digest),
         )
 
     def _fail(self, version: Version, error: ModelError) -> None:

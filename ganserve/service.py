@@ -113,8 +113,9 @@ class ImageGenerationService(ImageGenerationServiceServicer):
 
             starts = range(0, generation.count, chunk_images)
             async for first, reply in one_ahead(make, starts):
-                yield reply
+                # Before it is sent: a caller that leaves may have received it.
                 version.count_images(min(chunk_images, generation.count - first))
+                yield reply
 
     async def ListModels(self, _: pb.ListModelsRequest, __: Context) -> pb.ListModelsResponse:
         """Describe every version that has a state."""

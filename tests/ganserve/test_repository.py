@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import sys
 import threading
 import time
 from functools import partial
@@ -292,6 +293,21 @@ async def test_while_a_new_version_loads_the_old_one_answers(tmp_path):
         load.release()
         await refreshing
         assert serving(repository) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+async def test_loading_lets_the_event_loop_go_first(tmp_path):
+    priorities = []
+
+    def load(path):
+        priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return LOAD(path)
+
+    write_artifact(tmp_path)
+    async with opened(tmp_path, load) as repository:
+        await repository.refresh()
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert priorities == [min(own + 5, 19)]
 
 
 async def test_without_a_name_the_only_model_is_meant(tmp_path):

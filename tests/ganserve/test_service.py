@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ganserve.latents import draw_latents, interpolate_latents
+from ganserve.messages import write
 from ganserve.service import one_ahead
 from ganserve.v1 import image_generation_pb2 as pb
 from tests.ganserve.conftest import connected, metric
@@ -261,6 +262,21 @@ async def test_images_are_counted_as_they_are_received(repository, running_serve
         assert await metric(server, "ganserve_pending_images") == 0
         generated = {"grpc_method": "GenerateImages", "grpc_code": "OK"}
         assert await metric(server, "grpc_server_handled_total", **generated) == 9
+
+
+async def test_a_reply_of_a_stream_is_counted_before_it_can_be_received(
+    repository, running_server, monkeypatch
+):
+    async def stuck(context, response):
+        await write(context, response)
+        await asyncio.Event().wait()  # until the call is cancelled
+
+    monkeypatch.setattr("ganserve.interceptors.write", stuck)
+    async with running_server(repository, chunk_bytes=48) as server, connected(server) as stub:
+        call = stub.StreamImages(request(*range(10)))
+        assert (await call.read()).count == 1
+        call.cancel()
+        assert await metric(server, "ganserve_images_total") == 1
 
 
 async def test_a_full_queue_refuses_and_the_accepted_are_answered(tmp_path, running_server):

@@ -1,0 +1,42 @@
+import asyncio
+
+import grpc
+import pytest
+
+from ganserve.errors import Overloaded, to_status
+from ganserve.messages import abort
+
+STATUS = to_status(Overloaded("the queue is full", retry_seconds=1.0))
+
+
+class Context:
+    """Where a status goes; `remaining` is what is left of the caller's own deadline."""
+
+    def __init__(self, remaining):
+        self.sent = []
+        self._remaining = remaining
+
+    def time_remaining(self):
+        return self._remaining
+
+    def trailing_metadata(self):
+        return ()
+
+    async def abort(self, code, *_):
+        self.sent.append(code)
+        raise grpc.aio.AbortError
+
+
+@pytest.mark.parametrize("remaining", [None, 0.001], ids=["no deadline", "in time"])
+async def test_a_status_is_sent(remaining):
+    context = Context(remaining)
+    with pytest.raises(grpc.aio.AbortError):
+        await abort(context, STATUS)
+    assert context.sent == [grpc.StatusCode.RESOURCE_EXHAUSTED]
+
+
+async def test_nothing_is_sent_to_a_caller_whose_deadline_has_passed():
+    context = Context(remaining=0)
+    with pytest.raises(asyncio.CancelledError):
+        await abort(context, STATUS)
+    assert context.sent == []

@@ -9,6 +9,7 @@ const protoLoader = require('@grpc/proto-loader');
 
 const [address, expectedPath, rowsPath, concurrency, retries, roundRobin] = process.argv.slice(2);
 const PROGRESS_CALLS = 50;
+const PAUSE_MILLISECONDS = 100; // after a failure, see rolling_client.py
 const TIMEOUT_MILLISECONDS = 60_000;
 const SERVICE = 'ganserve.v1.ImageGenerationService';
 
@@ -83,7 +84,8 @@ function call() {
   const request = { seeds: { values: [seed] }, format: 'IMAGE_FORMAT_RAW' };
   service.GenerateImages(request, { deadline: Date.now() + TIMEOUT_MILLISECONDS }, (error, reply) => {
     enter(begin, seed, error, reply);
-    setImmediate(call);
+    if (error) setTimeout(call, PAUSE_MILLISECONDS);
+    else setImmediate(call);
   });
 }
 

@@ -4,7 +4,9 @@ python benchmarks/rolling_client.py KIND ADDRESS EXPECTED ROWS CONCURRENCY RETRI
 
 KIND is `threads` or `asyncio`. EXPECTED is a JSON file, version to seed to pixels in hexadecimal.
 ROWS gets one line a call: start (seconds, monotonic), seconds, status code, `right` or `wrong`, and
-what was said of a failure. Prints the number of calls so far, now and then; ends with its input.
+what was said of a failure. A caller whose call failed waits a moment before the next, which would
+else go to the same dead server before the library has seen its end, and count as a second loss.
+Prints the number of calls so far, now and then; ends with its input.
 """
 
 import asyncio
@@ -21,6 +23,7 @@ from ganserve.v1 import image_generation_pb2 as pb
 
 Expected = dict[str, dict[str, str]]
 TIMEOUT_SECONDS = 60.0
+_PAUSE_SECONDS = 0.1  # after a failure
 _PROGRESS_CALLS = 50
 
 
@@ -67,6 +70,7 @@ def call_from_threads(client: Client, ledger: Ledger, seeds: list[str], concurre
                 ledger.enter(begin, seed, client.generate_reply(seeds=[int(seed)]))
             except CallError as error:
                 ledger.enter(begin, seed, error)
+                time.sleep(_PAUSE_SECONDS)
 
     threads = [threading.Thread(target=call) for _ in range(concurrency)]
     for thread in threads:
@@ -90,6 +94,7 @@ async def call_from_event_loop(
                 ledger.enter(begin, seed, await client.generate_reply(seeds=[int(seed)]))
             except CallError as error:
                 ledger.enter(begin, seed, error)
+                await asyncio.sleep(_PAUSE_SECONDS)
 
     async with client, asyncio.TaskGroup() as tasks:
         for _ in range(concurrency):

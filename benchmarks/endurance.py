@@ -15,11 +15,12 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from endurance_bars import Findings, render_page, write_record
+from endurance_bars import Findings, render_page
 from endurance_loading import measure_loading
 from endurance_memory import measure_memory
 from endurance_stress import measure_stress
 from endurance_swaps import measure_swaps
+from records import write_record
 
 PARTS = {
     "memory": measure_memory,
@@ -45,7 +46,7 @@ def main() -> int:
         bars = {name: [asdict(bar) for bar in part.bars] for name, part in found.items()}
         arguments.json.write_text(json.dumps(bars))
     if arguments.record:
-        print(write_record(page))
+        print(write_record("endurance", page))
     return 0 if all(bar.met for part in found.values() for bar in part.bars) else 1
 
 

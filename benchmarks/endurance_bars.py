@@ -7,9 +7,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 
-from serving import RESULTS, commit, processor, slug
+from records import commit, processor
 
 from ganserve.cpus import usable_cpus
 
@@ -74,10 +73,3 @@ def render_page(parts: dict[str, Findings]) -> str:
         if part.notes:
             lines += ["", f"## {name.capitalize()}", "", *part.notes]
     return "\n".join([*lines, ""])
-
-
-def write_record(page: str) -> Path:
-    """Keep the page among the results."""
-    path = RESULTS / f"endurance_{slug(processor())}_{dt.date.today()}.md"
-    path.write_text(page, encoding="utf-8")
-    return path

@@ -18,29 +18,25 @@ import datetime as dt
 import logging
 import os
 import platform
-import re
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from milestones import floor_row, parse_images, row, table_head, train_and_measure
 from PIL import Image
-from quality import commit, processor
+from records import arguments_given, commit, processor, write_record
 
 from gantrain.datasets import Dataset, load_dataset
 from gantrain.evaluation import evaluate_sampler
 from gantrain.evaluation_data import RealData, Reals
 from gantrain.evaluation_results import Evaluation
 from gantrain.feature_spaces import random_space
-from gantrain.presets import resolve
 from gantrain.sampling import open_sampler
 from gantrain.seed_ranges import parse_seeds
-from gantrain.training import train
 from gantrain.yardstick import Yardstick
 
-RESULTS = Path(__file__).resolve().parent / "results"
 RECIPES = {"plain": "off", "augmented": "color,translation,cutout"}
 MEASURED = (
     *("frechet_distance", "kernel_distance", "precision", "recall", "coverage"),
@@ -66,7 +62,7 @@ def split_images(source: str, size: int, folder: Path) -> tuple[Dataset, Dataset
     return learned, held_out
 
 
-class Judge:
+class HeldOut:
     """The held-out images, looked at when first needed."""
 
     def __init__(self, source: str, learned: Dataset, held_out: Dataset) -> None:
@@ -82,45 +78,18 @@ class Judge:
 
 
 def run_seed(
-    arguments: argparse.Namespace, recipe: str, seed: int, source: Path, judge: Judge
+    arguments: argparse.Namespace, recipe: str, seed: int, folder: Path, judge: HeldOut
 ) -> list[Evaluation]:
-    """Train to each number of images in turn and measure there."""
-    run_dir = arguments.runs / f"{recipe}-{seed}"
-    every = arguments.images[0]
-    found = []
-    for images in arguments.images:
-        path = arguments.runs / f"{run_dir.name}-{images}.json"
-        if not path.exists():
-            settings: dict[str, Any] = {
-                "data": str(source),
-                "seed": seed,
-                "filters": arguments.filters,
-                "augment": RECIPES[recipe],
-                "total_images": images,
-                "run_dir": run_dir,
-                "threads": arguments.threads,
-                "tensorboard": False,
-                **dict.fromkeys(("log_every", "sample_every", "checkpoint_every"), every),
-                "diagnose_every": every,
-            }
-            train(resolve(settings))
-            path.write_text(judge.measure(run_dir).to_json())
-        found.append(Evaluation.model_validate_json(path.read_bytes()))
-        print(row(found[-1]), file=sys.stderr, flush=True)
-    return found
-
-
-def row(evaluation: Evaluation) -> str:
-    """A measurement as a row of the table."""
-    values = " | ".join(format(evaluation.measurements[name].mean, ".4g") for name in MEASURED)
-    return f"| {evaluation.generator.source} | {evaluation.generator.images_seen:,} | {values} |"
-
-
-def floor_row(evaluation: Evaluation) -> str:
-    """What real images show, as a row of the table."""
-    floors = [evaluation.measurements[name].floor for name in MEASURED]
-    values = " | ".join("-" if floor is None else format(floor, ".4g") for floor in floors)
-    return f"| real images | - | {values} |"
+    """Train the flagship on one half, with augmentation or without, and measure on the way."""
+    settings = {
+        "data": str(folder / "train"),
+        "seed": seed,
+        "filters": arguments.filters,
+        "augment": RECIPES[recipe],
+        "threads": arguments.threads,
+    }
+    run_dir = folder / f"{recipe}-{arguments.filters}-{seed}"
+    return train_and_measure(settings, run_dir, arguments.images, judge.measure, MEASURED)
 
 
 def best(runs: list[Evaluation]) -> float:
@@ -162,11 +131,10 @@ def render_page(
     """The result as Markdown, and whether the bars are met."""
     bars, met = judge_bars(found)
     first = found["plain"][0][0]
-    flags = " ".join(Path(a).name if a.startswith("/") else a for a in sys.argv[1:])
     lines = [
         f"# Few images, with augmentation and without, {dt.date.today()}",
         "",
-        f"- command: `python benchmarks/few_images.py {flags}`",
+        f"- command: `python benchmarks/few_images.py {arguments_given()}`",
         f"- commit {commit()}, torch {torch.__version__}, Python {platform.python_version()}",
         f"- {processor()}, {os.cpu_count()} CPUs, shared with other jobs",
         f"- {arguments.size}x{arguments.size}, {arguments.filters} filters; {first.data.reals}",
@@ -176,10 +144,9 @@ def render_page(
         "|---|---|---|---|",
         *bars,
         "",
-        f"| run | images seen | {' | '.join(name.replace('_', ' ') for name in MEASURED)} |",
-        f"|---|---|{'---|' * len(MEASURED)}",
-        floor_row(first),
-        *(row(each) for runs in found.values() for run in runs for each in run),
+        *table_head(MEASURED),
+        floor_row("real images", first, MEASURED),
+        *(row(each, MEASURED) for runs in found.values() for run in runs for each in run),
     ]
     return "\n".join([*lines, ""]), met
 
@@ -197,25 +164,18 @@ def main() -> int:
     parser.add_argument("--record", action="store_true", help="write to benchmarks/results")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    learned, held_out = split_images(arguments.source, arguments.size, arguments.runs)
-    judge = Judge(arguments.source, learned, held_out)
+    folder = arguments.runs / str(arguments.size)
+    learned, held_out = split_images(arguments.source, arguments.size, folder)
+    judge = HeldOut(arguments.source, learned, held_out)
     found: dict[str, list[list[Evaluation]]] = {recipe: [] for recipe in RECIPES}
     for seed in map(int, arguments.seeds):
         for recipe, runs in found.items():
-            runs.append(run_seed(arguments, recipe, seed, arguments.runs / "train", judge))
+            runs.append(run_seed(arguments, recipe, seed, folder, judge))
     page, met = render_page(arguments, found)
     print(page)
     if arguments.record:
-        hardware = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
-        path = RESULTS / f"few-images_{hardware}_{dt.date.today()}.md"
-        path.write_text(page, encoding="utf-8")
-        print(path)
+        print(write_record("few-images", page))
     return 0 if met else 1
-
-
-def parse_images(text: str) -> list[int]:
-    """Numbers of images, ascending."""
-    return sorted(int(count) for count in text.split(","))
 
 
 if __name__ == "__main__":

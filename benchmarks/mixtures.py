@@ -19,9 +19,7 @@ import logging
 import math
 import os
 import platform
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -32,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from records import arguments_given, commit, processor, write_record
 
 from gantrain.latents import draw_latents
 from gantrain.point_sets import POINT_SETS, ModeCoverage, PointSet, mode_coverage
@@ -40,8 +39,6 @@ from gantrain.sampling import generate, load_run_generator
 from gantrain.seed_ranges import parse_seeds
 from gantrain.training import train
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 SAMPLES = 2500
 FIRST_SEED = 1_000_000  # not the seeds of any committed picture
 CEILING = 1 - math.exp(-4.5)  # high quality of the mixtures themselves
@@ -179,7 +176,7 @@ def render_page(bars: list[str], rows: list[str]) -> str:
     lines = [
         f"# Modes of the two-dimensional mixtures, {dt.date.today()}",
         "",
-        f"- command: `python benchmarks/mixtures.py {' '.join(sys.argv[1:])}`",
+        f"- command: `python benchmarks/mixtures.py {arguments_given()}`",
         f"- commit {commit()}, torch {torch.__version__}, Python {platform.python_version()}",
         f"- {processor()}, {os.cpu_count()} CPUs, shared with other jobs; one thread a run",
         f"- {SAMPLES:,} samples of each run; ranges are over seeds",
@@ -196,22 +193,6 @@ def render_page(bars: list[str], rows: list[str]) -> str:
         *rows,
     ]
     return "\n".join([*lines, ""])
-
-
-def processor() -> str:
-    """The name of the processor, as far as the system tells."""
-    information = Path("/proc/cpuinfo")
-    text = information.read_text() if information.exists() else ""
-    match = re.search(r"model name\s*:\s*(.+)", text)
-    return match[1].strip() if match else platform.machine()
-
-
-def commit() -> str:
-    """The commit that was measured."""
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
 
 
 def main() -> int:
@@ -249,10 +230,7 @@ def main() -> int:
     page = render_page(bars, rows)
     print(page)
     if arguments.record:
-        hardware = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
-        path = RESULTS / f"mixtures_{hardware}_{dt.date.today()}.md"
-        path.write_text(page, encoding="utf-8")
-        print(path)
+        print(write_record("mixtures", page))
     return 0 if all_met else 1
 
 

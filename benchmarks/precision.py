@@ -18,9 +18,7 @@ import datetime as dt
 import logging
 import os
 import platform
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +31,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from records import commit, cpu_information, processor, write_record
 
 from ganserve.model import open_session
 from gantrain.export import export_run, reduce_precision
@@ -44,8 +43,6 @@ from gantrain.presets import resolve
 from gantrain.sampling import PixelGenerator, open_sampler, read_artifact
 from gantrain.training import train
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "fp16")
 BATCHES = (1, 16, 64)
 BAR, BAR_BATCH = 2.0, 16  # images a CPU-second over fp32's; the batch a loaded server runs
@@ -222,30 +219,11 @@ def render_page(
     )
 
 
-def processor() -> str:
-    """The name of the processor, as far as the system tells."""
-    match = re.search(r"model name\s*:\s*(.+)", _cpu_information())
-    return match[1].strip() if match else platform.machine()
-
-
 def instructions() -> str:
     """Which of the instructions that integer kernels use it has."""
-    flags = set(_cpu_information().split())
+    flags = set(cpu_information().split())
     known = {"avx2": "AVX2", "avx512f": "AVX-512", "avx_vnni": "AVX-VNNI", "avx512_vnni": "VNNI"}
     return ", ".join(name for flag, name in known.items() if flag in flags) or "unknown"
-
-
-def _cpu_information() -> str:
-    path = Path("/proc/cpuinfo")
-    return path.read_text() if path.exists() else ""
-
-
-def commit() -> str:
-    """The commit that was measured."""
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
 
 
 def main() -> int:
@@ -284,10 +262,7 @@ def main() -> int:
     page = render_page(quality, speed, reached, images_seen, arguments.turns)
     print(page)
     if arguments.record:
-        hardware = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
-        path = RESULTS / f"precision_{hardware}_{dt.date.today()}.md"
-        path.write_text(page, encoding="utf-8")
-        print(path)
+        print(write_record("precision", page))
     return 0 if statistics.median(reached) >= BAR else 1
 
 

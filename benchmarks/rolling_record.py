@@ -5,10 +5,9 @@ import datetime as dt
 import platform
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving import RESULTS, commit, processor, slug
+from records import commit, processor
 
 from ganserve.cpus import usable_cpus
 
@@ -16,13 +15,6 @@ if TYPE_CHECKING:
     from rolling_update import Result
 
 _KINDS = ("threads", "asyncio", "node")
-
-
-def write_record(page: str) -> Path:
-    """Keep the page among the results."""
-    path = RESULTS / f"rolling-update_{slug(processor())}_{dt.date.today()}.md"
-    path.write_text(page, encoding="utf-8")
-    return path
 
 
 def render_page(

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from records import write_record
 from rolling_processes import (
     HAPROXY,
     ClientKind,
@@ -38,7 +39,7 @@ from rolling_processes import (
     serving,
     start_client,
 )
-from rolling_record import render_page, write_record
+from rolling_record import render_page
 
 from ganserve.latents import draw_latents
 
@@ -211,7 +212,7 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps([vars(result) for result in results]))
     if arguments.record:
-        print(write_record(page))
+        print(write_record("rolling-update", page))
     sys.exit("\n".join(problems) or 0)
 
 

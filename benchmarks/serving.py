@@ -14,9 +14,7 @@ import datetime as dt
 import io
 import os
 import platform
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -30,6 +28,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from records import commit, processor, write_record
 from serving_models import LATENT_DIM, write_models
 from serving_processes import (
     H2LOAD,
@@ -46,8 +45,6 @@ from ganserve.latents import draw_latents
 from ganserve.model import Model, load_model
 from ganserve.png import encode_pngs
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 BATCH_SIZES = (4, 8, 16, 32)
 CPUS = 2
 SMALL_REPLY = 28 * 28
@@ -118,9 +115,7 @@ def main() -> None:
     page = render_page(arguments, bars, time.monotonic() - began)
     print(f"\n{page}")
     if arguments.record:
-        path = RESULTS / f"serving_{slug(processor())}_{dt.date.today()}.md"
-        path.write_text(page, encoding="utf-8")
-        print(path)
+        print(write_record("serving", page))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -407,27 +402,6 @@ def render_page(arguments: argparse.Namespace, bars: list[Bar], seconds: float) 
         *(bar.row() for bar in bars),
     ]
     return "\n".join([*lines, ""])
-
-
-def processor() -> str:
-    """The name of the processor, as far as the system tells."""
-    information = Path("/proc/cpuinfo")
-    text = information.read_text() if information.exists() else ""
-    match = re.search(r"model name\s*:\s*(.+)", text)
-    return match[1].strip() if match else platform.machine()
-
-
-def slug(text: str) -> str:
-    """A text as part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def commit() -> str:
-    """The commit that was measured."""
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -18,99 +18,43 @@ import datetime as dt
 import logging
 import os
 import platform
-import re
 import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from quality import commit, processor
+from milestones import Judge, floor_row, parse_images, row, table_head, train_and_measure
+from records import arguments_given, commit, processor, write_record
 
 from gantrain.config import TrainConfig
-from gantrain.evaluation import choose_space, evaluate_sampler
-from gantrain.evaluation_data import choose_reals, load_real_data
 from gantrain.evaluation_results import Evaluation
 from gantrain.networks import Shape, count_parameters, create_networks
-from gantrain.presets import resolve
-from gantrain.sampling import open_sampler
 from gantrain.seed_ranges import parse_seeds
 from gantrain.stacked_mnist import CLASS_NAMES, PREFIX
-from gantrain.training import train
-from gantrain.yardstick import Yardstick
 
-RESULTS = Path(__file__).resolve().parent / "results"
 MOST_KL = 0.06  # nats, of the runs with networks of one capacity
 FEWEST_MODES = 900  # with a quarter of a discriminator
 MEASURED = ("modes", "reverse_kl", "frechet_distance", "precision", "recall")
 
 
-def settings_of(
-    arguments: argparse.Namespace, seed: int, images: int, run_dir: Path
-) -> dict[str, Any]:
-    """The flagship's own settings but for the width; nothing depends on where the run ends."""
-    every = arguments.images[0]
-    return {
+def run_seed(arguments: argparse.Namespace, seed: int, judge: Judge) -> list[Evaluation]:
+    """Train the flagship with its own settings but for the width, and measure on the way."""
+    settings = {
         "data": f"{PREFIX}{arguments.data}",
         "seed": seed,
         "filters": arguments.filters,
         "discriminator_filters": discriminator_filters(arguments),
-        "total_images": images,
-        "run_dir": run_dir,
         "threads": arguments.threads,
-        "tensorboard": False,
-        **dict.fromkeys(("log_every", "sample_every", "diagnose_every", "checkpoint_every"), every),
     }
+    kind = "quarter" if arguments.quarter else "whole"
+    run_dir = arguments.runs / f"{kind}-{arguments.filters}-{seed}"
+    return train_and_measure(settings, run_dir, arguments.images, judge.measure, MEASURED)
 
 
 def discriminator_filters(arguments: argparse.Namespace) -> int:
     """A convolution's weights grow with the square of the filters."""
     return int(arguments.filters // 2 if arguments.quarter else arguments.filters)
-
-
-class Judge:
-    """The classifier and the real stacks, looked at when first needed."""
-
-    def __init__(self, source: str) -> None:
-        self._source = source
-        self._yardstick: Yardstick | None = None
-
-    def measure(self, run_dir: Path) -> Evaluation:
-        """Measure a run's newest checkpoint."""
-        sampler = open_sampler(run_dir)
-        if self._yardstick is None:
-            data = load_real_data(self._source, sampler)
-            self._yardstick = Yardstick(data, choose_reals(data, None), choose_space(data, None))
-        return evaluate_sampler(sampler, run_dir.name, self._yardstick, 1)
-
-
-def run_seed(arguments: argparse.Namespace, seed: int, judge: Judge) -> list[Evaluation]:
-    """Train to each number of images in turn and measure there."""
-    kind = "quarter" if arguments.quarter else "whole"
-    run_dir = arguments.runs / f"{kind}-{arguments.filters}-{seed}"
-    found = []
-    for images in arguments.images:
-        path = arguments.runs / f"{run_dir.name}-{images}.json"
-        if not path.exists():
-            train(resolve(settings_of(arguments, seed, images, run_dir)))
-            path.write_text(judge.measure(run_dir).to_json())
-        found.append(Evaluation.model_validate_json(path.read_bytes()))
-        print(row(found[-1]), file=sys.stderr, flush=True)
-    return found
-
-
-def row(evaluation: Evaluation) -> str:
-    """A measurement as a row of the table."""
-    values = " | ".join(format(evaluation.measurements[name].mean, ".4g") for name in MEASURED)
-    return f"| {evaluation.generator.source} | {evaluation.generator.images_seen:,} | {values} |"
-
-
-def floor_row(evaluation: Evaluation) -> str:
-    """What as many real stacks show, as a row of the table."""
-    floors = [evaluation.measurements[name].floor for name in MEASURED]
-    values = " | ".join("-" if floor is None else format(floor, ".4g") for floor in floors)
-    return f"| real stacks | - | {values} |"
 
 
 def judge_bars(arguments: argparse.Namespace, last: list[Evaluation]) -> tuple[list[str], bool]:
@@ -149,11 +93,10 @@ def render_page(arguments: argparse.Namespace, runs: list[list[Evaluation]]) -> 
     bars, met = judge_bars(arguments, [each[-1] for each in runs])
     first = runs[0][0]
     features = first.features
-    flags = " ".join(Path(a).name if a.startswith("/") else a for a in sys.argv[1:])
     lines = [
         f"# Stacked-MNIST, {dt.date.today()}",
         "",
-        f"- command: `python benchmarks/stacked_mnist.py {flags}`",
+        f"- command: `python benchmarks/stacked_mnist.py {arguments_given()}`",
         f"- commit {commit()}, torch {torch.__version__}, Python {platform.python_version()}",
         f"- {processor()}, {os.cpu_count()} CPUs, shared with other jobs",
         f"- {count_weights(arguments.filters, discriminator_filters(arguments))}",
@@ -164,10 +107,9 @@ def render_page(arguments: argparse.Namespace, runs: list[list[Evaluation]]) -> 
         "|---|---|---|---|",
         *bars,
         "",
-        f"| run | images seen | {' | '.join(name.replace('_', ' ') for name in MEASURED)} |",
-        f"|---|---|{'---|' * len(MEASURED)}",
-        floor_row(first),
-        *(row(each) for run in runs for each in run),
+        *table_head(MEASURED),
+        floor_row("real stacks", first, MEASURED),
+        *(row(each, MEASURED) for run in runs for each in run),
     ]
     return "\n".join([*lines, ""]), met
 
@@ -191,17 +133,9 @@ def main() -> int:
     page, met = render_page(arguments, runs)
     print(page)
     if arguments.record:
-        hardware = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
         kind = "-quarter" if arguments.quarter else ""
-        path = RESULTS / f"stacked-mnist{kind}_{hardware}_{dt.date.today()}.md"
-        path.write_text(page, encoding="utf-8")
-        print(path)
+        print(write_record(f"stacked-mnist{kind}", page))
     return 0 if met else 1
-
-
-def parse_images(text: str) -> list[int]:
-    """Numbers of images, ascending."""
-    return sorted(int(count) for count in text.split(","))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,44 @@
+"""Hides where the pages of benchmarks are kept, and what each says of code and machine."""
+
+import datetime as dt
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+_FOLDER = Path(__file__).resolve().parent
+RESULTS = _FOLDER / "results"
+
+
+def write_record(name: str, page: str) -> Path:
+    """Keep a page under its name, the processor and the day."""
+    hardware = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
+    path = RESULTS / f"{name}_{hardware}_{dt.date.today()}.md"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def processor() -> str:
+    """The name of the processor, as far as the system tells."""
+    match = re.search(r"model name\s*:\s*(.+)", cpu_information())
+    return match[1].strip() if match else platform.machine()
+
+
+def cpu_information() -> str:
+    """What Linux tells of the processors; empty elsewhere."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""
+
+
+def commit() -> str:
+    """The commit that is measured."""
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(
+        command, cwd=_FOLDER, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def arguments_given() -> str:
+    """The command line's arguments; of paths the name alone, for the rest is the machine's."""
+    return " ".join(Path(word).name if "/" in word else word for word in sys.argv[1:])

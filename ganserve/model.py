@@ -18,6 +18,7 @@ from ganserve.errors import ModelError, ProviderUnavailable, StartupError
 from ganserve.latents import SEED_CONTRACT, draw_latents
 from ganserve.model_files import read_model_file
 from ganserve.onnx_file import check_onnx_file
+from ganserve.onnx_weights import WEIGHTS_NAME, PartedFile, part
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +95,9 @@ def load_model(
     """
     try:
         content = read_model_file(path, max_bytes)
-        check_onnx_file(content)
-        session = open_session(content, device, threads)
+        file = part(content)
+        check_onnx_file(file.outline)
+        session = open_session(file, device, threads)
         metadata = parse_metadata(session.get_modelmeta().custom_metadata_map.get("gan"))
         spec = read_spec(session, metadata, hashlib.sha256(content).hexdigest())
         model = Model(spec, session)
@@ -113,17 +115,17 @@ def load_model(
     return model
 
 
-def open_session(content: bytes, device: Device, threads: int) -> Session:
+def open_session(file: PartedFile, device: Device, threads: int) -> Session:
     """Open a session on the device, and make sure it is on that device."""
     import onnxruntime  # not at the top: `check_runtime` comes first
 
     if device == "auto":
         try:
             if wanted_provider(device) == _CUDA_PROVIDER:
-                return open_session(content, "cuda", threads)
+                return open_session(file, "cuda", threads)
         except ProviderUnavailable as error:
             logger.warning("%s; device auto falls back to the CPU", error)
-        return open_session(content, "cpu", threads)
+        return open_session(file, "cpu", threads)
     wanted = _PROVIDERS[device]
     available = onnxruntime.get_available_providers()
     if wanted[0] not in available:
@@ -135,7 +137,7 @@ def open_session(content: bytes, device: Device, threads: int) -> Session:
         onnxruntime.preload_dlls()
     try:
         session: Session = onnxruntime.InferenceSession(
-            content, session_options(threads), providers=wanted
+            *_graph_and_options(file, device, threads), providers=wanted
         )
     except Exception as error:  # ONNX Runtime's exceptions share no other class
         raise ModelError(f"ONNX Runtime cannot load it: {_one_line(error)}") from error
@@ -148,6 +150,17 @@ def open_session(content: bytes, device: Device, threads: int) -> Session:
     return session
 
 
+def _graph_and_options(file: PartedFile, device: Device, threads: int) -> tuple[bytes, Any]:
+    """What a session is opened with: the graph, and in the options the weights that it lacks."""
+    options = session_options(threads)
+    if not file.is_parted or device == "tensorrt":  # which parses the model itself
+        return file.content, options
+    options.add_external_initializers_from_files_in_memory(
+        [WEIGHTS_NAME], [file.content], [len(file.content)]
+    )
+    return file.graph, options
+
+
 def wanted_provider(device: Device) -> str:
     """The execution provider that a device stands for; `auto` is a GPU if the build knows any."""
     import onnxruntime
@@ -157,7 +170,7 @@ def wanted_provider(device: Device) -> str:
     return _PROVIDERS[device][0]
 
 
-def session_options(threads: int) -> object:
+def session_options(threads: int) -> Any:  # noqa: ANN401 - untyped library
     """Build options for one of several callers that share the CPUs."""
     import onnxruntime
 

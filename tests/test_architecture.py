@@ -38,6 +38,7 @@ LAYERS = {
             "client_streams",
             "model_files",
             "onnx_file",
+            "onnx_weights",
             "metrics",
             "memory",
         }

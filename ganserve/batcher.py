@@ -265,10 +265,6 @@ class Batcher:
         images = self._run_batch(latents, labels)
         seconds = time.monotonic() - started_at
         assert images.shape == (rows + padding, *self._image_shape), images.shape
-        self._compute_seconds.observe(seconds, _exemplar(parts))
-        self._batch_images.observe(rows)
-        if padding:
-            self._padding_images.inc(padding)
         return Batch(parts, images, started_at, seconds)
 
     def _padding(self, rows: int) -> int:
@@ -313,6 +309,10 @@ class Batcher:
                 entry.answer.set_result(
                     Generated(entry.pixels, entry.queue_seconds, entry.compute_seconds)
                 )
+        self._compute_seconds.observe(batch.seconds, _exemplar(batch.parts))
+        self._batch_images.observe(offset)
+        if offset < len(batch.images):
+            self._padding_images.inc(len(batch.images) - offset)
         self._call_times.note(offset, batch.seconds)
         if self._on_batch is not None:
             self._on_batch(batch, None)

@@ -251,6 +251,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self, method: Method, call: Call, context: Context, error: BaseException
     ) -> NoReturn:
         """End a call that raised, and tell its caller why."""
+        if isinstance(error, grpc.aio.InternalError):
+            # What gRPC raises where an answer finds no caller any more.
+            error = asyncio.CancelledError("the caller has gone")
         if isinstance(error, asyncio.CancelledError):
             error = self._passed_deadline() or error
         if isinstance(error, grpc.aio.AbortError):

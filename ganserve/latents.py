@@ -4,6 +4,8 @@ Philox4x32-10 is the counter-based generator of Salmon et al., "Parallel random 
 1, 2, 3" (2011). Each seed has a stream of its own, so a latent depends on its seed alone.
 """
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -96,12 +98,12 @@ def few_philox4x32(
     One Python integer holds a word of every block, each in 64 bits of its own, so that a product
     of 32-bit words reaches no neighbour; some hundred steps on integers replace as many on arrays.
     """
-    lanes = key.shape[1] * blocks
-    ones = _pack(np.ones(lanes, np.uint64))
+    count = key.shape[1]
+    lanes = count * blocks
+    ones, word0 = _few_lanes(count, blocks)
     low = ones * 0xFFFFFFFF
-    word0 = _pack(np.tile(np.arange(blocks, dtype=np.uint64), key.shape[1]))
     word1 = word2 = word3 = 0
-    key0, key1 = _pack(np.repeat(key[0], blocks)), _pack(np.repeat(key[1], blocks))
+    key0, key1 = _spread(key[0, :, 0].tolist(), blocks), _spread(key[1, :, 0].tolist(), blocks)
     step0, step1 = ones * 0x9E3779B9, ones * 0xBB67AE85
     for _ in range(10):
         product0, product2 = 0xD2511F53 * word0, 0xCD9E8D57 * word2
@@ -112,11 +114,27 @@ def few_philox4x32(
         key0, key1 = (key0 + step0) & low, (key1 + step1) & low
     packed = [word.to_bytes(8 * lanes, "little") for word in (word0, word1, word2, word3)]
     words = np.frombuffer(b"".join(packed), "<u8").astype(np.uint64, copy=False)
-    return words.reshape(4, key.shape[1], blocks)
+    return words.reshape(4, count, blocks)
 
 
-def _pack(words: Words) -> int:
-    return int.from_bytes(words.astype("<u8", copy=False).tobytes(), "little")
+@functools.lru_cache(maxsize=256)
+def _few_lanes(count: int, blocks: int) -> tuple[int, int]:
+    """A one in each lane, and the number of each block in its own, for so many seeds."""
+    numbers = range(blocks)
+    return _pack([1] * (count * blocks)), _pack([*numbers] * count)
+
+
+def _spread(words: list[int], blocks: int) -> int:
+    """Each word in all the lanes of its seed."""
+    ones, _ = _few_lanes(1, blocks)
+    spread = 0
+    for word in reversed(words):
+        spread = spread << 64 * blocks | word * ones
+    return spread
+
+
+def _pack(words: list[int]) -> int:
+    return sum(word << 64 * lane for lane, word in enumerate(words))
 
 
 def _box_muller(words: Words) -> NDArray[np.float32]:  # [4, n, blocks] to [n, blocks, 4]

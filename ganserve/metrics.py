@@ -5,7 +5,7 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, Literal, Self, get_args
@@ -48,8 +48,10 @@ class Metrics:
         def call_counter(name: str, what: str, *labels: str) -> CounterTallies:
             return CounterTallies(name, what, labels, registry=registry)
 
-        def call_seconds(name: str, what: str, *labels: str) -> HistogramTallies:
-            return HistogramTallies(name, what, labels, registry=registry, buckets=SECONDS_BUCKETS)
+        def call_histogram(
+            name: str, what: str, *labels: str, buckets: Sequence[float] = SECONDS_BUCKETS
+        ) -> HistogramTallies:
+            return HistogramTallies(name, what, labels, registry=registry, buckets=buckets)
 
         def gauge(name: str, what: str, *labels: str) -> Gauge:
             return Gauge(name, what, labels, registry=registry)
@@ -61,27 +63,25 @@ class Metrics:
         self.handled = call_counter(
             "grpc_server_handled_total", "Calls ended, by their status.", *_CALL_LABELS, "grpc_code"
         )
-        self.handling_seconds = call_seconds(
+        self.handling_seconds = call_histogram(
             "grpc_server_handling_seconds", "From a call's begin to its end.", *_CALL_LABELS
         )
-        self.queue_seconds = call_seconds(
+        self.queue_seconds = call_histogram(
             "ganserve_queue_seconds", "From admission to the first model call with an image of it."
         )
-        self.compute_seconds = seconds("ganserve_compute_seconds", "One model call.", "model")
-        self.encode_seconds = call_seconds(
+        self.compute_seconds = call_histogram(
+            "ganserve_compute_seconds", "One model call.", "model"
+        )
+        self.encode_seconds = call_histogram(
             "ganserve_encode_seconds", "Encoding the images of one message.", "format"
         )
-        self.batch_images = Histogram(
-            "ganserve_batch_images",
-            "Images in one model call.",
-            ("model",),
-            registry=registry,
-            buckets=IMAGES_BUCKETS,
+        self.batch_images = call_histogram(
+            "ganserve_batch_images", "Images in one model call.", "model", buckets=IMAGES_BUCKETS
         )
         self.images = call_counter(
             "ganserve_images_total", "Images answered with.", "model", "version"
         )
-        self.padding_images = counter(
+        self.padding_images = call_counter(
             "ganserve_padding_images_total", "Images made only to fill a batch up.", "model"
         )
         self.abandoned_images = counter(

@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
 
+from ganserve.accepting import make_aio_server
 from ganserve.assembly import HEALTH, make_interceptor, read_credentials, start_tracing
 from ganserve.config import ServerConfig
 from ganserve.cpus import usable_cpus
@@ -109,7 +110,7 @@ def make_grpc_server(
     config: ServerConfig, server: RunningServer, encoder: Encoder
 ) -> grpc.aio.Server:
     """Build the gRPC server with all its services."""
-    grpc_server = grpc.aio.server(
+    grpc_server = make_aio_server(
         interceptors=[server.interceptor],
         options=[*grpc_options(config).items()],
     )

@@ -9,6 +9,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
@@ -76,10 +77,7 @@ class CounterTallies(Collector):
 
     def remove_by_labels(self, labels: Mapping[str, str]) -> None:
         """Show all series no more that have these values of these labels."""
-        places = {self._labelnames.index(name): value for name, value in labels.items()}
-        for values in list(self._series):
-            if all(values[place] == value for place, value in places.items()):
-                del self._series[values]
+        _remove_by_labels(self._series, self._labelnames, labels)
 
     def describe(self) -> Iterable[CounterMetricFamily]:
         """What it is, without values."""
@@ -117,6 +115,10 @@ class HistogramTallies(Collector):
         assert len(values) == len(self._labelnames), values
         return self._series.setdefault(values, HistogramTally(self._bounds))
 
+    def remove_by_labels(self, labels: Mapping[str, str]) -> None:
+        """Show all series no more that have these values of these labels."""
+        _remove_by_labels(self._series, self._labelnames, labels)
+
     def describe(self) -> Iterable[HistogramMetricFamily]:
         """What it is, without values."""
         return [HistogramMetricFamily(self._name, self._what, labels=self._labelnames)]
@@ -134,6 +136,15 @@ class HistogramTallies(Collector):
                 buckets[index] = (*buckets[index][:2], exemplar)
             family.add_metric(values, buckets, total)
         return [family]
+
+
+def _remove_by_labels(
+    series: dict[tuple[str, ...], Any], names: Sequence[str], labels: Mapping[str, str]
+) -> None:
+    places = {names.index(name): value for name, value in labels.items()}
+    for values in list(series):
+        if all(values[place] == value for place, value in places.items()):
+            del series[values]
 
 
 def _bound_label(bound: float) -> str:

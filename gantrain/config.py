@@ -85,7 +85,9 @@ class TrainConfig(BaseModel):
         None, "1 is grey, 3 is RGB; unset: grey where all images are grey"
     )
     flip: Literal["auto", "on", "off"] = _setting(
-        "auto", "mirror images left to right at random; auto: on for colour images, off for grey"
+        "auto",
+        "mirror images left to right at random; auto: on for colour images, off for grey ones and "
+        "stacked digits",
     )
     max_data_images: int | None = _setting(
         None,

@@ -24,7 +24,7 @@ from gantrain.datasets import (
 from gantrain.image_decoding import choose_image_size, decode_files, is_grey, quiet_decoders
 from gantrain.image_folders import Listing, find_problem, label
 from gantrain.point_sets import POINT_SET_SUMMARIES, POINT_SETS, PointSet
-from gantrain.stacked_mnist import PREFIX
+from gantrain.stacked_mnist import PREFIX, STACKED_KIND
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def check_idx(
     """Read all MNIST-format files of the folder, the test split's too."""
     stacked = source.startswith(PREFIX)
     if bad_files := idx_files.find_bad_files(folder):
-        kind = "stacked MNIST" if stacked else "idx"
+        kind = STACKED_KIND if stacked else "idx"
         return report_bad_files(source, kind, f"{folder}/", bad_files)
     dataset = load_dataset(source, image_size=image_size, channels=channels)
     images, _ = idx_files.read_idx_folder(folder, "train")

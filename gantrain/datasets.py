@@ -27,7 +27,7 @@ from gantrain.image_decoding import (
 from gantrain.image_files import SMALLEST_SIDE, resize_colour, resize_grey, turn_grey
 from gantrain.image_folders import Listing, find_problem, label, open_listing
 from gantrain.point_sets import POINT_SETS, PointSet
-from gantrain.stacked_mnist import CLASS_NAMES, PREFIX, stack_digits
+from gantrain.stacked_mnist import CLASS_NAMES, PREFIX, STACKED_KIND, stack_digits
 
 SPLITS: Final = ("train", "test")
 
@@ -262,7 +262,7 @@ def load_stacked(
     digits = load_idx(find_stacked_folder(source), split, image_size, None)
     assert digits.labels is not None
     images, labels = stack_digits(digits.images, digits.labels, split, limit)
-    return Dataset(images, labels, CLASS_NAMES, "stacked MNIST")
+    return Dataset(images, labels, CLASS_NAMES, STACKED_KIND)
 
 
 def load_cifar(path: Path, split: str, image_size: int | None, limit: int | None) -> Dataset:

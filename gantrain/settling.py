@@ -13,6 +13,7 @@ from gantrain.datasets import Dataset
 from gantrain.errors import RunError
 from gantrain.point_sets import PointSet
 from gantrain.run_directory import DataFacts
+from gantrain.stacked_mnist import STACKED_KIND
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,9 @@ def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
         # The same picture at twice the size spreads the gradient over four times the pixels and
         # has a quarter of its squared norm, so an even hand needs four times the weight.
         weight = 0.5 * (size / 32) ** 2
-        flip = config.flip if config.flip != "auto" else ("on" if channels == 3 else "off")
+        # Grey images are mostly digits and letters, which mirrored are others; stacked ones too.
+        may_flip = channels == 3 and data.kind != STACKED_KIND
+        flip = config.flip if config.flip != "auto" else ("on" if may_flip else "off")
         changes = {"image_size": size, "channels": channels, "flip": flip}
     if count < config.batch_size:
         raise RunError(

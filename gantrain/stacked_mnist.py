@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from gantrain.bad_data import DatasetError
 
 PREFIX: Final = "stacked-mnist:"  # before the folder of MNIST-format files
+STACKED_KIND: Final = "stacked MNIST"  # of such data
 STACKS: Final = {"train": 128_000, "test": 26_000}  # as many as PacGAN trains on and samples
 CLASS_NAMES: Final = tuple(f"{number:03d}" for number in range(1000))
 _KEYS: Final = {"train": 0, "test": 1}  # of the random draws, so that the stacks never change

@@ -48,6 +48,7 @@ LAYERS = {
         {
             *(
                 "deadlines",
+                "accepting",
                 "call_times",
                 "config",
                 "latents",

@@ -111,7 +111,7 @@ def server(tmp_path_factory):
     loop.close()
     logger.removeHandler(keep)
     assert not thread.is_alive()
-    assert [record.getMessage() for record in records] == []
+    assert [*map(logging.Formatter().format, records)] == []  # with their tracebacks
     total = seen[0].total
     assert total("grpc_server_started_total") == total("grpc_server_handled_total") > 0
     assert total("ganserve_pending_images") == 0

@@ -286,6 +286,23 @@ async def test_a_call_that_its_caller_cancels_counts_as_cancelled():
         await handled_soon(channel, ("unary", "Wait", "CANCELLED"))
 
 
+async def test_a_handler_that_aborts_too_late_is_no_mistake_of_ours(caplog):
+    class Late(Behaviours):
+        async def wait(self, request, context):
+            try:
+                return await super().wait(request, context)
+            except asyncio.CancelledError:  # the caller has gone
+                await self.abort(request, context)
+
+    behaviours = Late()
+    async with running(behaviours) as channel:
+        call = unary(channel, "Wait", timeout=20)
+        await behaviours.entered.acquire()
+        call.cancel()
+        await handled_soon(channel, ("unary", "Wait", "CANCELLED"))
+    assert [record for record in caplog.records if record.levelno == logging.ERROR] == []
+
+
 async def test_a_call_that_its_deadline_ends_counts_as_such():
     behaviours = Behaviours()
     async with running(behaviours) as channel:

@@ -8,6 +8,8 @@ import pytest
 from gantrain.bad_data import DatasetError
 from gantrain.data_check import check_source
 from gantrain.datasets import load_dataset
+from gantrain.presets import resolve
+from gantrain.settling import settle_config
 from gantrain.stacked_mnist import stack_digits
 
 DATA = Path(os.environ.get("GANTRAIN_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
@@ -43,6 +45,13 @@ def test_red_green_and_blue_are_the_hundreds_tens_and_ones(mnist_like, split, co
     assert (dataset.class_names[0], dataset.class_names[7]) == ("000", "007")
     assert len(dataset.class_names) == 1000
     assert dataset.kind == "stacked MNIST"
+
+
+@pytest.mark.parametrize(("asked", "taken"), [("auto", "off"), ("on", "on")])
+def test_digits_are_not_mirrored_unless_that_is_asked_for(mnist_like, asked, taken):
+    source = f"stacked-mnist:{mnist_like}"
+    config = resolve({"data": source, "run_dir": "unused", "flip": asked})
+    assert settle_config(config, load_dataset(source)).flip == taken
 
 
 def test_all_thousand_modes_are_there_and_alike(mnist_like):

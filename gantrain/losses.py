@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
+from gantrain.networks.convolutions import gradients_of_inputs_alone
+
 LOSSES = ("relativistic", "bce", "saturating", "least-squares", "hinge", "wasserstein")
 _SMOOTHED = ("bce", "saturating", "least-squares")
 
@@ -195,5 +197,6 @@ def interpolation_penalty(
 
 
 def _gradients(logits: Tensor, images: Tensor) -> Tensor:
-    (gradients,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    with gradients_of_inputs_alone():
+        (gradients,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradients

@@ -96,7 +96,7 @@ LAYERS = {
             *("half_precision", "window_products"),
         },
         {"networks.keras", "config", "bad_data", "errors", "stop_requests", "precision"},
-        {"networks.shape"},
+        {"networks.shape", "networks.convolutions"},
     ],
 }
 # Programs share nothing but the artifact; what trains must not be needed to serve.

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from gantrain.networks.convolutions import Convolution, TransposedConvolution
 from gantrain.networks.shape import Shape
 
 _LEAK = 0.2
@@ -68,11 +69,8 @@ class Generator(nn.Module):
             last = depth == len(sizes) - 2
             layers += [nn.BatchNorm2d(maps[depth]), nn.ReLU(inplace=True)]
             layers.append(
-                nn.ConvTranspose2d(
+                TransposedConvolution(
                     *(maps[depth], maps[depth + 1]),
-                    kernel_size=4,
-                    stride=2,
-                    padding=1,
                     output_padding=next_size - 2 * size,
                     bias=last,  # BatchNorm brings its own everywhere else
                 )
@@ -109,7 +107,7 @@ class Discriminator(nn.Module):
         maps = [channels, *widths(image_size, filters)]
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(maps):
-            layers.append(nn.Conv2d(inputs, outputs, kernel_size=4, stride=2, padding=1))
+            layers.append(Convolution(inputs, outputs))
             layers.append(nn.LeakyReLU(_LEAK, inplace=True))
         self.layers = nn.Sequential(*layers)
         self.judge = nn.Linear(maps[-1] * pyramid(image_size)[-1] ** 2, 1)

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from gantrain.networks.convolutions import Convolution, TransposedConvolution
 from gantrain.networks.shape import Shape, no_images
 
 _LEAK = 0.2
@@ -48,7 +49,7 @@ class Generator(nn.Module):
         ]
         for inputs, outputs in pairwise([*maps, channels]):
             layers += [nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)]
-            layers.append(nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False))
+            layers.append(TransposedConvolution(inputs, outputs, bias=False))
         self.main = nn.Sequential(*layers, nn.Tanh())
         self.apply(_initialize)
 
@@ -71,7 +72,7 @@ class Discriminator(nn.Module):
         maps = _widths(shape)
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise([channels, *maps]):
-            layers.append(nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False))
+            layers.append(Convolution(inputs, outputs, bias=False))
             if layers[1:]:
                 layers.append(nn.BatchNorm2d(outputs))
             layers.append(nn.LeakyReLU(_LEAK, inplace=True))

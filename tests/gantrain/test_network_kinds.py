@@ -77,8 +77,8 @@ def test_parameters_are_those_of_the_source(generator, discriminator, shape, mad
 _CONV_BLOCK = ["Conv2d", "BatchNorm2d", "ZeroPad2d", "Conv2d", "BatchNorm2d", "LeakyReLU"]
 _DECODER_BLOCK = ["TransposedConvolution", "BatchNorm2d", "LeakyReLU"]
 _DCGAN_UP, _DCGAN_DOWN = (
-    ["BatchNorm2d", "ReLU", "ConvTranspose2d"],
-    ["Conv2d", "BatchNorm2d", "LeakyReLU"],
+    ["BatchNorm2d", "ReLU", "TransposedConvolution"],
+    ["Convolution", "BatchNorm2d", "LeakyReLU"],
 )
 _DROPPING = ["Linear", "ReLU", "Dropout"]
 # Orders that counts cannot tell apart: LeakyReLU before BatchNorm or after, what has no activation.
@@ -108,7 +108,7 @@ DISCRIMINATOR_LAYERS = {
     "faces": [*["Conv2d", "LeakyReLU"] * 2, "Flatten", "Dropout", "Linear", "Flatten"],
     "sine": ["Flatten", *_DROPPING * 3, "Linear", "Flatten"],
     "points": ["Flatten", *["Linear", "LeakyReLU"] * 3, "Linear", "Flatten"],
-    "dcgan-2015": ["Conv2d", "LeakyReLU", *_DCGAN_DOWN * 3, "Conv2d"],
+    "dcgan-2015": ["Convolution", "LeakyReLU", *_DCGAN_DOWN * 3, "Conv2d"],
 }
 
 

@@ -13,7 +13,6 @@ import argparse
 import csv
 import datetime as dt
 import math
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from autoscaler_simulation import (
     turns,
     with_targets,
 )
+from records import commit
 
 RESULTS = CURVE.parent
 # 1.6 ms an image and core and 0.88 of the bare session (docs/benchmarks.md), two cores.
@@ -150,13 +150,11 @@ def plot(outcomes: dict[str, dict[str, Outcome]], path: Path) -> None:
 def report(seconds: float, lines: list[str]) -> str:
     """The record."""
     measured, simulated = compare_with_recorded()
-    command = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     targets = ", ".join(f"{name} {value:g}" for name, value in read_rule().targets.items())
     return f"""\
 # The autoscaler's rule, simulated, {dt.datetime.now(dt.UTC).date()}
 
-- command: `python benchmarks/autoscaler.py --record`, {seconds:.0f} s; commit {commit}
+- command: `python benchmarks/autoscaler.py --record`, {seconds:.0f} s; commit {commit()}
 - a replica: {SERVICE.images_per_second:.0f} images/s, requests of {SERVICE.images_per_request}, \
 ready {SERVICE.start_seconds:g} s after it was asked for (assumed), queue of {SERVICE.queue_size}
 - targets of the manifest: {targets}; scrapes each 15 s, seen one scrape late

@@ -34,6 +34,7 @@ import torch
 from records import commit, cpu_information, processor, write_record
 
 from ganserve.model import open_session
+from ganserve.onnx_weights import part
 from gantrain.export import export_run, reduce_precision
 from gantrain.latents import draw_latents
 from gantrain.networks import Shape, create_networks
@@ -81,7 +82,7 @@ def time_in_turns(models: Mapping[str, bytes], latent_dim: int, turns: int) -> T
 
 def runner(content: bytes) -> Run:
     """A session as the server opens it, with one thread."""
-    session = open_session(content, "cpu", 1)
+    session = open_session(part(content), "cpu", 1)
     return lambda latents: session.run(["images"], {"latents": latents})
 
 
@@ -125,7 +126,7 @@ def speed_rows(network: str, timings: Timings) -> list[str]:
 def quality_row(path: Path) -> str:
     """What an artifact says of itself."""
     content = path.read_bytes()
-    facts = read_artifact(open_session(content, "cpu", 1), path)["precision"]
+    facts = read_artifact(open_session(part(content), "cpu", 1), path)["precision"]
     size = f"{len(content) / 1e6:.1f}"
     if facts["kind"] == "fp32":
         return f"| fp32 | {size} | - | - | - | - | - |"

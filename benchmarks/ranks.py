@@ -10,7 +10,6 @@ each turn stands beside its rate, and the ratio is that of the medians.
 
 import argparse
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from records import arguments_given, commit, processor, write_record
 from training_speed import make_folder
 
 from gantrain.reporting import read_metrics
@@ -80,17 +80,14 @@ def main() -> None:
         for preset in arguments.presets:
             rows += measure(preset, data, folder, arguments.rounds, arguments.steps)
     if arguments.record:
-        date = f"{datetime.now(UTC):%Y-%m-%d}"
-        processor = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
         how = (
-            f"`python benchmarks/ranks.py {' '.join(sys.argv[1:])}` on {processor}, torch "
-            f"{torch.__version__}; {arguments.size}x{arguments.size} colour images, batch {BATCH}, "
-            f"one thread a rank; medians of {arguments.rounds} turns; the bar is {BAR}."
+            f"`python benchmarks/ranks.py {arguments_given()}`, commit {commit()}, on "
+            f"{processor()}, {os.cpu_count()} cores, torch {torch.__version__}; "
+            f"{arguments.size}x{arguments.size} colour images, batch {BATCH}, one thread a rank; "
+            f"medians of {arguments.rounds} turns; the bar is {BAR}."
         )
-        head = [f"# Two ranks against one, {date}", how]
-        path = ROOT / f"benchmarks/results/ranks_{platform.machine()}_{date}.md"
-        path.write_text("\n\n".join([*head, "\n".join(rows)]) + "\n")
-        print(path)
+        head = [f"# Two ranks against one, {datetime.now(UTC).date()}", how]
+        print(write_record("ranks", "\n\n".join([*head, "\n".join(rows)]) + "\n"))
 
 
 if __name__ == "__main__":

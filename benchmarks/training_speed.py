@@ -17,7 +17,6 @@ that of processes which do nothing but train, beside one that only imports PyTor
 
 import argparse
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from records import arguments_given, commit, cpu_information, processor, write_record
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -291,8 +291,7 @@ def floor_lines(floor: dict[str, float], step_seconds: float) -> list[str]:
 
 def has_bf16() -> bool:
     """Whether this processor multiplies in bfloat16 by itself."""
-    facts = Path("/proc/cpuinfo")
-    return facts.exists() and "avx512_bf16" in facts.read_text()
+    return "avx512_bf16" in cpu_information()
 
 
 def memory_lines(mnist: str | None, folder: Path) -> list[str]:
@@ -321,28 +320,22 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         lines = measure(options, Path(folder))
         lines += ["", *memory_lines(options.mnist, Path(folder))]
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    command = f"python benchmarks/{Path(__file__).name} {arguments_given()}"
     today = datetime.now(UTC).date()
-    command = f"python benchmarks/{Path(__file__).name} --rounds {options.rounds}"
-    command += f" --steps {options.steps} --size {options.size}"
-    machine = f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    machine = f"{processor()}, {torch.backends.cpu.get_cpu_capability()}"
     heading = [
         "# Training speed beside PyTorch's example",
         "",
         (
-            f"`{command}`, commit {commit}, {today}, {options.threads} threads, {machine}, "
-            f"PyTorch {torch.__version__}. Medians and ranges over rounds."
+            f"`{command}`, commit {commit()}, {today}, {options.threads} threads, "
+            f"{machine}, PyTorch {torch.__version__}. Medians and ranges over rounds."
         ),
         "",
     ]
     text = "\n".join(heading + lines)
     print(text)
     if options.record:
-        path = ROOT / "benchmarks" / "results" / f"training-speed_{platform.machine()}_{today}.md"
-        path.write_text(text)
-        print(f"written: {path}")
+        print(f"written: {write_record('training-speed', text)}")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Hides where the pages of benchmarks are kept, and what each says of code and machine."""
 
 import datetime as dt
+import os
 import platform
 import re
 import subprocess
@@ -29,6 +30,17 @@ def cpu_information() -> str:
     """What Linux tells of the processors; empty elsewhere."""
     path = Path("/proc/cpuinfo")
     return path.read_text() if path.exists() else ""
+
+
+def stolen_seconds() -> float:
+    """CPU time that a hypervisor has given to others since the start, of all CPUs; 0 elsewhere.
+
+    While it is taken, threads that wait for one another wait longer, and caches are emptied.
+    """
+    path = Path("/proc/stat")
+    if not path.exists():
+        return 0.0
+    return int(path.read_text().split()[8]) / os.sysconf("SC_CLK_TCK")
 
 
 def commit() -> str:

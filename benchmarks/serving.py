@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from records import commit, processor, write_record
+from records import commit, processor, stolen_seconds, write_record
 from serving_models import LATENT_DIM, write_models
 from serving_processes import (
     H2LOAD,
@@ -104,7 +104,7 @@ def main() -> None:
     arguments = parse_arguments()
     if hasattr(os, "sched_setaffinity"):  # children inherit it
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CPUS])
-    began = time.monotonic()
+    began, stolen = time.monotonic(), stolen_seconds()
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder)
         write_models(models)
@@ -112,7 +112,7 @@ def main() -> None:
         bars += measure_small(models, arguments)
         bars += measure_overload(models, arguments)
         bars += measure_start(models, arguments)
-    page = render_page(arguments, bars, time.monotonic() - began)
+    page = render_page(arguments, bars, time.monotonic() - began, stolen_seconds() - stolen)
     print(f"\n{page}")
     if arguments.record:
         print(write_record("serving", page))
@@ -380,7 +380,9 @@ def ratios(over: list[Cost], under: list[Cost], figure: Callable[[Cost], float])
     return [figure(a) / figure(b) for a, b in zip(over, under, strict=True)]
 
 
-def render_page(arguments: argparse.Namespace, bars: list[Bar], seconds: float) -> str:
+def render_page(
+    arguments: argparse.Namespace, bars: list[Bar], seconds: float, stolen: float
+) -> str:
     """The result as Markdown."""
     names = ("onnxruntime", "grpcio", "numpy", "isal")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
@@ -395,7 +397,8 @@ def render_page(arguments: argparse.Namespace, bars: list[Bar], seconds: float) 
         f"- {processor()}, {usable_cpus()} CPUs, shared by server, client and bare session",
         f"- client, where nothing else is said: {client}",
         f"- medians (lowest to highest) of {arguments.turns} or more turns of each kind",
-        f"- load at the end: {os.getloadavg()[0]:.1f} runnable threads over the last minute",
+        f"- load at the end: {os.getloadavg()[0]:.1f} runnable threads over the last minute; other "
+        f"machines of the host took {stolen / seconds / usable_cpus():.1%} of the CPUs' time",
         "",
         "| bar | value | measured | met |",
         "|---|---|---|---|",

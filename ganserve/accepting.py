@@ -16,7 +16,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # published witho
 
 # Measured with 64 calls under way: server CPU for a call falls up to here, by a tenth on a quiet
 # machine and by a fifth and more on a busy one.
-_ASKED_FOR = 32
+_ASKED_FOR = 16
 _TURNS_TO_HAND_OVER = 2 * _ASKED_FOR
 
 _AioServer: Any = cygrpc.AioServer

@@ -397,8 +397,8 @@ def render_page(
         f"- {processor()}, {usable_cpus()} CPUs, shared by server, client and bare session",
         f"- client, where nothing else is said: {client}",
         f"- medians (lowest to highest) of {arguments.turns} or more turns of each kind",
-        f"- load at the end: {os.getloadavg()[0]:.1f} runnable threads over the last minute; other "
-        f"machines of the host took {stolen / seconds / usable_cpus():.1%} of the CPUs' time",
+        f"- load at the end: {os.getloadavg()[0]:.1f} runnable threads over the last minute",
+        f"- taken by the host's other machines: {stolen / seconds / usable_cpus():.1%} of CPU time",
         "",
         "| bar | value | measured | met |",
         "|---|---|---|---|",

@@ -3,7 +3,7 @@
 A call that nobody has asked for waits in the core. grpc.aio asks for one, is woken through another
 thread, and asks for the next; so on a busy machine single images trickle in and their batches stay
 small. Here many are asked for at any moment. The class that is extended for it is private to gRPC:
-where it lacks what is needed here, such as before 1.85, calls are taken one by one.
+where it lacks what is needed here, calls are taken one by one.
 """
 
 import asyncio

@@ -8,11 +8,12 @@ over as places within the bytes of the file.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ganserve.wire_format import BYTES, VARINT, delimited, tag, varint
+
 # The numbers of the fields in onnx.proto, and the value of TensorProto.DataLocation.
 _GRAPH, _INITIALIZER, _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 7, 5, 9, 13, 14
 _KEY, _VALUE = 1, 2  # of StringStringEntryProto
 _EXTERNAL = 1
-_VARINT, _BYTES = 0, 2  # protobuf's wire types
 _FIXED_SIZES = {1: 8, 5: 4}  # in bytes, by wire type
 
 WEIGHTS_NAME = "weights"  # under which the graph asks for the file's bytes
@@ -52,7 +53,7 @@ class _Field(NamedTuple):
 
     def is_message(self, number: int) -> bool:
         """Whether it has this number and holds a message or bytes."""
-        return self.number == number and self.wire_type == _BYTES
+        return self.number == number and self.wire_type == BYTES
 
 
 class _Unpartable(Exception):
@@ -73,8 +74,8 @@ def _part(content: bytes) -> PartedFile:
     for field in reader.read_fields(0, len(content)):
         if field.is_message(_GRAPH):
             inner = [_part_graph_field(reader, f) for f in reader.read_inside(field)]
-            outline.append(_delimited(_GRAPH, b"".join(without for without, _ in inner)))
-            graph.append(_delimited(_GRAPH, b"".join(placed for _, placed in inner)))
+            outline.append(delimited(_GRAPH, b"".join(without for without, _ in inner)))
+            graph.append(delimited(_GRAPH, b"".join(placed for _, placed in inner)))
         else:
             outline.append(reader.copy(field))
             graph.append(outline[-1])
@@ -89,7 +90,7 @@ def _part_graph_field(reader: "_Reader", field: _Field) -> tuple[bytes, bytes]:
         if len(weights) == 1 and weights[0].length >= _SHORTEST:
             rest = b"".join(reader.copy(f) for f in inner if f is not weights[0])
             place = _place(weights[0].body, weights[0].length)
-            return _delimited(_INITIALIZER, rest), _delimited(_INITIALIZER, rest + place)
+            return delimited(_INITIALIZER, rest), delimited(_INITIALIZER, rest + place)
     whole = reader.copy(field)
     return whole, whole
 
@@ -98,12 +99,10 @@ def _place(offset: int, length: int) -> bytes:
     """The fields of a tensor whose values stand elsewhere."""
     entries = {"location": WEIGHTS_NAME, "offset": str(offset), "length": str(length)}
     fields = [
-        _delimited(
-            _EXTERNAL_DATA, _delimited(_KEY, key.encode()) + _delimited(_VALUE, value.encode())
-        )
+        delimited(_EXTERNAL_DATA, delimited(_KEY, key.encode()) + delimited(_VALUE, value.encode()))
         for key, value in entries.items()
     ]
-    return b"".join([*fields, _varint(_DATA_LOCATION << 3 | _VARINT), _varint(_EXTERNAL)])
+    return b"".join([*fields, tag(_DATA_LOCATION, VARINT), varint(_EXTERNAL)])
 
 
 class _Reader:
@@ -125,12 +124,12 @@ class _Reader:
         """The fields of a message, which must fill it."""
         while begin < end:
             self._left -= 1
-            tag, body = self._read_varint(begin)
-            wire_type = tag & 7
-            if wire_type == _BYTES:
+            key, body = self._read_varint(begin)
+            wire_type = key & 7
+            if wire_type == BYTES:
                 length, body = self._read_varint(body)
                 after = body + length
-            elif wire_type == _VARINT:
+            elif wire_type == VARINT:
                 _, after = self._read_varint(body)
             elif wire_type in _FIXED_SIZES:
                 after = body + _FIXED_SIZES[wire_type]
@@ -138,7 +137,7 @@ class _Reader:
                 raise _Unpartable
             if after > end or self._left < 0:
                 raise _Unpartable
-            yield _Field(tag >> 3, wire_type, begin, body, after)
+            yield _Field(key >> 3, wire_type, begin, body, after)
             begin = after
 
     def _read_varint(self, position: int) -> tuple[int, int]:
@@ -151,16 +150,3 @@ class _Reader:
             if byte < 128:
                 return value, position
         raise _Unpartable
-
-
-def _varint(value: int) -> bytes:
-    written = bytearray()
-    while value > 127:
-        written.append(value & 127 | 128)
-        value >>= 7
-    written.append(value)
-    return bytes(written)
-
-
-def _delimited(number: int, body: bytes) -> bytes:
-    return _varint(number << 3 | _BYTES) + _varint(len(body)) + body

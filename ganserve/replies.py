@@ -7,10 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganserve.v1 import image_generation_pb2 as pb
+from ganserve.wire_format import BYTES, tag, varint
 
-# As protobuf writes `bytes pixels`: the field's number, and 2 for "a length and as many bytes".
-_PIXELS_TAG = pb.GenerateImagesResponse.PIXELS_FIELD_NUMBER << 3 | 2
-assert _PIXELS_TAG < 0x80, "the tag is one byte"
+_PIXELS_TAG = tag(pb.GenerateImagesResponse.PIXELS_FIELD_NUMBER, BYTES)
 
 
 class Reply(NamedTuple):
@@ -26,8 +25,7 @@ class Reply(NamedTuple):
         if self.pixels is None:
             return self.head + rest
         pixels = np.ascontiguousarray(self.pixels)
-        tag = bytes((_PIXELS_TAG,)) + varint(pixels.size)
-        return b"".join((self.head, rest, tag, pixels.data))
+        return b"".join((self.head, rest, _PIXELS_TAG, varint(pixels.size), pixels.data))
 
 
 @functools.lru_cache(maxsize=64)
@@ -43,13 +41,3 @@ def reply_head(
         media_type=media_type,
         model=pb.ModelIdentity(name=name, version=str(version), digest=digest),
     ).SerializeToString()
-
-
-def varint(number: int) -> bytes:
-    """A number as protobuf writes it: seven bits a byte, the lowest first, 0x80 for "more"."""
-    written = bytearray()
-    while number >= 0x80:
-        written.append(number & 0x7F | 0x80)
-        number >>= 7
-    written.append(number)
-    return bytes(written)

@@ -49,6 +49,7 @@ LAYERS = {
             *(
                 "deadlines",
                 "accepting",
+                "wire_format",
                 "call_times",
                 "config",
                 "latents",

@@ -1,7 +1,7 @@
 """Hides how convolutions with small maps learn: the gradient of their weights is one product.
 
-Where maps have few pixels and many channels, oneDNN takes two to three times as long for the
-gradient of the weights as for that of the images, and as one matrix product over unfolded maps does
+Where maps have few pixels and many channels, oneDNN takes about twice as long for the gradient of
+the weights as for that of the images, and as one matrix product over unfolded maps takes
 (Chellapilla et al., "High performance convolutional neural networks for document processing",
 2006). Everywhere else, and on all devices but the CPU, these layers are PyTorch's own.
 """

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from ganserve.replies import Reply, reply_head, varint
+from ganserve.replies import Reply, reply_head
 from ganserve.v1 import image_generation_pb2 as pb
+from ganserve.wire_format import varint
 
 HEAD = reply_head("digits", 3, "abc", (4, 5, 3), "application/octet-stream")
 

@@ -1,11 +1,14 @@
 """How much faster is a run on two processes with a core each than on one?
 
-    python benchmarks/ranks.py [--rounds 3] [--steps 20] [--size 32] [--record]
+    python benchmarks/ranks.py [--rounds 3] [--steps 20] [--sizes 32 64]
+                               [--presets dcgan dcgan-2015] [--record]
 
-`torchrun` starts both kinds, with one and with two ranks of one thread each, turn by turn, on the
-same data and the same whole batch. Rates are images a second of wall time by the run's own rows,
-without the first steps, with nothing else due in between. It needs two idle cores: the load before
-each turn stands beside its rate, and the ratio is that of the medians.
+`torchrun` starts all kinds of run, turn by turn on the same data: one rank with a batch of 64, two
+ranks with half of that batch each, two with a batch of 64 each, and two runs of one rank that know
+nothing of each other, which is what the machine allows; one thread a rank. Rates are images a
+second of wall time by the runs' own rows, without the first steps, with nothing else due in
+between. It needs two idle cores: the highest load before a turn stands in each row, and above the
+table how much CPU time the host took for others. Ratios are those of the medians.
 """
 
 import argparse
@@ -14,11 +17,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from records import arguments_given, commit, processor, write_record
+from records import arguments_given, commit, processor, stolen_seconds, write_record
 from training_speed import make_folder
 
 from gantrain.reporting import read_metrics
@@ -26,39 +30,62 @@ from gantrain.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, WARM_UP = 64, 4
+KINDS = {  # runs at once, ranks of each, whole batch of each
+    "one": (1, 1, BATCH),
+    "parts": (1, 2, BATCH),
+    "each": (1, 2, 2 * BATCH),
+    "apart": (2, 1, BATCH),
+}
 NEVER = 10**9  # images
 BAR = 1.7
 
 
-def rate(ranks: int, preset: str, data: Path, run_dir: Path, steps: int) -> float:
-    """Images a second of a run by so many ranks."""
-    total = (WARM_UP + steps) * BATCH
+def rate(kind: str, preset: str, data: Path, run_dir: Path, steps: int) -> float:
+    """Images a second of one kind, of all its runs together."""
+    runs, ranks, batch = KINDS[kind]
+    total = (WARM_UP + steps) * batch
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={ranks}", "-m", "gantrain", "train"]
-    command += [f"--preset={preset}", f"--data={data}", f"--run-dir={run_dir}", "--threads=1"]
-    command += [f"--batch-size={BATCH}", f"--total-images={total}", "--device=cpu"]
-    command += [f"--log-every={WARM_UP * BATCH}", "--no-tensorboard"]
+    command += [f"--preset={preset}", f"--data={data}", "--threads=1"]
+    command += [f"--batch-size={batch}", f"--total-images={total}", "--device=cpu"]
+    command += [f"--log-every={WARM_UP * batch}", "--no-tensorboard"]
     command += [f"--{name}-every={NEVER}" for name in ("sample", "diagnose", "checkpoint")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, capture_output=True, env=environment, cwd=ROOT)
-    rows = read_metrics(RunDirectory(run_dir).metrics_file)
+    folders = [run_dir / str(run) for run in range(runs)]
+    commands = [[*command, f"--run-dir={folder}"] for folder in folders]
+    quiet = subprocess.DEVNULL
+    processes = [
+        subprocess.Popen(each, stdout=quiet, stderr=quiet, env=environment, cwd=ROOT)
+        for each in commands
+    ]
+    for process, each in zip(processes, commands, strict=True):
+        if process.wait():
+            sys.exit(f"failed: {' '.join(each)}")
+    return sum(map(rate_of_run, folders))
+
+
+def rate_of_run(folder: Path) -> float:
+    """Images a second of a run, by its rows."""
+    rows = read_metrics(RunDirectory(folder).metrics_file)
     images = rows[-1]["images_seen"] - rows[0]["images_seen"]
     return float(images / (rows[-1]["seconds"] - rows[0]["seconds"]))
 
 
-def measure(preset: str, data: Path, folder: Path, rounds: int, steps: int) -> list[str]:
-    """Rows of the table for one preset."""
-    rates: dict[int, list[float]] = {1: [], 2: []}
+def measure(preset: str, size: int, data: Path, folder: Path, rounds: int, steps: int) -> str:
+    """The row of the table for one preset and size."""
+    rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
     loads = []
     for turn in range(rounds):
-        for ranks, found in rates.items():
+        for kind, found in rates.items():
             loads.append(os.getloadavg()[0])
-            found.append(rate(ranks, preset, data, folder / f"{preset}{turn}_{ranks}", steps))
-            print(f"{preset}: {ranks} ranks, {found[-1]:.1f} images/s, load {loads[-1]:.1f}")
-    one, two = (statistics.median(found) for found in rates.values())
-    rows = [f"| {preset} | {one:.1f} | {two:.1f} | {two / one:.2f} | {max(loads):.1f} |"]
-    print(rows[0], "meets" if two / one >= BAR else "misses", f"the bar of {BAR}")
-    return rows
+            found.append(rate(kind, preset, data, folder / f"{preset}{size}_{turn}{kind}", steps))
+            print(f"{preset}: {kind}, {found[-1]:.1f} images/s, load {loads[-1]:.1f}", flush=True)
+    one, *others = (statistics.median(found) for found in rates.values())
+    cells = [f"{preset}, {size}x{size}", f"{one:.1f}"]
+    cells += [f"{other:.1f} ({other / one:.2f})" for other in others]
+    row = f"| {' | '.join(cells)} | {max(loads):.1f} |"
+    print(row, f"the bar is {BAR}", flush=True)
+    return row
 
 
 def main() -> None:
@@ -66,25 +93,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64], help="sides in pixels")
     parser.add_argument("--presets", nargs="+", default=["dcgan", "dcgan-2015"])
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/ranks_*.md")
     arguments = parser.parse_args()
-    rows = [
-        "| preset | one rank, images/s | two ranks | ratio | load at most |",
-        "|---|---|---|---|---|",
-    ]
+    names = ["run", "one rank, images/s", "two, half the batch each", "two, a batch each"]
+    names += ["two runs apart", "load at most"]
+    rows = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+    began, stolen = time.monotonic(), stolen_seconds()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = make_folder(folder / "data", arguments.size, 256)
-        for preset in arguments.presets:
-            rows += measure(preset, data, folder, arguments.rounds, arguments.steps)
+        for size in arguments.sizes:
+            data = make_folder(folder / f"data{size}", size, 256)
+            for preset in arguments.presets:
+                row = measure(preset, size, data, folder, arguments.rounds, arguments.steps)
+                rows.append(row)
+    taken = (stolen_seconds() - stolen) / (time.monotonic() - began) / (os.cpu_count() or 1)
     if arguments.record:
         how = (
             f"`python benchmarks/ranks.py {arguments_given()}`, commit {commit()}, on "
-            f"{processor()}, {os.cpu_count()} cores, torch {torch.__version__}; "
-            f"{arguments.size}x{arguments.size} colour images, batch {BATCH}, one thread a rank; "
-            f"medians of {arguments.rounds} turns; the bar is {BAR}."
+            f"{processor()}, {os.cpu_count()} cores, torch {torch.__version__}; colour images, "
+            f"batches of {BATCH}, one thread a rank; in brackets the ratio to one rank, whose bar "
+            f"is {BAR}; medians of {arguments.rounds} turns; the host's other machines took "
+            f"{taken:.1%} of CPU time."
         )
         head = [f"# Two ranks against one, {datetime.now(UTC).date()}", how]
         print(write_record("ranks", "\n\n".join([*head, "\n".join(rows)]) + "\n"))

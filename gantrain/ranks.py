@@ -27,6 +27,9 @@ _SOURCE_LINE = re.compile(r"^\[[^]]*\.\w+:\d+\] ")  # where in PyTorch an error 
 # the diagnosis, a checkpoint.
 _TIMEOUT = timedelta(minutes=10)
 
+_SHORT = 1 << 14  # values; what is shorter costs more for each exchange than for being copied
+_FEW_RANKS = 8  # for more, each sends too many messages to the others
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -97,49 +100,114 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
         distributed.destroy_process_group()
 
 
+def rank_count() -> int:
+    """How many processes train this run together."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
 def take_share(batch: Tensor) -> Tensor:
     """This rank's part of what is [whole batch, ...] and the same on each."""
-    if _count() == 1:
+    if rank_count() == 1:
         return batch
-    return batch[Ranks(distributed.get_rank(), _count()).share(len(batch))]
+    return batch[Ranks(distributed.get_rank(), rank_count()).share(len(batch))]
 
 
-def average_gradients(network: nn.Module) -> None:
-    """Replace the gradients of each rank, which are of its part of the batch, by their mean."""
-    count = _count()
+def backward(loss: Tensor, network: nn.Module) -> None:
+    """Compute the gradients of a network's weights by a scalar loss, which is of the whole batch.
+
+    Each rank's loss is of its part of the batch, and the mean over the ranks is the whole one's. A
+    gradient is sent to the others as soon as it is there, while the backward pass goes on to the
+    next; so do the short ones, all together, at its end. The ranks exchange them in one order, for
+    they follow one graph.
+    """
+    count = rank_count()
     if count == 1:
+        loss.backward()  # type: ignore[no-untyped-call]
         return
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    whole = torch.cat([gradient.flatten() for gradient in gradients])
-    _add_up(whole)
-    whole /= count
-    parts = torch.split(whole, [gradient.numel() for gradient in gradients])
-    for gradient, part in zip(gradients, parts, strict=True):
-        gradient.copy_(part.view_as(gradient))
+    under_way: list[distributed.Work] = []
+    short: list[Tensor] = []
+
+    def send(weights: Tensor) -> None:
+        gradient = weights.grad
+        assert gradient is not None
+        if gradient.numel() < _SHORT or not _is_dense(gradient):
+            short.append(gradient)
+            return
+        with _reaching_others():
+            values = gradient.as_strided([gradient.numel()], [1])  # in memory's order, no copy
+            under_way.append(distributed.all_reduce(values, async_op=True))
+
+    learning = [weights for weights in network.parameters() if weights.requires_grad]
+    hooks = [w.register_post_accumulate_grad_hook(send) for w in learning]  # type: ignore[no-untyped-call]
+    try:
+        loss.backward(torch.full_like(loss, 1 / count))  # type: ignore[no-untyped-call]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if short:
+        together = torch.cat([gradient.flatten() for gradient in short])
+        add_up(together)
+        parts = torch.split(together, [gradient.numel() for gradient in short])
+        for gradient, part in zip(short, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+    with _reaching_others():
+        for exchange in under_way:
+            exchange.wait()
+
+
+def _is_dense(values: Tensor) -> bool:
+    """Whether they fill one piece of memory, with the channels outermost or innermost."""
+    return values.is_contiguous() or (
+        values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last)
+    )
 
 
 def average_row(row: Mapping[str, float]) -> dict[str, float]:
     """The mean over the ranks of each number; all get the same ones."""
-    count = _count()
+    count = rank_count()
     if count == 1:
         return dict(row)
     values = torch.tensor([*row.values()], dtype=torch.float64)
-    _add_up(values)
+    add_up(values)
     return dict(zip(row, (values / count).tolist(), strict=True))
+
+
+def add_up(values: Tensor) -> None:
+    """Replace values by their sum over the ranks; all get the same bits.
+
+    Few values are sent to all directly on a CPU, where a trip takes longer than they do: gloo's
+    own sum makes several.
+    """
+    count = rank_count()
+    with _reaching_others():
+        if values.device.type != "cpu" or values.numel() > _SHORT or count > _FEW_RANKS:
+            distributed.all_reduce(values)
+            return
+        own = distributed.get_rank()
+        others = [rank for rank in range(count) if rank != own]
+        parts = values.new_empty(count, *values.shape)
+        parts[own] = values
+        sent = [distributed.isend(values, rank) for rank in others]
+        for rank in others:
+            distributed.recv(parts[rank], rank)
+        for message in sent:
+            assert message is not None  # it is only for who is no member
+            message.wait()
+        torch.sum(parts, 0, out=values)
 
 
 def agree(wish: bool) -> bool:
     """Whether any rank wishes so. It does not wait for a GPU."""
-    if _count() == 1:
+    if rank_count() == 1:
         return wish
     wishes = torch.tensor(int(wish))
-    _add_up(wishes)
+    add_up(wishes)
     return bool(wishes)
 
 
 def broadcast(value: _T) -> _T:
     """The first rank's value, any that can be pickled, for all."""
-    if _count() == 1:
+    if rank_count() == 1:
         return value
     values: list[Any] = [value]
     with _reaching_others():
@@ -151,100 +219,6 @@ def broadcast(value: _T) -> _T:
 def wait_for_all() -> None:
     """Return once all ranks are here."""
     agree(False)
-
-
-def share_batch_norm(network: nn.Module) -> None:
-    """Let BatchNorm in training mode normalize by the whole batch, not by a rank's part of it.
-
-    Weights, buffers and their names stay as they are.
-    """
-    if _count() == 1:
-        return
-    for module in network.modules():
-        for plain, shared in _SHARED.items():
-            if type(module) is plain:
-                module.__class__ = shared
-
-
-class _SharedBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - has no public name
-    """BatchNorm over the parts of all ranks, which are of one size.
-
-    PyTorch's own `SyncBatchNorm` knows GPUs only. Each rank's means and variances go to all, which
-    is one exchange and loses no digits to the difference of two large sums.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name is PyTorch's
-        """Inputs [batch, features, ...] -> the same shape."""
-        if not self.training:
-            return super().forward(input)
-        over = [0, *range(2, input.dim())]
-        shape = [1, -1, *[1] * (input.dim() - 2)]
-        values = input.float()  # automatic casting must not round the statistics
-        variance, mean = torch.var_mean(values, over, correction=0)
-        count, rank = _count(), distributed.get_rank()
-        own = torch.stack([mean, variance])
-        before, after = own.new_zeros(rank, *own.shape), own.new_zeros(count - rank - 1, *own.shape)
-        means, variances = _add_up_with_gradient(torch.cat([before, own[None], after])).unbind(1)
-        mean = means.mean(0)
-        variance = (variances + (means - mean).square()).mean(0)
-        self._follow(mean, variance, count * values.numel() // values.shape[1])
-        scale = (variance + self.eps).rsqrt() * self.weight
-        normal: Tensor = (values - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)
-        return normal.to(input.dtype)
-
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor, size: int) -> None:
-        """Move the moving statistics, whose variance is unbiased, of `size` values a feature."""
-        assert self.num_batches_tracked is not None
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.momentum is not None
-        self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * (size / (size - 1)), self.momentum)
-
-
-class _SharedBatchNorm1d(_SharedBatchNorm, nn.BatchNorm1d):
-    """After a dense layer."""
-
-
-class _SharedBatchNorm2d(_SharedBatchNorm, nn.BatchNorm2d):
-    """After a convolution."""
-
-
-_SHARED: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm1d: _SharedBatchNorm1d,
-    nn.BatchNorm2d: _SharedBatchNorm2d,
-}
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over the ranks; its gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(_context: Any, values: Tensor) -> Tensor:  # noqa: ANN401 - PyTorch's
-        total = values.clone(memory_format=torch.contiguous_format)
-        _add_up(total)
-        return total
-
-    @staticmethod
-    def backward(_context: Any, *gradients: Tensor) -> Any:  # noqa: ANN401 - PyTorch's
-        return _add_up_with_gradient(gradients[0])
-
-
-def _add_up_with_gradient(values: Tensor) -> Tensor:
-    total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
-    return total
-
-
-def _count() -> int:
-    return distributed.get_world_size() if distributed.is_initialized() else 1
-
-
-def _add_up(values: Tensor) -> None:
-    """Replace values by their sum over the ranks."""
-    with _reaching_others():
-        distributed.all_reduce(values)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from gantrain.checkpoint import TrainState
 from gantrain.config import TrainConfig
 from gantrain.losses import Loss, create_loss, gradient_penalties, interpolation_penalty
 from gantrain.networks import run_network
-from gantrain.ranks import average_gradients, take_share
+from gantrain.ranks import backward, take_share
 
 StepResults = dict[str, Tensor]  # scalars are losses and penalties, [batch] are logits; detached
 
@@ -190,7 +190,7 @@ def generator_step(
         fake_logits = judge(state, fakes, config, noise, labels)
         total = loss.generator(fake_logits if real_logits is None else real_logits, fake_logits)
         state.generator_optimizer.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
+        backward(total, state.generator)
     take_step(state.generator, state.generator_optimizer, config.lr, state.rollbacks, config)
     return {"generator_loss": total.detach(), "generator_logits": fake_logits.detach()}
 
@@ -222,7 +222,7 @@ def frozen(discriminator: nn.Module) -> Iterator[None]:
 def update_discriminator(state: TrainState, loss: Tensor, config: TrainConfig) -> None:
     """One optimizer step of the discriminator down the gradient of a scalar loss."""
     state.discriminator_optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    backward(loss, state.discriminator)
     lr = config.discriminator_lr or config.lr
     take_step(state.discriminator, state.discriminator_optimizer, lr, state.rollbacks, config)
 
@@ -234,8 +234,7 @@ def take_step(
     rollbacks: int,
     config: TrainConfig,
 ) -> None:
-    """Let the optimizer use the gradients that are there, of all ranks, clipped where asked for."""
-    average_gradients(network)
+    """Let the optimizer use the gradients that are there, clipped where asked for."""
     if config.gradient_clip is not None:
         nn.utils.clip_grad_value_(network.parameters(), config.gradient_clip)
     lr *= ROLLBACK_LR**rollbacks

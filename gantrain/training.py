@@ -33,12 +33,12 @@ from gantrain.ranks import (
     broadcast,
     join_ranks,
     read_ranks,
-    share_batch_norm,
     wait_for_all,
 )
 from gantrain.reporting import StatusLine, Stopwatch
 from gantrain.run_directory import DataFacts, RunDirectory, check_same_run, open_run
 from gantrain.settling import check_share, describe_data, load_labels, settle_config
+from gantrain.shared_batch_norm import share_batch_norm
 from gantrain.step_means import StepMeans, gradient_norm
 from gantrain.steps import (
     ROLLBACK_LR,

@@ -68,6 +68,10 @@ class Example:
     def __init__(self, size: int) -> None:
         shape = Shape(image_size=size, channels=3, latent_dim=LATENTS, filters=64, kernel_size=4)
         generator, discriminator = create_networks("dcgan-2015", "dcgan-2015", shape, seed=0)
+        for layer in (*generator.modules(), *discriminator.modules()):
+            for plain in (nn.Conv2d, nn.ConvTranspose2d):
+                if isinstance(layer, plain):
+                    layer.__class__ = plain  # as the example has it, without our products
         self.generator = generator
         self.discriminator = nn.Sequential(discriminator, nn.Sigmoid())
         self.images = torch.rand(IMAGES, 3, size, size) * 2 - 1

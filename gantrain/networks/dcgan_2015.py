@@ -7,7 +7,12 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from gantrain.networks.convolutions import Convolution, TransposedConvolution
+from gantrain.networks.convolutions import (
+    Convolution,
+    MapToPixel,
+    PixelToMap,
+    TransposedConvolution,
+)
 from gantrain.networks.shape import Shape, no_images
 
 _LEAK = 0.2
@@ -44,9 +49,7 @@ class Generator(nn.Module):
         super().__init__()
         channels, size, _ = shape.image
         maps = _widths(shape)[::-1]
-        layers: list[nn.Module] = [
-            nn.ConvTranspose2d(shape.latent_dim, maps[0], sizes(size)[-1], bias=False)
-        ]
+        layers: list[nn.Module] = [PixelToMap(shape.latent_dim, maps[0], sizes(size)[-1])]
         for inputs, outputs in pairwise([*maps, channels]):
             layers += [nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)]
             layers.append(TransposedConvolution(inputs, outputs, bias=False))
@@ -76,7 +79,7 @@ class Discriminator(nn.Module):
             if layers[1:]:
                 layers.append(nn.BatchNorm2d(outputs))
             layers.append(nn.LeakyReLU(_LEAK, inplace=True))
-        layers.append(nn.Conv2d(maps[-1], 1, sizes(size)[-1], bias=False))
+        layers.append(MapToPixel(maps[-1], 1, sizes(size)[-1]))
         self.main = nn.Sequential(*layers)
         self.apply(_initialize)
 

@@ -8,6 +8,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from gantrain.networks import convolutions
 from gantrain.networks.convolutions import (
     Convolution,
+    MapToPixel,
+    PixelToMap,
     TransposedConvolution,
     _Convolution,
     _TransposedConvolution,
@@ -64,6 +66,24 @@ def test_a_transposed_convolution_learns_as_pytorchs(size, output_padding):
     maps = random(3, 5, size, size)
     found = learn(layer, maps, lambda output: output.detach())
     assert_alike(found, learn(plain(layer), maps, lambda output: output.detach()))
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("size", [1, 4, 7])
+@pytest.mark.parametrize(
+    ("kind", "own", "side"), [(PixelToMap, nn.ConvTranspose2d, 1), (MapToPixel, nn.Conv2d, None)]
+)
+def test_a_layer_between_a_map_and_a_pixel_is_pytorchs(kind, own, side, size, channels_last):
+    layer = kind(5, 6, size)
+    same = own(5, 6, size, bias=False)
+    same.load_state_dict(layer.state_dict())
+    maps = random(3, 5, side or size, side or size)
+    if channels_last:
+        layer.to(memory_format=torch.channels_last)
+        maps = maps.detach().to(memory_format=torch.channels_last)
+    assert_alike(*(learn(each, maps, lambda output: output.detach()) for each in (layer, same)))
+    with torch.no_grad():
+        assert torch.equal(layer(maps), same.to(memory_format=torch.channels_last)(maps))
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,16 @@
 """Does differentiable augmentation help where images are few? Held-out images say.
 
-    python benchmarks/few_images.py IMAGES [--size 64] [--filters 32] [--seeds 0]
+    python benchmarks/few_images.py IMAGES [--size 64] [--filters 32] [--seeds 0] [--few COUNT]
                                     [--images 40000,80000] [--runs DIR] [--record]
 
-IMAGES is a folder or a zip. Half of it, chosen at random but always the same, is trained on; the
-other half is never shown to anything that learns. The flagship is trained with
-`--augment color,translation,cutout` and without, and measured against the held-out half on the
-features of a fixed random network, for there are no classes: the distance that training images
-themselves have to the held-out ones is the floor. How near samples come to training images, beside
-how near held-out ones do, shows memorisation. A run, or a measurement, that is there already is not
-made again. Prints a Markdown page, --record keeps it; exits with 1 where augmentation does not
-bring samples nearer to the held-out images, or they memorise.
+IMAGES is a folder or a zip. Half of it, chosen at random but always the same, is trained on, or
+COUNT images of that half; the other half is never shown to anything that learns. The flagship is
+trained with `--augment color,translation,cutout` and without, and measured against the held-out
+half on the features of a fixed random network, for there are no classes: the distance that training
+images themselves have to the held-out ones is the floor. How near samples come to training images,
+beside how near held-out ones do, shows memorisation. A run, or a measurement, that is there already
+is not made again. Prints a Markdown page, --record keeps it; exits with 1 where augmentation does
+not bring samples nearer to the held-out images, or they memorise.
 """
 
 import argparse
@@ -45,12 +45,13 @@ MEASURED = (
 FEWEST_DISTANT = 0.9  # of a held-out image's distance from training images, lest it be memorised
 
 
-def split_images(source: str, size: int, folder: Path) -> tuple[Dataset, Dataset]:
-    """Halves of the images, each also as a folder of PNG files below `folder`."""
+def split_images(source: str, size: int, few: int | None, folder: Path) -> tuple[Dataset, Dataset]:
+    """Halves of the images, or a few of the first, each also as a folder of PNG files."""
     halves = folder / "train", folder / "held-out"
     whole = load_dataset(source, image_size=size)
     order = np.random.default_rng(0).permutation(len(whole.images))
-    for half, chosen in zip(halves, np.array_split(order, 2), strict=True):
+    first, second = np.array_split(order, 2)
+    for half, chosen in zip(halves, (first[:few], second), strict=True):
         if half.exists():
             continue
         half.mkdir(parents=True)
@@ -138,6 +139,7 @@ def render_page(
         f"- commit {commit()}, torch {torch.__version__}, Python {platform.python_version()}",
         f"- {processor()}, {os.cpu_count()} CPUs, shared with other jobs",
         f"- {arguments.size}x{arguments.size}, {arguments.filters} filters; {first.data.reals}",
+        f"- trained on {arguments.few or 'half'} of the images",
         f"- {first.features.kind}",
         "",
         "| bar | value | measured | met |",
@@ -158,14 +160,15 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--filters", type=int, default=32)
     parser.add_argument("--seeds", type=parse_seeds, default=(0,))
+    parser.add_argument("--few", type=int, metavar="COUNT", help="images to train on")
     parser.add_argument("--images", type=parse_images, default="40000,80000")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--runs", type=Path, default=Path("runs/few-images"))
     parser.add_argument("--record", action="store_true", help="write to benchmarks/results")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
-    folder = arguments.runs / str(arguments.size)
-    learned, held_out = split_images(arguments.source, arguments.size, folder)
+    folder = arguments.runs / (f"{arguments.size}" + (f"-{arguments.few}" if arguments.few else ""))
+    learned, held_out = split_images(arguments.source, arguments.size, arguments.few, folder)
     judge = HeldOut(arguments.source, learned, held_out)
     found: dict[str, list[list[Evaluation]]] = {recipe: [] for recipe in RECIPES}
     for seed in map(int, arguments.seeds):

@@ -9,10 +9,13 @@ where it lacks what is needed here, calls are taken one by one.
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # published without types
+
+from ganserve.direct_calls import DirectCalls, core_server
 
 # Between 8 and 32, which with 64 calls under way cut a call's CPU about alike: see docs/decisions.
 _ASKED_FOR = 16
@@ -25,8 +28,17 @@ class _EagerServer(_AioServer):  # type: ignore[misc]  # published without types
     """Keeps `_ASKED_FOR` calls asked for."""
 
     def __init__(self, *arguments: object) -> None:
+        self._handlers: list[Any] = []  # filled by the next line already
         super().__init__(*arguments)
         self._asked_for: deque[asyncio.Task[Any]] = deque()  # in the order in which they are used
+        self._interceptors: Sequence[Any] = arguments[3]  # type: ignore[assignment]
+        self._direct: DirectCalls | None = None
+        self.direct_methods: Sequence[str] = ()
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
+        """Remember them, for calls that are taken directly."""
+        self._handlers += handlers
+        super().add_generic_rpc_handlers(handlers)
 
     def add_registered_method_handlers(self, method_handlers: dict[str, Any]) -> None:
         """Leave it to the generic handlers, which know the same methods.
@@ -42,8 +54,30 @@ class _EagerServer(_AioServer):  # type: ignore[misc]  # published without types
             self._asked_for.append(task)
         return self._asked_for.popleft()
 
+    async def start(self) -> None:
+        """Start, with calls of `direct_methods` taken past grpc.aio if they can be."""
+        server = core_server(self) if self.direct_methods else None
+        if server is not None:
+            self._direct = DirectCalls(server, self.direct_methods, self._find)
+        await super().start()
+        if self._direct is not None:
+            self._direct.start()
+
+    async def _find(self, details: grpc.HandlerCallDetails) -> Any:  # noqa: ANN401
+        """The handler of a call, as the interceptors have it."""
+        find = self._find_own
+        for interceptor in reversed(self._interceptors):
+            find = partial(interceptor.intercept_service, find)
+        return await find(details)
+
+    async def _find_own(self, details: grpc.HandlerCallDetails) -> Any:  # noqa: ANN401
+        found = (handler.service(details) for handler in self._handlers)
+        return next((handler for handler in found if handler is not None), None)
+
     async def shutdown(self, grace: float | None) -> None:
         """Stop, once the calls that have come are being handled."""
+        if self._direct is not None:
+            self._direct.take_no_more()
         for _ in range(_TURNS_TO_HAND_OVER):
             if not any(task.done() for task in self._asked_for):
                 break
@@ -52,21 +86,31 @@ class _EagerServer(_AioServer):  # type: ignore[misc]  # published without types
         # holds it, where its caller would wait until its deadline.
         self._asked_for.clear()
         await super().shutdown(grace)
+        if self._direct is not None:
+            await self._direct.close()
+            self._direct = None
 
 
 def make_aio_server(
     *,
     interceptors: Sequence[grpc.aio.ServerInterceptor],
     options: Sequence[tuple[str, Any]],
+    direct_methods: Sequence[str] = (),
 ) -> grpc.aio.Server:
-    """A server of grpc.aio that takes its calls many at a time, if this version of gRPC can."""
+    """A server of grpc.aio that takes its calls many at a time, if this version of gRPC can.
+
+    Those of `direct_methods`, paths of methods with one request and one response, are taken and
+    answered past it.
+    """
     if not hasattr(_AioServer, "_make_request_call_future"):
         return grpc.aio.server(interceptors=interceptors, options=options)
     cygrpc.AioServer = _EagerServer  # for the next line, which looks it up there
     try:
-        return grpc.aio.server(interceptors=interceptors, options=options)
+        server = grpc.aio.server(interceptors=interceptors, options=options)
     finally:
         cygrpc.AioServer = _AioServer
+    server._server.direct_methods = direct_methods  # type: ignore[attr-defined]  # noqa: SLF001
+    return server
 
 
 def _look_at_failure(task: "asyncio.Task[Any]") -> None:

@@ -113,6 +113,7 @@ def make_grpc_server(
     grpc_server = make_aio_server(
         interceptors=[server.interceptor],
         options=[*grpc_options(config).items()],
+        direct_methods=[f"/{_IMAGE_GENERATION}/GenerateImages", f"/{_OPEN_INFERENCE}/ModelInfer"],
     )
     limits = Limits(
         max_images=config.max_images_per_request,

@@ -44,11 +44,12 @@ LAYERS = {
         }
         | {"replies"},
         {"tallies", "encoding", "listening", "messages", "client_messages", "client_channel"}
+        | {"accepting"}
         | {"load_plan"},
         {
             *(
                 "deadlines",
-                "accepting",
+                "direct_calls",
                 "wire_format",
                 "call_times",
                 "config",

@@ -9,10 +9,18 @@ from grpc.aio import _server
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
 
+from ganserve import accepting
 from ganserve.accepting import _ASKED_FOR, _EagerServer, make_aio_server
+from ganserve.direct_calls import core_server
 from tests.ganserve.conftest import eventually
 
 METHOD = "/test.Service/Echo"
+
+
+@pytest.fixture(params=["direct", "through grpc.aio"])
+def direct_methods(request):
+    """Both ways in which calls are taken."""
+    return [METHOD] if request.param == "direct" else []
 
 
 class Service(grpc.GenericRpcHandler):
@@ -20,6 +28,7 @@ class Service(grpc.GenericRpcHandler):
 
     def __init__(self):
         self.begun = 0
+        self.ended = []
         self.open = asyncio.Event()
         self.open.set()
 
@@ -30,18 +39,27 @@ class Service(grpc.GenericRpcHandler):
 
     async def answer(self, request, _):
         self.begun += 1
-        await self.open.wait()
+        if request == b"fail":
+            raise ValueError(request)
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.ended.append("cancelled")
+            raise
+        self.ended.append("answered")
         return request
 
 
 @contextlib.asynccontextmanager
-async def serving():
-    service, server = Service(), make_aio_server(interceptors=[], options=[])
+async def serving(direct_methods, options=()):
+    service = Service()
+    server = make_aio_server(interceptors=[], options=options, direct_methods=direct_methods)
     server.add_generic_rpc_handlers((service,))
     port = server.add_insecure_port("127.0.0.1:0")
+    service.address = f"127.0.0.1:{port}"
     await server.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        async with grpc.aio.insecure_channel(service.address) as channel:
             yield service, server, channel.unary_unary(METHOD)
     finally:
         await server.stop(0)
@@ -51,6 +69,12 @@ def test_the_pinned_version_of_grpc_takes_many_calls_at_a_time():
     assert hasattr(_server.cygrpc.AioServer, "_make_request_call_future")
 
 
+async def test_the_pinned_version_of_grpc_lets_calls_be_taken_directly():
+    server = make_aio_server(interceptors=[], options=[], direct_methods=[METHOD])
+    assert core_server(server._server) is not None
+    await server.stop(0)
+
+
 async def test_other_servers_of_the_process_stay_as_they_are():
     server = make_aio_server(interceptors=[], options=[])
     assert isinstance(server._server, _EagerServer)
@@ -58,15 +82,15 @@ async def test_other_servers_of_the_process_stay_as_they_are():
 
 
 @pytest.mark.parametrize("count", [1, _ASKED_FOR, 5 * _ASKED_FOR])
-async def test_every_call_is_answered_once_with_its_own_reply(count):
-    async with serving() as (service, _, call):
+async def test_every_call_is_answered_once_with_its_own_reply(count, direct_methods):
+    async with serving(direct_methods) as (service, _, call):
         replies = await asyncio.gather(*(call(b"%d" % number) for number in range(count)))
         assert replies == [b"%d" % number for number in range(count)]
         assert service.begun == count
 
 
-async def test_calls_under_way_do_not_keep_others_from_being_taken():
-    async with serving() as (service, _, call):
+async def test_calls_under_way_do_not_keep_others_from_being_taken(direct_methods):
+    async with serving(direct_methods) as (service, _, call):
         service.open.clear()
         calls = [asyncio.ensure_future(call(b"x")) for _ in range(4 * _ASKED_FOR)]
         await eventually(lambda: service.begun == 4 * _ASKED_FOR)
@@ -85,8 +109,8 @@ async def test_methods_are_not_asked_for_one_by_one():
     assert asked == [None]
 
 
-async def test_a_stop_answers_what_is_under_way():
-    async with serving() as (service, server, call):
+async def test_a_stop_answers_what_is_under_way(direct_methods):
+    async with serving(direct_methods) as (service, server, call):
         service.open.clear()
         calls = [asyncio.ensure_future(call(b"x")) for _ in range(2 * _ASKED_FOR)]
         await eventually(lambda: service.begun == 2 * _ASKED_FOR)
@@ -109,8 +133,8 @@ async def call_until_it_ends(call, ended):
 
 
 @pytest.mark.parametrize("attempt", range(10))
-async def test_no_call_hangs_that_comes_while_the_server_stops(attempt):
-    async with serving() as (service, server, call):
+async def test_no_call_hangs_that_comes_while_the_server_stops(attempt, direct_methods):
+    async with serving(direct_methods) as (service, server, call):
         ended = []
         callers = [asyncio.ensure_future(call_until_it_ends(call, ended)) for _ in range(48)]
         await eventually(lambda: service.begun > 100 + attempt)
@@ -120,8 +144,72 @@ async def test_no_call_hangs_that_comes_while_the_server_stops(attempt):
     assert grpc.StatusCode.DEADLINE_EXCEEDED not in ended
 
 
-async def test_a_stop_without_calls_leaves_no_task_behind():
+async def test_a_stop_without_calls_leaves_no_task_behind(direct_methods):
     before = asyncio.all_tasks()
-    async with serving() as (_, _, call):
+    async with serving(direct_methods) as (_, _, call):
         await call(b"x")
     await eventually(lambda: asyncio.all_tasks() == before)
+
+
+async def test_a_call_that_is_taken_directly_does_not_reach_grpc_aio(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Service, "service", lambda _, details: asked.append(details))
+    async with serving([METHOD]) as (_, _, call):
+        with pytest.raises(grpc.aio.AioRpcError, match="unknown method") as error:
+            await call(b"x")
+    assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert [type(details).__module__ for details in asked] == ["ganserve.direct_calls"]
+
+
+async def test_where_calls_cannot_be_taken_directly_grpc_aio_answers(monkeypatch):
+    monkeypatch.setattr(accepting, "core_server", lambda _: None)
+    async with serving([METHOD]) as (_, _, call):
+        assert await call(b"x") == b"x"
+
+
+async def test_other_methods_are_answered_beside_direct_ones():
+    async with serving(["/test.Service/Another"]) as (_, _, call):
+        assert await call(b"x") == b"x"
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline", "disconnect"])
+async def test_who_leaves_is_not_worked_for(how, direct_methods):
+    async with serving(direct_methods) as (service, _, _):
+        service.open.clear()
+        channel = grpc.aio.insecure_channel(service.address)
+        call = channel.unary_unary(METHOD)(b"x", timeout=0.3 if how == "deadline" else None)
+        await eventually(lambda: service.begun == 1)
+        if how == "cancel":
+            call.cancel()
+        elif how == "disconnect":
+            await channel.close()
+        await eventually(lambda: service.ended == ["cancelled"])
+        await channel.close()
+
+
+async def test_what_a_handler_raises_is_an_error_of_its_call_alone(direct_methods):
+    async with serving(direct_methods) as (_, _, call):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await call(b"fail", timeout=20)
+        assert error.value.code() in {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+        assert await call(b"x") == b"x"
+
+
+async def test_a_message_that_is_too_long_is_refused(direct_methods):
+    options = [("grpc.max_receive_message_length", 100)]
+    async with serving(direct_methods, options) as (service, _, call):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await call(bytes(101), timeout=20)
+        assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert service.begun == 0
+        assert await call(bytes(100)) == bytes(100)
+
+
+@pytest.mark.parametrize("messages", [0, 2])
+async def test_another_number_of_messages_than_one_loses_no_other_call(messages, direct_methods):
+    async with serving(direct_methods) as (service, _, call):
+        async with grpc.aio.insecure_channel(service.address) as channel:
+            odd = channel.stream_unary(METHOD)(iter([b"x"] * messages), timeout=3)
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
+                await odd
+        assert await call(b"x") == b"x"

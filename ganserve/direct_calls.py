@@ -1,0 +1,271 @@
+"""Hides how the calls that matter most for speed are taken and answered, past grpc.aio.
+
+grpc.aio gives each call several tasks and futures, and each of its steps a change of threads; that
+is four fifths of what an empty call costs. Here a thread takes a call and its message off gRPC's
+core, and the event loop, woken once for all that have come, answers it in one task and one step.
+Only methods with one request and one response are taken so, and of their context only what
+handlers here ask for exists. Everything else of the server is grpc.aio's own.
+
+What this stands on is private to gRPC, but its own servers for threads stand on it too.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
+
+import grpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # published without types
+
+logger = logging.getLogger(__name__)
+
+# Taken at once, of each method: what comes while the thread is busy waits in the core for its turn.
+_ASKED_FOR = 64
+_NO_FLAGS = 0
+_JOIN_SECONDS = 5.0
+_NO_DEADLINE = 2.0**62  # seconds; the core says the largest number it has
+
+Metadata = Sequence[tuple[str, str | bytes]]
+Find = Callable[[Any], Awaitable[Any]]  # details of a call -> its handler, None for none
+
+
+def core_server(aio_server: object) -> Any:  # noqa: ANN401 - published without types
+    """The server of gRPC's core that a `cygrpc.AioServer` keeps to itself; None where it has none.
+
+    The same port must serve all methods, so there can be but one.
+    """
+    needed = "register_completion_queue", "register_method", "request_registered_call"
+    for held in gc.get_referents(aio_server):
+        if type(held) is cygrpc.Server and all(hasattr(held, name) for name in needed):
+            return held
+    return None
+
+
+class _Details(NamedTuple):
+    """What is known of a call before its message, as `grpc.HandlerCallDetails`."""
+
+    method: str
+    invocation_metadata: Metadata
+
+
+class DirectCalls:
+    """Takes calls of some methods off a server that has not started yet.
+
+    Args:
+        server: from `core_server`.
+        methods: paths, as in `/package.Service/Method`.
+        find: the handler of a call; it may be one of a stream that sends nothing but a status.
+    """
+
+    def __init__(self, server: Any, methods: Sequence[str], find: Find) -> None:  # noqa: ANN401
+        self._server = server
+        self._find = find
+        self._queue = cygrpc.CompletionQueue()
+        self._loop = asyncio.get_running_loop()
+        self._come: deque[Callable[[], None]] = deque()  # what the event loop is to do
+        self._woken = False
+        self._stopping = False
+        self._arrivals = {method: partial(self._arrived, method) for method in methods}
+        self._thread = threading.Thread(target=self._take, name="direct-calls", daemon=True)
+        server.register_completion_queue(self._queue)
+        for method in methods:
+            server.register_method(method)
+
+    def start(self) -> None:
+        """Begin, now that the server has started."""
+        for method in self._arrivals:
+            for _ in range(_ASKED_FOR):
+                self._ask(method)
+        self._thread.start()
+
+    def take_no_more(self) -> None:
+        """Answer what has come, and leave what comes now; the server is about to stop."""
+        self._stopping = True
+
+    async def close(self) -> None:
+        """End the thread, once the server has stopped."""
+        self._queue.shutdown()
+        await asyncio.to_thread(self._thread.join, _JOIN_SECONDS)
+
+    # The thread's part.
+
+    def _ask(self, method: str) -> None:
+        self._server.request_registered_call(
+            self._queue, self._queue, method, self._arrivals[method]
+        )
+
+    def _take(self) -> None:
+        while True:
+            event = self._queue.poll()
+            if event.completion_type == cygrpc.CompletionType.queue_shutdown:
+                return
+            try:
+                event.tag(event)
+            except Exception:
+                logger.exception("a call was lost")
+            del event  # it may hold the last reference to a call, which keeps the queue busy
+
+    def _arrived(self, method: str, event: Any) -> None:  # noqa: ANN401
+        """A call has come, or the server stops."""
+        if not event.success or event.call is None:
+            return
+        if not self._stopping:
+            self._ask(method)
+        call = _DirectCall(self, _Details(method, event.invocation_metadata), event)
+        # An operation holds the memory of its result, so each call has its own.
+        end = cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)
+        message = cygrpc.ReceiveMessageOperation(_NO_FLAGS)
+        event.call.start_server_batch((end,), call.closed)
+        event.call.start_server_batch((message,), call.received)
+
+    def hand_over(self, work: Callable[[], None]) -> None:
+        """Let the event loop do something; it is woken once for all that has come."""
+        self._come.append(work)
+        if not self._woken:
+            self._woken = True
+            with contextlib.suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(self._work_off)
+
+    # The event loop's part.
+
+    def _work_off(self) -> None:
+        self._woken = False  # before looking: whoever comes after the last look wakes it again
+        while self._come:
+            self._come.popleft()()
+
+    async def answer(self, call: "_DirectCall", message: bytes) -> None:
+        """Find the handler, run it and send what it returns."""
+        try:
+            handler = await self._find(call.details)
+            if handler is None:
+                await call.abort(grpc.StatusCode.UNIMPLEMENTED, "unknown method")
+            if handler.unary_unary is None:  # a stream that refuses
+                await handler.stream_stream(message, call)
+                await call.abort(grpc.StatusCode.INTERNAL, "there was no response")
+            response = await handler.unary_unary(message, call)
+            serialize = handler.response_serializer
+            call.send(response if serialize is None else serialize(response))
+        except grpc.aio.AbortError:
+            pass  # its status is sent
+        except asyncio.CancelledError:
+            call.drop()
+            raise
+        except Exception:
+            logger.exception("%s: a call could not be answered", call.details.method)
+            with contextlib.suppress(grpc.aio.AbortError):
+                await call.abort(grpc.StatusCode.INTERNAL, "internal error")
+
+
+class _DirectCall:
+    """One call; to its handler it is what `grpc.aio.ServicerContext` is, as far as they need it."""
+
+    __slots__ = (
+        *("_calls", "_code", "_core_call", "_deadline", "_gone", "_task", "_trailing"),
+        "details",
+    )
+
+    def __init__(self, calls: DirectCalls, details: _Details, event: Any) -> None:  # noqa: ANN401
+        self.details = details
+        self._calls = calls
+        self._core_call = event.call
+        self._deadline: float = event.call_details.deadline  # on the clock of time.time
+        self._trailing: Metadata = ()
+        self._code: grpc.StatusCode | None = None
+        self._gone = False
+        self._task: asyncio.Task[None] | None = None
+
+    # The thread's part: these are tags of what was asked of the core, which keeps them until then.
+
+    def received(self, event: Any) -> None:  # noqa: ANN401
+        """The message is there; none comes from who has left, or sends none, or too long a one."""
+        message = event.batch_operations[0].message()
+        self._calls.hand_over(self.drop if message is None else partial(self._begin, message))
+
+    def closed(self, event: Any) -> None:  # noqa: ANN401
+        """The call has ended: answered, or left by its caller."""
+        if event.batch_operations[0].cancelled():
+            self._calls.hand_over(self._leave)
+
+    # The event loop's part.
+
+    def _begin(self, message: bytes) -> None:
+        if not self._gone:
+            loop = asyncio.get_running_loop()
+            self._task = loop.create_task(self._calls.answer(self, message))
+
+    def _leave(self) -> None:
+        self._gone = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def send(self, response: bytes) -> None:
+        """Answer the call; that it was received is not waited for."""
+        self._send(cygrpc.SendMessageOperation(response, _NO_FLAGS), grpc.StatusCode.OK, "")
+
+    def drop(self) -> None:
+        """End a call that nobody answers."""
+        if self._code is None and not self._gone:
+            self._code = grpc.StatusCode.CANCELLED
+            self._core_call.cancel(cygrpc.StatusCode.cancelled, "cancelled")
+
+    def _send(self, message: Any, code: grpc.StatusCode, details: str) -> None:  # noqa: ANN401
+        self._code = code
+        number, _ = code.value
+        status = cygrpc.SendStatusFromServerOperation(
+            self._trailing, number, details.encode(), _NO_FLAGS
+        )
+        begin = cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS)
+        operations = (begin, status) if message is None else (begin, message, status)
+        self._core_call.start_server_batch(operations, _sent)
+
+    # What handlers see.
+
+    def invocation_metadata(self) -> Metadata:
+        """The metadata that the caller sent."""
+        return self.details.invocation_metadata
+
+    def peer(self) -> str:
+        """Who calls, as in `ipv4:127.0.0.1:50051`."""
+        peer: bytes = self._core_call.peer()
+        return peer.decode()
+
+    def time_remaining(self) -> float | None:
+        """Seconds until the caller's deadline, None where it set none."""
+        if self._deadline > _NO_DEADLINE:
+            return None
+        return max(self._deadline - time.time(), 0.0)
+
+    def set_trailing_metadata(self, metadata: Metadata) -> None:
+        """What goes with the status."""
+        self._trailing = metadata
+
+    def trailing_metadata(self) -> Metadata:
+        """What was set."""
+        return self._trailing
+
+    def code(self) -> grpc.StatusCode | None:
+        """The status that was sent, if one was."""
+        return self._code
+
+    async def abort(
+        self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()
+    ) -> NoReturn:
+        """Send a status instead of a response.
+
+        Raises:
+            AbortError: always.
+        """
+        self._trailing = trailing_metadata or self._trailing
+        if self._code is None and not self._gone:
+            self._send(None, code, details)
+        raise grpc.aio.AbortError(details)
+
+
+def _sent(_: object) -> None:
+    """What was sent has left, or could not; either way the call is over."""

@@ -135,8 +135,8 @@ class DirectCalls:
     # The event loop's part.
 
     def _work_off(self) -> None:
-        self._woken = False  # before looking: whoever comes after the last look wakes it again
-        while self._come:
+        self._woken = False  # before looking: who comes later takes another turn
+        for _ in range(len(self._come)):
             self._come.popleft()()
 
     async def answer(self, call: "_DirectCall", message: bytes) -> None:

@@ -15,7 +15,6 @@ import gc
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
@@ -27,11 +26,17 @@ logger = logging.getLogger(__name__)
 
 # Taken at once, of each method: what comes while the thread is busy waits in the core for its turn.
 _ASKED_FOR = 64
+_MOST_A_TURN = 256  # events; then others have theirs
+_QUIET_TURNS = 2  # of the event loop, until the thread waits for it
+_AT_ONCE = 0.0  # a deadline that has passed
+_SHUT_DOWN = cygrpc.CompletionType.queue_shutdown
+_NO_EVENTS = (cygrpc.CompletionType.queue_timeout, _SHUT_DOWN)
 _NO_FLAGS = 0
 _JOIN_SECONDS = 5.0
 _NO_DEADLINE = 2.0**62  # seconds; the core says the largest number it has
 
 Metadata = Sequence[tuple[str, str | bytes]]
+Work = Callable[[], None]
 Find = Callable[[Any], Awaitable[Any]]  # details of a call -> its handler, None for none
 
 
@@ -68,11 +73,11 @@ class DirectCalls:
         self._find = find
         self._queue = cygrpc.CompletionQueue()
         self._loop = asyncio.get_running_loop()
-        self._come: deque[Callable[[], None]] = deque()  # what the event loop is to do
-        self._woken = False
-        self._stopping = False
+        self._stopping = self._ended = False
+        self._quiet_turns = 0
         self._arrivals = {method: partial(self._arrived, method) for method in methods}
-        self._thread = threading.Thread(target=self._take, name="direct-calls", daemon=True)
+        self._nothing_left = threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._wait, name="direct-calls", daemon=True)
         server.register_completion_queue(self._queue)
         for method in methods:
             server.register_method(method)
@@ -93,23 +98,44 @@ class DirectCalls:
         self._queue.shutdown()
         await asyncio.to_thread(self._thread.join, _JOIN_SECONDS)
 
-    # The thread's part.
+    def _wait(self) -> None:
+        """The thread: wait for work, bring it to the event loop, sleep while that takes more."""
+        while not self._ended:
+            event = self._queue.poll()
+            if event.completion_type == _SHUT_DOWN:
+                return
+            work = _work_of(event)
+            del event  # it may hold the last reference to a call, which keeps the queue busy
+            if work is not None:
+                try:
+                    self._loop.call_soon_threadsafe(self._take, work)
+                except RuntimeError:
+                    return  # the loop has ended
+                self._nothing_left.acquire()
+
+    def _take(self, work: Work | None = None) -> None:
+        """A turn of the event loop: work, take more, and come again until nothing comes."""
+        self._quiet_turns += 1
+        _do(work)
+        for _ in range(_MOST_A_TURN):
+            event = self._queue.poll(_AT_ONCE)
+            if event.completion_type in _NO_EVENTS:
+                self._ended = event.completion_type == _SHUT_DOWN
+                break
+            self._quiet_turns = 0
+            _do(_work_of(event))
+        if self._ended or self._quiet_turns > _QUIET_TURNS:
+            self._nothing_left.release()
+        else:
+            self._loop.call_soon(self._take)
 
     def _ask(self, method: str) -> None:
         self._server.request_registered_call(
             self._queue, self._queue, method, self._arrivals[method]
         )
 
-    def _take(self) -> None:
-        while True:
-            event = self._queue.poll()
-            if event.completion_type == cygrpc.CompletionType.queue_shutdown:
-                return
-            try:
-                event.tag(event)
-            except Exception:
-                logger.exception("a call was lost")
-            del event  # it may hold the last reference to a call, which keeps the queue busy
+    # Tags of what the core was asked for: called with its event, wherever that was taken. They
+    # return what is left to do in the event loop, if anything is.
 
     def _arrived(self, method: str, event: Any) -> None:  # noqa: ANN401
         """A call has come, or the server stops."""
@@ -123,21 +149,6 @@ class DirectCalls:
         message = cygrpc.ReceiveMessageOperation(_NO_FLAGS)
         event.call.start_server_batch((end,), call.closed)
         event.call.start_server_batch((message,), call.received)
-
-    def hand_over(self, work: Callable[[], None]) -> None:
-        """Let the event loop do something; it is woken once for all that has come."""
-        self._come.append(work)
-        if not self._woken:
-            self._woken = True
-            with contextlib.suppress(RuntimeError):  # it has ended
-                self._loop.call_soon_threadsafe(self._work_off)
-
-    # The event loop's part.
-
-    def _work_off(self) -> None:
-        self._woken = False  # before looking: who comes later takes another turn
-        for _ in range(len(self._come)):
-            self._come.popleft()()
 
     async def answer(self, call: "_DirectCall", message: bytes) -> None:
         """Find the handler, run it and send what it returns."""
@@ -180,19 +191,18 @@ class _DirectCall:
         self._gone = False
         self._task: asyncio.Task[None] | None = None
 
-    # The thread's part: these are tags of what was asked of the core, which keeps them until then.
+    # Tags, as above; the core keeps them, and so the call, until the call has ended.
 
-    def received(self, event: Any) -> None:  # noqa: ANN401
+    def received(self, event: Any) -> Work:  # noqa: ANN401
         """The message is there; none comes from who has left, or sends none, or too long a one."""
         message = event.batch_operations[0].message()
-        self._calls.hand_over(self.drop if message is None else partial(self._begin, message))
+        return self.drop if message is None else partial(self._begin, message)
 
-    def closed(self, event: Any) -> None:  # noqa: ANN401
+    def closed(self, event: Any) -> Work | None:  # noqa: ANN401
         """The call has ended: answered, or left by its caller."""
-        if event.batch_operations[0].cancelled():
-            self._calls.hand_over(self._leave)
+        return self._leave if event.batch_operations[0].cancelled() else None
 
-    # The event loop's part.
+    # What follows runs in the event loop.
 
     def _begin(self, message: bytes) -> None:
         if not self._gone:
@@ -265,6 +275,23 @@ class _DirectCall:
         if self._code is None and not self._gone:
             self._send(None, code, details)
         raise grpc.aio.AbortError(details)
+
+
+def _work_of(event: Any) -> Work | None:  # noqa: ANN401
+    try:
+        work: Work | None = event.tag(event)
+    except Exception:
+        logger.exception("a call was lost")
+        return None
+    return work
+
+
+def _do(work: Work | None) -> None:
+    try:
+        if work is not None:
+            work()
+    except Exception:
+        logger.exception("a call was lost")
 
 
 def _sent(_: object) -> None:

@@ -81,7 +81,7 @@ async def test_other_servers_of_the_process_stay_as_they_are():
     assert type(grpc.aio.server()._server) is not _EagerServer
 
 
-@pytest.mark.parametrize("count", [1, _ASKED_FOR, 5 * _ASKED_FOR])
+@pytest.mark.parametrize("count", [1, _ASKED_FOR, 5 * _ASKED_FOR, 1000])
 async def test_every_call_is_answered_once_with_its_own_reply(count, direct_methods):
     async with serving(direct_methods) as (service, _, call):
         replies = await asyncio.gather(*(call(b"%d" % number) for number in range(count)))

@@ -177,7 +177,8 @@ def main() -> int:
     page, met = render_page(arguments, found)
     print(page)
     if arguments.record:
-        print(write_record("few-images", page))
+        name = f"few-images-{arguments.few}" if arguments.few else "few-images"
+        print(write_record(name, page))
     return 0 if met else 1
 
 

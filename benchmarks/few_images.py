@@ -69,7 +69,9 @@ class HeldOut:
     def __init__(self, source: str, learned: Dataset, held_out: Dataset) -> None:
         count = min(len(learned.images), len(held_out.images))
         described = f"{count:,} held-out images; the floor: as many training images"
-        reals = Reals(held_out.images[:count], learned.images[:count], described)
+        # Files stand in their order, and neighbours are alike.
+        chosen = np.random.default_rng(0).permutation(len(held_out.images))[:count]
+        reals = Reals(held_out.images[chosen], learned.images[:count], described)
         data = RealData(source, learned, None, trained_on=True)
         self._yardstick = Yardstick(data, reals, random_space(learned.images))
 

@@ -1,10 +1,11 @@
 """Hides how the calls that matter most for speed are taken and answered, past grpc.aio.
 
 grpc.aio gives each call several tasks and futures, and each of its steps a change of threads; that
-is four fifths of what an empty call costs. Here a thread takes a call and its message off gRPC's
-core, and the event loop, woken once for all that have come, answers it in one task and one step.
-Only methods with one request and one response are taken so, and of their context only what
-handlers here ask for exists. Everything else of the server is grpc.aio's own.
+is most of what an empty call costs. Here the event loop itself takes calls and their messages off
+gRPC's core, and answers each in one task and one step. Only while nothing comes a thread waits for
+it: that hands the loop what comes, and sleeps until the loop has nothing left to take. Only methods
+with one request and one response are taken so, and of their context only what handlers here ask for
+exists. Everything else of the server is grpc.aio's own.
 
 What this stands on is private to gRPC, but its own servers for threads stand on it too.
 """
@@ -24,8 +25,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # published witho
 
 logger = logging.getLogger(__name__)
 
-# Taken at once, of each method: what comes while the thread is busy waits in the core for its turn.
-_ASKED_FOR = 64
+_ASKED_FOR = 64  # calls of each method; what comes beyond them waits in the core
 _MOST_A_TURN = 256  # events; then others have theirs
 _QUIET_TURNS = 2  # of the event loop, until the thread waits for it
 _AT_ONCE = 0.0  # a deadline that has passed
@@ -226,6 +226,8 @@ class _DirectCall:
 
     def _send(self, message: Any, code: grpc.StatusCode, details: str) -> None:  # noqa: ANN401
         self._code = code
+        if self._gone:
+            return  # gRPC (1.85) never frees a status that it was given and could not send
         number, _ = code.value
         status = cygrpc.SendStatusFromServerOperation(
             self._trailing, number, details.encode(), _NO_FLAGS
@@ -272,7 +274,7 @@ class _DirectCall:
             AbortError: always.
         """
         self._trailing = trailing_metadata or self._trailing
-        if self._code is None and not self._gone:
+        if self._code is None:
             self._send(None, code, details)
         raise grpc.aio.AbortError(details)
 

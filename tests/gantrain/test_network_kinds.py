@@ -95,7 +95,7 @@ GENERATOR_LAYERS = {
     ],
     "sine": ["Linear", "ReLU"] * 2 + ["Linear"],
     "points": ["Linear", "LeakyReLU"] * 3 + ["Linear"],
-    "dcgan-2015": ["ConvTranspose2d", *_DCGAN_UP * 4, "Tanh"],
+    "dcgan-2015": ["PixelToMap", *_DCGAN_UP * 4, "Tanh"],
 }
 DISCRIMINATOR_LAYERS = {
     "keras-mlp": ["Flatten", *["Linear", "LeakyReLU"] * 2, "Linear", "Flatten"],
@@ -108,7 +108,7 @@ DISCRIMINATOR_LAYERS = {
     "faces": [*["Conv2d", "LeakyReLU"] * 2, "Flatten", "Dropout", "Linear", "Flatten"],
     "sine": ["Flatten", *_DROPPING * 3, "Linear", "Flatten"],
     "points": ["Flatten", *["Linear", "LeakyReLU"] * 3, "Linear", "Flatten"],
-    "dcgan-2015": ["Convolution", "LeakyReLU", *_DCGAN_DOWN * 3, "Conv2d"],
+    "dcgan-2015": ["Convolution", "LeakyReLU", *_DCGAN_DOWN * 3, "MapToPixel"],
 }
 
 

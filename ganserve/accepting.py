@@ -58,19 +58,15 @@ class _EagerServer(_AioServer):  # type: ignore[misc]  # published without types
         """Start, with calls of `direct_methods` taken past grpc.aio if they can be."""
         server = core_server(self) if self.direct_methods else None
         if server is not None:
-            self._direct = DirectCalls(server, self.direct_methods, self._find)
+            find = self._find
+            for interceptor in reversed(self._interceptors):
+                find = partial(interceptor.intercept_service, find)
+            self._direct = DirectCalls(server, self.direct_methods, find)
         await super().start()
         if self._direct is not None:
             self._direct.start()
 
     async def _find(self, details: grpc.HandlerCallDetails) -> Any:  # noqa: ANN401
-        """The handler of a call, as the interceptors have it."""
-        find = self._find_own
-        for interceptor in reversed(self._interceptors):
-            find = partial(interceptor.intercept_service, find)
-        return await find(details)
-
-    async def _find_own(self, details: grpc.HandlerCallDetails) -> Any:  # noqa: ANN401
         found = (handler.service(details) for handler in self._handlers)
         return next((handler for handler in found if handler is not None), None)
 

@@ -7,8 +7,10 @@ The example's step is written down here as its source has it: discriminator on r
 then the generator, with a sigmoid at the end, BCELoss, Adam without fusing, the discriminator's
 weight gradients computed in the generator's step too, and its `.item()` calls. Ours is an ordinary
 `gantrain.training.train` of preset `dcgan-2015`. Both train the same networks on the same images in
-memory, in batches of 64, turn by turn in one process; rates are images a second of wall time after
-a few steps to warm up. bf16 runs only where the processor has it.
+memory, in batches of 64, turn by turn, each time in a process of its own; rates are images a second
+of wall time after a few steps to warm up. bf16 runs only where the processor has it. The flagship
+is measured beside itself with PyTorch's layers and with the second derivatives of its penalties
+left to autograd.
 
 The floor: what one step of ours computes and moves, by what this machine does at best in a matrix
 product and in a copy. The loop fed from one constant batch shows what loading costs. Peak memory is
@@ -25,32 +27,28 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from records import arguments_given, commit, cpu_information, processor, write_record
-from torch import Tensor, nn
+from records import (
+    arguments_given,
+    commit,
+    cpu_information,
+    processor,
+    stolen_seconds,
+    write_record,
+)
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-
-from gantrain.checkpoint import TrainState
-from gantrain.config import TrainConfig
-from gantrain.networks import create_networks
-from gantrain.networks.shape import Shape
-from gantrain.presets import resolve
-from gantrain.reporting import read_metrics
-from gantrain.run_directory import RunDirectory
-from gantrain.steps import discriminator_step, generate_fakes, generator_step, update_ema
-from gantrain.training import create_state, train
+from training_speed_kinds import BATCH, IMAGES, KINDS, ConstantBatch, settings
 
 ROOT = Path(__file__).resolve().parents[1]
-BATCH, LATENTS, WARM_UP = 64, 100, 4
-NEVER = 10**9  # images
-IMAGES = 512
-IDENTICAL_BAR, BF16_BAR = 1.3, 2.0
+# What each kind is compared with; the others with the example.
+BASELINES = {"flagship": "flagship, autograd", "flagship, bf16": "flagship, autograd"}
+IDENTICAL_BAR, BF16_BAR, LOADING_BAR = 1.3, 2.0, 0.97
 
 
 def make_folder(folder: Path, size: int, count: int) -> Path:
@@ -62,108 +60,13 @@ def make_folder(folder: Path, size: int, count: int) -> Path:
     return folder
 
 
-class Example:
-    """PyTorch's example: its networks, its optimizers, its step."""
-
-    def __init__(self, size: int) -> None:
-        shape = Shape(image_size=size, channels=3, latent_dim=LATENTS, filters=64, kernel_size=4)
-        generator, discriminator = create_networks("dcgan-2015", "dcgan-2015", shape, seed=0)
-        for layer in (*generator.modules(), *discriminator.modules()):
-            for plain in (nn.Conv2d, nn.ConvTranspose2d):
-                if isinstance(layer, plain):
-                    layer.__class__ = plain  # as the example has it, without our products
-        self.generator = generator
-        self.discriminator = nn.Sequential(discriminator, nn.Sigmoid())
-        self.images = torch.rand(IMAGES, 3, size, size) * 2 - 1
-        self.criterion = nn.BCELoss()
-        self.optimizers = [
-            torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999))
-            for network in (self.discriminator, self.generator)
-        ]
-
-    def step(self, index: int) -> tuple[float, ...]:
-        """One iteration; the numbers are those that the example prints."""
-        discriminator_optimizer, generator_optimizer = self.optimizers
-        start = index * BATCH % len(self.images)
-        self.discriminator.zero_grad()
-        reals = self.images[start : start + BATCH]
-        labels = torch.full((BATCH,), 1.0)
-        output = self.discriminator(reals)
-        real_loss = self.criterion(output, labels)
-        real_loss.backward()
-        real_mean = output.mean().item()
-        fakes = self.generator(torch.randn(BATCH, LATENTS))
-        labels.fill_(0.0)
-        output = self.discriminator(fakes.detach())
-        fake_loss = self.criterion(output, labels)
-        fake_loss.backward()
-        fake_mean = output.mean().item()
-        discriminator_optimizer.step()
-        self.generator.zero_grad()
-        labels.fill_(1.0)
-        output = self.discriminator(fakes)
-        generator_loss = self.criterion(output, labels)
-        generator_loss.backward()
-        after = output.mean().item()
-        generator_optimizer.step()
-        total = (real_loss + fake_loss).item()
-        return total, generator_loss.item(), real_mean, fake_mean, after
-
-
-def rate_of(step: Callable[[int], object], steps: int) -> float:
-    """Images a second over some steps, after a few that do not count."""
-    for index in range(WARM_UP):
-        step(index)
-    started = time.perf_counter()
-    for index in range(steps):
-        step(WARM_UP + index)
-    return steps * BATCH / (time.perf_counter() - started)
-
-
-def settings(data: Path, run_dir: Path, threads: int, steps: int, **more: object) -> TrainConfig:
-    """`dcgan-2015` on images in memory, with nothing due before the end of the run."""
-    values: dict[str, Any] = {
-        "preset": "dcgan-2015",
-        "data": str(data),
-        "run_dir": run_dir,
-        "threads": threads,
-        "flip": "off",
-        "total_images": (WARM_UP + steps) * BATCH,
-        "log_every": WARM_UP * BATCH,
-        "tensorboard": False,
-        **dict.fromkeys(("sample_every", "diagnose_every", "checkpoint_every"), NEVER),
-    }
-    return resolve({**values, **more})
-
-
-def rate_of_our_loop(config: TrainConfig) -> float:
-    """Images a second of a run, from its own rows, without those of the first steps."""
-    train(config)
-    rows = read_metrics(RunDirectory(config.run_dir).metrics_file)
-    images = rows[-1]["images_seen"] - rows[0]["images_seen"]
-    return float(images / (rows[-1]["seconds"] - rows[0]["seconds"]))
-
-
-class ConstantBatch:
-    """Our steps, fed from one batch that never changes."""
-
-    def __init__(self, config: TrainConfig, size: int) -> None:
-        self.config = config.model_copy(
-            update={"image_size": size, "channels": 3, "r1_weight": 0.0, "r2_weight": 0.0}
-        )
-        self.state: TrainState = create_state(self.config, torch.device("cpu"))
-        self.noise = torch.Generator()
-        reals = torch.rand(BATCH, 3, size, size) * 2 - 1
-        self.reals: Tensor = reals.to(memory_format=torch.channels_last)
-
-    def step(self, index: int) -> None:
-        """What the loop does to a batch."""
-        self.noise.manual_seed(index)
-        fakes = generate_fakes(self.state, self.config, self.noise, with_gradient=True)
-        discriminator_step(self.state, self.reals, fakes, self.config, self.noise)
-        generator_step(self.state, self.reals, fakes, self.config, self.noise)
-        self.state.images_seen += BATCH
-        update_ema(self.state, self.config)
+def rate_of(kind: str, data: Path, options: argparse.Namespace) -> float:
+    """Images a second of one kind, in a process of its own."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "training_speed_kinds.py"), kind]
+    command += [f"--size={options.size}", f"--steps={options.steps}", f"--data={data}"]
+    command += [f"--threads={options.threads}"]
+    output = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    return float(output.split()[-1])
 
 
 class BytesMoved(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -249,37 +152,51 @@ def spread(values: list[float], digits: int = 1) -> str:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> list[str]:
-    """Everything, as lines of a table."""
-    torch.set_num_threads(options.threads)
+    """Everything, as lines of Markdown."""
     data = make_folder(folder / "images", options.size, IMAGES)
-    example = Example(options.size)
-    variants: dict[str, dict[str, Any]] = {"ours": {}}
-    if has_bf16():
-        variants["ours, bf16"] = {"precision": "bf16"}
-    rates: dict[str, list[float]] = {}
-    constant = ConstantBatch(
-        settings(data, folder / "constant", options.threads, options.steps), options.size
-    )
-    for turn in range(options.rounds):
-        rates.setdefault("example", []).append(rate_of(example.step, options.steps))
-        for name, more in variants.items():
-            run_dir = folder / f"{name}-{turn}"
-            config = settings(data, run_dir, options.threads, options.steps, **more)
-            rates.setdefault(name, []).append(rate_of_our_loop(config))
-        rates.setdefault("ours, constant batch", []).append(rate_of(constant.step, options.steps))
+    kinds = [kind for kind in KINDS if has_bf16() or "bf16" not in kind]
+    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(options.rounds):
+        for kind, found in rates.items():
+            found.append(rate_of(kind, data, options))
         print({name: round(values[-1], 1) for name, values in rates.items()}, flush=True)
-    lines = ["| what | images/s | over the example |", "|---|---|---|"]
+    lines = bar_lines(rates)
+    lines += ["", "| what | images/s | over what | ratio |", "|---|---|---|---|"]
     for name, values in rates.items():
-        ratios = [mine / theirs for mine, theirs in zip(values, rates["example"], strict=True)]
-        lines.append(f"| {name} | {spread(values)} | {spread(ratios, 2)} |")
-    if not has_bf16():
-        lines.append("| ours, bf16 | not run: the processor has no bf16 | |")
-    loading = [
-        mine / fed for mine, fed in zip(rates["ours"], rates["ours, constant batch"], strict=True)
+        baseline = BASELINES.get(name, "example")
+        lines.append(
+            f"| {name} | {spread(values)} | {baseline} | {spread(ratios(rates, name), 2)} |"
+        )
+    torch.set_num_threads(options.threads)
+    constant = ConstantBatch(
+        settings("dcgan-2015", data, folder / "floor", options.threads, options.steps)
+    )
+    step_seconds = BATCH / statistics.median(rates["ours"])
+    return [*lines, "", *floor_lines(floor_seconds(constant), step_seconds)]
+
+
+def bar_lines(rates: dict[str, list[float]]) -> list[str]:
+    """The bars as a table, by the medians over rounds."""
+    fed = zip(rates["ours"], rates["ours, constant batch"], strict=True)
+    bars = [
+        ("identical mathematics over the example", IDENTICAL_BAR, ratios(rates, "ours")),
+        ("real data over one constant batch", LOADING_BAR, [mine / one for mine, one in fed]),
     ]
-    lines += ["", f"Real data over one constant batch: {spread(loading, 3)} of its rate.", ""]
-    lines += floor_lines(floor_seconds(constant), BATCH / statistics.median(rates["ours"]))
+    if "ours, bf16" in rates:
+        bars.insert(1, ("bf16 over the example", BF16_BAR, ratios(rates, "ours, bf16")))
+    lines = ["| bar | value | measured | met |", "|---|---|---|---|"]
+    for what, bar, values in bars:
+        met = "yes" if statistics.median(values) >= bar else "no"
+        lines.append(f"| {what} | at least {bar} | {spread(values, 3)} | {met} |")
+    if "ours, bf16" not in rates:
+        lines.append(f"| bf16 | at least {BF16_BAR} | not run: the processor has no bf16 | - |")
     return lines
+
+
+def ratios(rates: dict[str, list[float]], name: str) -> list[float]:
+    """A kind's rates over those of what it is compared with, round by round."""
+    baseline = rates[BASELINES.get(name, "example")]
+    return [mine / theirs for mine, theirs in zip(rates[name], baseline, strict=True)]
 
 
 def floor_lines(floor: dict[str, float], step_seconds: float) -> list[str]:
@@ -321,8 +238,10 @@ def main() -> int:
     parser.add_argument("--mnist", help="folder of MNIST, for the peak memory")
     parser.add_argument("--record", action="store_true", help="write into benchmarks/results/")
     options = parser.parse_args()
+    began, stolen = time.monotonic(), stolen_seconds()
     with tempfile.TemporaryDirectory() as folder:
         lines = measure(options, Path(folder))
+        taken = (stolen_seconds() - stolen) / (time.monotonic() - began) / (os.cpu_count() or 1)
         lines += ["", *memory_lines(options.mnist, Path(folder))]
     command = f"python benchmarks/{Path(__file__).name} {arguments_given()}"
     today = datetime.now(UTC).date()
@@ -332,7 +251,8 @@ def main() -> int:
         "",
         (
             f"`{command}`, commit {commit()}, {today}, {options.threads} threads, "
-            f"{machine}, PyTorch {torch.__version__}. Medians and ranges over rounds."
+            f"{machine}, PyTorch {torch.__version__}. Medians and ranges over rounds. "
+            f"The host's other machines took {taken:.1%} of CPU time."
         ),
         "",
     ]

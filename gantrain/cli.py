@@ -119,9 +119,11 @@ def _train(command: Train) -> int:
     if command.dry_run:
         print(config.model_dump_json(indent=2))
         return 0
+    from gantrain.memory import keep_buffers
     from gantrain.ranks import read_ranks
     from gantrain.training import train
 
+    keep_buffers()
     state = train(config)
     if read_ranks().first:
         print(f"trained on {state.images_seen} images in {state.seconds:.0f} s: {config.run_dir}")

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-from gantrain.networks.convolutions import gradients_of_inputs_alone
-
 LOSSES = ("relativistic", "bce", "saturating", "least-squares", "hinge", "wasserstein")
 _SMOOTHED = ("bce", "saturating", "least-squares")
 
@@ -164,39 +162,33 @@ def _unpaired(
     )
 
 
-def gradient_penalties(logits: Tensor, images: Tensor) -> Tensor:
-    """Squared norm of the gradient of each image's logit by its pixels, [batch].
+def gradient_penalties(gradients: Tensor) -> Tensor:
+    """Squared norm of the gradient of each logit by its image, [batch].
 
     Its mean over real images is R1, over fakes R2 (Mescheder et al., "Which training methods for
-    GANs do actually converge?", 2018). `logits` [batch] must come from `images`
-    [batch, channels, height, width], which require grad, image by image; points [batch, 2] are as
-    good. Can be differentiated again.
+    GANs do actually converge?", 2018). The gradients are those of `judge_with_gradients`,
+    [batch, channels, height, width]; those by points, [batch, 2], are as good.
     """
-    return _gradients(logits, images).square().flatten(1).sum(1)
+    return gradients.square().flatten(1).sum(1)
 
 
-def interpolation_penalty(
-    discriminator: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor
-) -> Tensor:
-    """Mean of `(|gradient| - 1)^2` on points between reals and fakes: a scalar.
+def interpolate(real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
+    """Points between reals and fakes, for `interpolation_penalty`.
 
     Args:
-        discriminator: images or points [batch, ...] -> logits [batch], each from its own image.
         real: images or points [batch, ...].
-        fake: as many fakes, whose generator gets no gradient from this.
+        fake: as many fakes.
         mix: the share of each real in its mixture, uniform in [0, 1), [batch].
+    """
+    shares = mix.reshape(-1, *[1] * (real.ndim - 1))
+    return shares * real + (1 - shares) * fake
+
+
+def interpolation_penalty(gradients: Tensor) -> Tensor:
+    """Mean of `(|gradient| - 1)^2` over gradients by points between reals and fakes: a scalar.
 
     Source: Gulrajani et al., "Improved training of Wasserstein GANs", 2017, weight 10 there.
     """
-    shares = mix.reshape(-1, *[1] * (real.ndim - 1))
-    mixtures = (shares * real + (1 - shares) * fake).detach().requires_grad_()
-    gradients = _gradients(discriminator(mixtures), mixtures)
     norms = torch.linalg.vector_norm(gradients.flatten(1), dim=1)  # [batch]
     penalty: Tensor = (norms - 1).square().mean()
     return penalty
-
-
-def _gradients(logits: Tensor, images: Tensor) -> Tensor:
-    with gradients_of_inputs_alone():
-        (gradients,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gradients

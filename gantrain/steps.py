@@ -7,7 +7,6 @@ left to tell them apart is how real they look for that class. R3GAN pairs them s
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,14 @@ from gantrain.augment import augment
 from gantrain.batches import random_latents
 from gantrain.checkpoint import TrainState
 from gantrain.config import TrainConfig
-from gantrain.losses import Loss, create_loss, gradient_penalties, interpolation_penalty
-from gantrain.networks import run_network
+from gantrain.losses import (
+    Loss,
+    create_loss,
+    gradient_penalties,
+    interpolate,
+    interpolation_penalty,
+)
+from gantrain.networks import judge_with_gradients, run_network
 from gantrain.ranks import backward, take_share
 
 StepResults = dict[str, Tensor]  # scalars are losses and penalties, [batch] are logits; detached
@@ -65,6 +70,23 @@ def judge(
         return run_network(state.discriminator, examples, labels).float()
 
 
+def judge_steepness(
+    state: TrainState,
+    examples: Tensor,
+    config: TrainConfig,
+    noise: torch.Generator,
+    labels: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `judge`, with the gradient of each logit by its example before it was augmented."""
+    plain = examples.detach().requires_grad_(bool(config.augmentations))
+    augmented = augment(plain, config.augmentations, noise)
+    with precision(config, examples.device):
+        logits, gradients = judge_with_gradients(state.discriminator, augmented, labels)
+    if augmented is not plain:
+        (gradients,) = torch.autograd.grad(augmented, plain, gradients, create_graph=True)
+    return logits, gradients
+
+
 def precision(config: TrainConfig, device: torch.device) -> torch.autocast:
     """Matrix products and convolutions in the precision asked for; weights stay in float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
@@ -106,21 +128,22 @@ def _one_step(
 ) -> StepResults:
     """One update on reals and fakes, which pass the discriminator together or apart."""
     count = len(reals)
-    examples = torch.cat([reals, fakes])
-    differentiated = bool(config.r1_weight or config.r2_weight)
-    if differentiated:
-        examples.requires_grad_()  # the penalties differentiate by it
     if config.discriminator_step == "joint":
         both_labels = None if labels is None else torch.cat([labels, labels])
-        logits = judge(state, examples, config, noise, both_labels)
+        parts = [(torch.cat([reals, fakes]), both_labels)]
     else:  # BatchNorm sees reals and fakes as batches of their own
-        halves = examples[:count], examples[count:]
-        logits = torch.cat([judge(state, half, config, noise, labels) for half in halves])
+        parts = [(reals, labels), (fakes, labels)]
+    differentiated = bool(config.r1_weight or config.r2_weight)
+    if differentiated:
+        judged = [judge_steepness(state, part, config, noise, of) for part, of in parts]
+        logits, gradients = (torch.cat(results) for results in zip(*judged, strict=True))
+    else:
+        logits = torch.cat([judge(state, part, config, noise, of) for part, of in parts])
     real_logits, fake_logits = logits[:count], logits[count:]
     total = config.discriminator_loss_weight * loss.discriminator(real_logits, fake_logits)
     results = {"discriminator_loss": total.detach()}
     if differentiated:
-        penalties = gradient_penalties(logits, examples)
+        penalties = gradient_penalties(gradients)
         r1_penalty, r2_penalty = penalties[:count].mean(), penalties[count:].mean()
         assert config.r1_weight is not None
         assert config.r2_weight is not None
@@ -128,8 +151,9 @@ def _one_step(
         results |= {"r1_penalty": r1_penalty.detach(), "r2_penalty": r2_penalty.detach()}
     if config.gradient_penalty_weight:
         mix = torch.rand(count, generator=noise, device=reals.device)
-        judged = partial(judge, state, config=config, noise=noise, labels=labels)
-        penalty = interpolation_penalty(judged, reals, fakes, mix)
+        mixtures = interpolate(reals, fakes, mix)
+        _, steepness = judge_steepness(state, mixtures, config, noise, labels)
+        penalty = interpolation_penalty(steepness)
         total = total + config.gradient_penalty_weight * penalty
         results["gradient_penalty"] = penalty.detach()
     update_discriminator(state, total, config)
@@ -156,12 +180,13 @@ def _two_steps(
         halves, weights, ("r1_penalty", "r2_penalty"), strict=True
     ):
         if weight:
-            examples = examples.detach().requires_grad_()
-        logits = judge(state, examples, config, noise, labels)
+            logits, gradients = judge_steepness(state, examples, config, noise, labels)
+        else:
+            logits = judge(state, examples, config, noise, labels)
         total = config.discriminator_loss_weight * term(logits)
         losses.append(total.detach())
         if weight:
-            penalty = gradient_penalties(logits, examples).mean()
+            penalty = gradient_penalties(gradients).mean()
             total = total + weight / 2 * penalty
             results[penalty_name] = penalty.detach()
         update_discriminator(state, total, config)

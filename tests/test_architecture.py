@@ -98,8 +98,9 @@ LAYERS = {
             *("half_precision", "window_products"),
         },
         {"ranks"},
-        {"networks.keras", "config", "bad_data", "errors", "stop_requests", "precision"},
-        {"networks.shape", "networks.convolutions"},
+        {"networks.keras", "config", "bad_data", "errors", "stop_requests", "precision"}
+        | {"networks.image_gradients"},
+        {"networks.shape", "networks.convolutions", "memory"},
     ],
 }
 # Programs share nothing but the artifact; what trains must not be needed to serve.

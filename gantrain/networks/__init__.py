@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from gantrain.networks import dcgan, dcgan_2015, faces, keras_conv, mlp
+from gantrain.networks.image_gradients import gradients_by_examples
 from gantrain.networks.shape import Shape, no_images, no_points
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Shape",
     "count_parameters",
     "create_networks",
+    "judge_with_gradients",
     "run_network",
 ]
 
@@ -128,6 +130,22 @@ def run_network(
 ) -> Tensor:
     """What a network makes of latents, images or points, and of labels [batch] if it takes them."""
     return network(inputs) if labels is None else network(inputs, labels)
+
+
+def judge_with_gradients(
+    discriminator: nn.Module, examples: Tensor, labels: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The logits [batch] of images or points, and the gradient of each by its example; float32.
+
+    Both can be differentiated by the discriminator's weights, and not by the examples. Each logit
+    must depend on its own example alone.
+    """
+    if isinstance(discriminator, dcgan.Discriminator):
+        return discriminator.judge_with_gradients(examples, labels)
+    examples = examples.detach().requires_grad_()
+    logits = run_network(discriminator, examples, labels).float()
+    with torch.autocast(examples.device.type, enabled=False):  # each pass back is as it came
+        return logits, gradients_by_examples(logits, examples)
 
 
 def count_parameters(network: nn.Module) -> dict[str, int]:

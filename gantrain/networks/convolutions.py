@@ -1,10 +1,10 @@
-"""Hides that convolutions with small maps are matrix products, and learn as such.
+"""Hides how convolutions that halve or double maps are worked out while networks train on a CPU.
 
-Between a map and a single pixel the whole layer is one product, which takes a fifth of oneDNN's
-time. In others the gradient of the weights is one, over unfolded maps (Chellapilla et al., "High
-performance convolutional neural networks for document processing", 2006): where maps have few
-pixels and many channels, oneDNN takes about twice as long for it as for that of the images.
-Everywhere else, and on all devices but the CPU, these layers are PyTorch's own.
+A convolution, its transpose and the gradient of their weights are three faces of one trilinear
+form: a small map, a large one and a kernel, each pair of which makes the third. Each face has two
+ways here, oneDNN's and one of our own, and whichever is quicker for a shape is taken; a gradient of
+any order is again made of the three. Outside training, and on all other devices, the layers are
+PyTorch's own.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# Measured with 64 images of 4x4 pixels on two cores; with 8x8 oneDNN is quicker.
-_LARGEST_SMALL_MAP = 4
+# Sides of small maps up to which the gradient of the weights is quicker as one product over
+# unfolded maps (Chellapilla et al., "High performance convolutional neural networks for document
+# processing", 2006), by dtype. Measured with 64 images on two cores: see docs/benchmarks.md.
+_LARGEST_UNFOLDED = {torch.float32: 4, torch.bfloat16: 8}
+# oneDNN fills vectors with output channels, so a transposed convolution to an image leaves most
+# of them empty; as a convolution of windows it has four times the channels.
+_FEWEST_FOR_ONEDNN = 4
 
 _weights_are_wanted = True
 
@@ -43,10 +48,10 @@ class Convolution(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - named as PyTorch's
         """Maps [batch, inputs, n, n] -> [batch, outputs, n // 2, n // 2]."""
-        if not _is_worth_it(input, self.weight, input.shape[-1] // 2) or input.shape[-1] % 2:
+        if not _is_ours(self, input):
             return super().forward(input)
-        output: Tensor = _Convolution.apply(input, self.weight)  # type: ignore[no-untyped-call]
-        return output if self.bias is None else output + self.bias[:, None, None]
+        maps, weight = map(in_asked_precision, (input, self.weight))
+        return _convolve(maps, weight, _bias_of(self))
 
 
 class TransposedConvolution(nn.ConvTranspose2d):
@@ -60,112 +65,222 @@ class TransposedConvolution(nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002
         """Maps [batch, inputs, n, n] -> [batch, outputs, 2 n, 2 n], padded at the far edges."""
-        plain = output_size is not None or any(self.output_padding)
-        if plain or not _is_worth_it(input, self.weight, input.shape[-1]):
+        if output_size is not None or not _is_ours(self, input):
             return super().forward(input, output_size)
-        output: Tensor = _TransposedConvolution.apply(  # type: ignore[no-untyped-call]
-            input, self.weight
-        )
-        return output if self.bias is None else output + self.bias[:, None, None]
+        maps, weight = map(in_asked_precision, (input, self.weight))
+        size = 2 * input.shape[-1] + int(self.output_padding[0])
+        return _transpose(maps, weight, _bias_of(self), size)
 
 
 class PixelToMap(nn.ConvTranspose2d):
-    """`nn.ConvTranspose2d` of a single pixel, without a bias: a map as large as the kernel."""
+    """`nn.ConvTranspose2d` of a single pixel, without a bias: a map as large as the kernel.
+
+    It is one matrix product, which takes a fifth of oneDNN's time for the convolution.
+    """
 
     def __init__(self, inputs: int, outputs: int, size: int) -> None:
         super().__init__(inputs, outputs, size, bias=False)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002
         """Pixels [batch, inputs, 1, 1] -> maps [batch, outputs, size, size]."""
-        if output_size is not None or not _is_worth_it(input, self.weight, 1):
+        if output_size is not None or not _is_ours(self, input):
             return super().forward(input, output_size)
-        inputs, outputs, *size = self.weight.shape
-        flat = input.flatten(1) @ self.weight.permute(0, 2, 3, 1).reshape(inputs, -1)
+        pixels, weight = map(in_asked_precision, (input, self.weight))
+        inputs, outputs, *size = weight.shape
+        flat = pixels.flatten(1) @ weight.permute(0, 2, 3, 1).reshape(inputs, -1)
         return flat.view(-1, *size, outputs).permute(0, 3, 1, 2)  # the channels innermost
 
 
 class MapToPixel(nn.Conv2d):
-    """`nn.Conv2d` with a kernel as large as the map, without a bias: a single pixel."""
+    """`nn.Conv2d` with a kernel as large as the map, without a bias: a single pixel.
+
+    One matrix product, as in `PixelToMap`.
+    """
 
     def __init__(self, inputs: int, outputs: int, size: int) -> None:
         super().__init__(inputs, outputs, size, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - named as PyTorch's
         """Maps [batch, inputs, size, size] -> pixels [batch, outputs, 1, 1]."""
-        if not _is_worth_it(input, self.weight, 1):
+        if not _is_ours(self, input):
             return super().forward(input)
-        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
-        return (input.permute(0, 2, 3, 1).flatten(1) @ weight.T)[:, :, None, None]
+        maps, weight = map(in_asked_precision, (input, self.weight))
+        flat = maps.permute(0, 2, 3, 1).flatten(1)
+        return (flat @ weight.permute(0, 2, 3, 1).flatten(1).T)[:, :, None, None]
 
 
-def _is_worth_it(maps: Tensor, weight: Tensor, smaller_size: int) -> bool:
+def _is_ours(layer: nn.Module, maps: Tensor) -> bool:
+    """Whether a layer is worked out here: in training, in a precision that was measured."""
     return (
-        maps.device.type == "cpu"
-        and maps.dtype == weight.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and torch.is_grad_enabled()
-        and weight.requires_grad
-        and smaller_size <= _LARGEST_SMALL_MAP
+        layer.training
+        and maps.device.type == "cpu"
+        and maps.dtype in _LARGEST_UNFOLDED
+        and (
+            not torch.is_autocast_enabled("cpu")
+            or torch.get_autocast_dtype("cpu") == torch.bfloat16
+        )
     )
 
 
-class _Convolution(torch.autograd.Function):
-    """Maps [batch, i, 2 n, 2 n] and weights [o, i, 4, 4] -> [batch, o, n, n]."""
-
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor, weight: Tensor) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(maps, weight)
-        return functional.conv2d(maps, weight, stride=2, padding=1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # noqa: ANN401
-        maps, weight = ctx.saved_tensors
-        of_maps = of_weight = None
-        if ctx.needs_input_grad[0]:
-            of_maps = _transpose(gradient, weight)
-        if _weights_are_wanted and ctx.needs_input_grad[1]:
-            of_weight = _weight_gradient(gradient, maps)
-        return of_maps, of_weight
+def in_asked_precision(values: Tensor) -> Tensor:
+    """In the dtype that automatic casting asks for, where it is on."""
+    device = values.device.type
+    if not torch.is_autocast_enabled(device):
+        return values
+    return values.to(torch.get_autocast_dtype(device))
 
 
-class _TransposedConvolution(torch.autograd.Function):
-    """Maps [batch, i, n, n] and weights [i, o, 4, 4] -> [batch, o, 2 n, 2 n]."""
-
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor, weight: Tensor) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(maps, weight)
-        return functional.conv_transpose2d(maps, weight, stride=2, padding=1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # noqa: ANN401
-        maps, weight = ctx.saved_tensors
-        of_maps = of_weight = None
-        if ctx.needs_input_grad[0]:
-            of_maps = _convolve(gradient, weight)
-        if _weights_are_wanted and ctx.needs_input_grad[1]:
-            of_weight = _weight_gradient(maps, gradient)
-        return of_maps, of_weight
+def _bias_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor | None:
+    return None if layer.bias is None else in_asked_precision(layer.bias)
 
 
-def _convolve(maps: Tensor, weight: Tensor) -> Tensor:
-    output: Tensor = _Convolution.apply(maps, weight)  # type: ignore[no-untyped-call]
-    return output
+def halve_maps(maps: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Maps [batch, l, n, n] and weights [s, l, 4, 4] -> [batch, s, n // 2, n // 2]."""
+    return functional.conv2d(maps, weight, bias, stride=2, padding=1)
 
 
-def _transpose(maps: Tensor, weight: Tensor) -> Tensor:
-    output: Tensor = _TransposedConvolution.apply(maps, weight)  # type: ignore[no-untyped-call]
-    return output
+def double_maps(maps: Tensor, weight: Tensor, bias: Tensor | None, size: int) -> Tensor:
+    """Maps [batch, s, n, n] and weights [s, l, 4, 4] -> [batch, l, size, size].
+
+    `size` is 2 n or one more: the transpose of a convolution that rounded down.
+    """
+    few = weight.shape[1] < _FEWEST_FOR_ONEDNN
+    if few and size == 2 * maps.shape[-1] and maps.device.type == "cpu":
+        return _double_by_windows(maps, weight, bias)
+    extra = size - 2 * maps.shape[-1]
+    return functional.conv_transpose2d(
+        maps, weight, bias, stride=2, padding=1, output_padding=extra
+    )
 
 
-def _weight_gradient(small: Tensor, large: Tensor) -> Tensor:
+def weight_gradient(small: Tensor, large: Tensor) -> Tensor:
     """Of maps [batch, s, n, n] and [batch, l, 2 n, 2 n], in two roles: [s, l, 4, 4].
 
-    A convolution makes small maps of large ones, a transposed one large maps of small ones; in
-    both a weight is multiplied with a pixel of the one and goes to a pixel of the other.
+    The large maps may be a pixel larger. A convolution makes small maps of large ones, a transposed
+    one large maps of small ones; in both a weight is multiplied with a pixel of the one and goes to
+    a pixel of the other.
     """
+    largest = _LARGEST_UNFOLDED.get(small.dtype, 0) if small.device.type == "cpu" else 0
+    if small.shape[-1] <= largest:
+        return _weight_gradient_by_product(small, large)
+    weight = large.new_empty(small.shape[1], 4, 4, large.shape[1]).permute(0, 3, 1, 2)
+    _, gradient, _ = torch.ops.aten.convolution_backward(
+        *(small, large, weight, None, [2, 2], [1, 1], [1, 1], False, [0, 0], 1),
+        [False, True, False],
+    )
+    return gradient  # type: ignore[no-any-return]
+
+
+def _double_by_windows(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A transposed convolution as one convolution of windows of 2x2 pixels.
+
+    An output pixel sees 2x2 of the maps' pixels and a quarter of the kernel: which, depends on
+    whether its row and its column are even. So four kernels make four maps, which are interleaved.
+    """
+    batch, inputs, height, width = maps.shape
+    outputs = weight.shape[1]
+    # Kernel rows 3, 1 meet an even output row and rows 2, 0 an odd one; columns alike.
+    parts = weight.reshape(inputs, outputs, 2, 2, 2, 2).flip(2, 3, 4, 5)
+    kernels = parts.permute(3, 5, 1, 0, 2, 4).reshape(4 * outputs, inputs, 2, 2)
+    kernels = kernels.contiguous(memory_format=torch.channels_last)
+    windows = functional.conv2d(maps, kernels, padding=1).permute(0, 2, 3, 1)
+    windows = windows.reshape(batch, height + 1, width + 1, 2, 2, outputs)
+    images = maps.new_empty(batch, 2 * height, 2 * width, outputs)
+    for row in (0, 1):
+        for column in (0, 1):
+            images[:, row::2, column::2] = windows[
+                :, row : row + height, column : column + width, row, column
+            ]
+    if bias is not None:
+        images += bias
+    return images.permute(0, 3, 1, 2)
+
+
+def _weight_gradient_by_product(small: Tensor, large: Tensor) -> Tensor:
     channels = large.shape[1]
     patches = functional.pad(large.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     patches = patches.unfold(1, 4, 2).unfold(2, 4, 2)  # [batch, n, n, l, 4, 4]
     unfolded = patches.permute(0, 1, 2, 4, 5, 3).reshape(-1, 16 * channels)
     pixels = small.permute(0, 2, 3, 1).reshape(-1, small.shape[1])
     return (pixels.T @ unfolded).reshape(-1, 4, 4, channels).permute(0, 3, 1, 2)
+
+
+# The three faces once more, as functions that can be differentiated.
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(maps, weight)
+        return halve_maps(maps, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        maps, weight = ctx.saved_tensors
+        of_maps = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_maps = _transpose(gradient, weight, None, maps.shape[-1])
+        if _weights_are_wanted and ctx.needs_input_grad[1]:
+            of_weight = _weight_gradient(gradient, maps)
+        if _weights_are_wanted and ctx.needs_input_grad[2]:
+            of_bias = gradient.sum((0, 2, 3))
+        return of_maps, of_weight, of_bias
+
+
+class _TransposedConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        maps: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        size: int,
+    ) -> Tensor:
+        ctx.save_for_backward(maps, weight)
+        return double_maps(maps, weight, bias, size)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        maps, weight = ctx.saved_tensors
+        of_maps = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_maps = _convolve(gradient, weight, None)
+        if _weights_are_wanted and ctx.needs_input_grad[1]:
+            of_weight = _weight_gradient(maps, gradient)
+        if _weights_are_wanted and ctx.needs_input_grad[2]:
+            of_bias = gradient.sum((0, 2, 3))
+        return of_maps, of_weight, of_bias, None
+
+
+class _WeightGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, small: Tensor, large: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(small, large)
+        return weight_gradient(small, large)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        small, large = ctx.saved_tensors
+        of_small = of_large = None
+        if ctx.needs_input_grad[0]:
+            of_small = _convolve(large, gradient, None)
+        if ctx.needs_input_grad[1]:
+            of_large = _transpose(small, gradient, None, large.shape[-1])
+        return of_small, of_large
+
+
+def _convolve(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    output: Tensor = _Convolution.apply(maps, weight, bias)  # type: ignore[no-untyped-call]
+    return output
+
+
+def _transpose(maps: Tensor, weight: Tensor, bias: Tensor | None, size: int) -> Tensor:
+    output: Tensor = _TransposedConvolution.apply(  # type: ignore[no-untyped-call]
+        maps, weight, bias, size
+    )
+    return output
+
+
+def _weight_gradient(small: Tensor, large: Tensor) -> Tensor:
+    output: Tensor = _WeightGradient.apply(small, large)  # type: ignore[no-untyped-call]
+    return output

@@ -7,7 +7,12 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from gantrain.networks.convolutions import Convolution, TransposedConvolution
+from gantrain.networks.convolutions import (
+    Convolution,
+    TransposedConvolution,
+    in_asked_precision,
+)
+from gantrain.networks.image_gradients import judge_with_linear_head
 from gantrain.networks.shape import Shape
 
 _LEAK = 0.2
@@ -121,6 +126,22 @@ class Discriminator(nn.Module):
         features = self.layers(images).flatten(1)
         logits: Tensor = self.judge(features).squeeze(1)
         return logits if labels is None else logits + (self.embed(labels) * features).sum(1)
+
+    def judge_with_gradients(
+        self, images: Tensor, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [batch], and the gradient of each by its image, like the images; both float32.
+
+        Both can be differentiated by the weights, not by the images.
+        """
+        heads = self.judge.weight if labels is None else self.judge.weight + self.embed(labels)
+        layers = [layer for layer in self.layers if isinstance(layer, Convolution)]
+        weights = [in_asked_precision(layer.weight) for layer in layers]
+        biases = [in_asked_precision(layer.bias) for layer in layers if layer.bias is not None]
+        logits, gradients = judge_with_linear_head(
+            in_asked_precision(images), heads, weights, biases, _LEAK
+        )
+        return logits + self.judge.bias, gradients
 
 
 def _initialize(module: nn.Module) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.nn import functional
 
 from gantrain.networks import convolutions
 from gantrain.networks.convolutions import (
@@ -12,9 +13,23 @@ from gantrain.networks.convolutions import (
     PixelToMap,
     TransposedConvolution,
     _Convolution,
+    _double_by_windows,
     _TransposedConvolution,
+    _weight_gradient_by_product,
+    _WeightGradient,
     gradients_of_inputs_alone,
+    weight_gradient,
 )
+
+BFLOAT16 = torch.bfloat16
+LAYERS = [
+    pytest.param(Convolution, (5, 6), (5, 16), id="convolution"),
+    pytest.param(Convolution, (5, 6), (5, 7), id="convolution-odd"),
+    pytest.param(TransposedConvolution, (5, 6), (5, 4), id="transposed"),
+    pytest.param(TransposedConvolution, (5, 3), (5, 8), id="transposed-to-colours"),
+    pytest.param(PixelToMap, (5, 6, 4), (5, 1), id="pixel-to-map"),
+    pytest.param(MapToPixel, (5, 6, 4), (5, 4), id="map-to-pixel"),
+]
 
 
 def random(*shape, dtype=torch.float32, seed=0):
@@ -27,12 +42,13 @@ def plain(layer):
     transposed = isinstance(layer, nn.ConvTranspose2d)
     kind = nn.ConvTranspose2d if transposed else nn.Conv2d
     more = {"output_padding": layer.output_padding} if transposed else {}
-    same = kind(layer.in_channels, layer.out_channels, 4, 2, 1, bias=layer.bias is not None, **more)
+    sizes = layer.kernel_size, layer.stride, layer.padding
+    same = kind(layer.in_channels, layer.out_channels, *sizes, bias=layer.bias is not None, **more)
     same.load_state_dict(layer.state_dict())
     return same
 
 
-def learn(layer, maps, wanted):
+def learn(layer, maps, wanted=torch.Tensor.detach):
     """The layer's output, and the gradients of maps and parameters for a gradient of the output."""
     maps = maps.detach().clone().requires_grad_()
     output = layer(maps)
@@ -42,61 +58,103 @@ def learn(layer, maps, wanted):
 def assert_alike(found, expected):
     for one, other in zip(found, expected, strict=True):
         assert one.shape == other.shape
+        assert one.dtype == other.dtype
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("channels_last", [True, False])
-@pytest.mark.parametrize("size", [2, 3, 4, 7, 8, 9, 16])
+@pytest.mark.parametrize("size", [2, 3, 4, 7, 8, 9, 16, 20])
 def test_a_convolution_learns_as_pytorchs(size, channels_last, bias):
     layer = Convolution(5, 6, bias=bias)
     maps = random(3, 5, size, size)
     if channels_last:
         layer.to(memory_format=torch.channels_last)
         maps = maps.detach().to(memory_format=torch.channels_last)
-    found = learn(layer, maps, lambda output: torch.ones_like(output) * output.detach())
-    expected = learn(plain(layer), maps, lambda output: torch.ones_like(output) * output.detach())
-    assert_alike(found, expected)
+    assert_alike(learn(layer, maps), learn(plain(layer), maps))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("outputs", [1, 3, 6])
 @pytest.mark.parametrize("output_padding", [0, 1])
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8])
-def test_a_transposed_convolution_learns_as_pytorchs(size, output_padding):
-    layer = TransposedConvolution(5, 6, output_padding=output_padding)
+def test_a_transposed_convolution_learns_as_pytorchs(size, output_padding, outputs, bias):
+    layer = TransposedConvolution(5, outputs, output_padding=output_padding, bias=bias)
     maps = random(3, 5, size, size)
-    found = learn(layer, maps, lambda output: output.detach())
-    assert_alike(found, learn(plain(layer), maps, lambda output: output.detach()))
+    assert_alike(learn(layer, maps), learn(plain(layer), maps))
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("size", [1, 4, 7])
-@pytest.mark.parametrize(
-    ("kind", "own", "side"), [(PixelToMap, nn.ConvTranspose2d, 1), (MapToPixel, nn.Conv2d, None)]
-)
-def test_a_layer_between_a_map_and_a_pixel_is_pytorchs(kind, own, side, size, channels_last):
+@pytest.mark.parametrize(("kind", "side"), [(PixelToMap, 1), (MapToPixel, None)])
+def test_a_layer_between_a_map_and_a_pixel_learns_as_pytorchs(kind, side, size, channels_last):
     layer = kind(5, 6, size)
-    same = own(5, 6, size, bias=False)
-    same.load_state_dict(layer.state_dict())
     maps = random(3, 5, side or size, side or size)
     if channels_last:
         layer.to(memory_format=torch.channels_last)
         maps = maps.detach().to(memory_format=torch.channels_last)
-    assert_alike(*(learn(each, maps, lambda output: output.detach()) for each in (layer, same)))
-    with torch.no_grad():
-        assert torch.equal(layer(maps), same.to(memory_format=torch.channels_last)(maps))
+    assert_alike(learn(layer, maps), learn(plain(layer), maps))
+
+
+@pytest.mark.parametrize(("kind", "sizes", "maps"), LAYERS)
+def test_in_bfloat16_layers_learn_as_pytorchs(kind, sizes, maps):
+    layer, images = kind(*sizes), random(3, *maps, maps[1])
+    with torch.autocast("cpu", BFLOAT16):
+        found, expected = learn(layer, images), learn(plain(layer), images)
+    assert found[0].dtype == BFLOAT16
+    assert found[2].dtype == torch.float32, "weights stay what they are"
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert (one - other).float().norm() < 0.03 * other.float().norm()
+
+
+@pytest.mark.parametrize(("kind", "sizes", "maps"), LAYERS)
+def test_outside_training_the_layers_are_pytorchs_own(kind, sizes, maps):
+    """So that what is sampled and exported does not depend on how it was trained."""
+    layer, images = kind(*sizes).eval(), random(3, *maps, maps[1])
+    found, expected = learn(layer, images), learn(plain(layer), images)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("function", "maps", "weight"),
+    ("function", "shapes", "more"),
     [
-        (_Convolution, (2, 3, 4, 4), (2, 3, 4, 4)),
-        (_TransposedConvolution, (2, 3, 2, 2), (3, 2, 4, 4)),
+        pytest.param(_Convolution, [(2, 3, 4, 4), (2, 3, 4, 4), (2,)], (), id="convolution"),
+        pytest.param(_Convolution, [(2, 3, 5, 5), (2, 3, 4, 4), (2,)], (), id="convolution-odd"),
+        pytest.param(
+            _TransposedConvolution, [(2, 3, 2, 2), (3, 4, 4, 4), (4,)], (4,), id="transposed"
+        ),
+        pytest.param(
+            _TransposedConvolution, [(2, 3, 2, 2), (3, 2, 4, 4), (2,)], (4,), id="transposed-few"
+        ),
+        pytest.param(
+            _TransposedConvolution, [(2, 3, 2, 2), (3, 2, 4, 4), (2,)], (5,), id="transposed-odd"
+        ),
+        pytest.param(_WeightGradient, [(2, 3, 2, 2), (2, 2, 4, 4)], (), id="weights"),
+        pytest.param(_WeightGradient, [(2, 3, 2, 2), (2, 2, 5, 5)], (), id="weights-odd"),
     ],
 )
-def test_the_gradients_and_theirs_are_right(function, maps, weight):
-    inputs = random(*maps, dtype=torch.float64), random(*weight, dtype=torch.float64, seed=1)
-    assert gradcheck(function.apply, inputs)
-    assert gradgradcheck(function.apply, inputs)
+def test_the_gradients_and_theirs_are_right(function, shapes, more):
+    inputs = [random(*s, dtype=torch.float64, seed=seed) for seed, s in enumerate(shapes)]
+    assert gradcheck(function.apply, (*inputs, *more))
+    assert gradgradcheck(function.apply, (*inputs, *more))
+
+
+@pytest.mark.parametrize("size", [2, 4, 5, 9, 16])
+def test_both_ways_to_the_gradient_of_weights_agree(size, monkeypatch):
+    small, large = random(3, 5, size // 2, size // 2), random(3, 4, size, size, seed=1)
+    product = _weight_gradient_by_product(small, large)
+    monkeypatch.setattr(convolutions, "_LARGEST_UNFOLDED", {})
+    torch.testing.assert_close(weight_gradient(small, large), product, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_windows_make_what_a_transposed_convolution_makes(size):
+    maps, weight, bias = random(2, 5, size, size + 1), random(5, 3, 4, 4), random(3)
+    expected = functional.conv_transpose2d(maps, weight, bias, stride=2, padding=1)
+    torch.testing.assert_close(
+        _double_by_windows(maps, weight, bias), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -119,16 +177,16 @@ def test_a_penalty_on_the_gradient_reaches_the_weights(channels_last):
     assert any(gradient is not None and gradient.any() for gradient in found[0])
 
 
-def count_products(monkeypatch):
-    calls, real = [], convolutions._weight_gradient
+def count_weight_gradients(monkeypatch):
+    calls, real = [], convolutions.weight_gradient
     monkeypatch.setattr(
-        convolutions, "_weight_gradient", lambda *maps: (calls.append(1), real(*maps))[1]
+        convolutions, "weight_gradient", lambda *maps: (calls.append(1), real(*maps))[1]
     )
     return calls
 
 
 def test_weights_gradients_are_left_out_where_only_inputs_are_asked_for(monkeypatch):
-    calls, layer, maps = count_products(monkeypatch), Convolution(2, 3), random(2, 2, 4, 4)
+    calls, layer, maps = count_weight_gradients(monkeypatch), Convolution(2, 3), random(2, 2, 4, 4)
     with gradients_of_inputs_alone():
         torch.autograd.grad(layer(maps).sum(), maps, create_graph=True)
     assert not calls
@@ -136,31 +194,20 @@ def test_weights_gradients_are_left_out_where_only_inputs_are_asked_for(monkeypa
     assert calls
 
 
-@pytest.mark.parametrize(
-    ("size", "frozen", "dtype", "small"),
-    [
-        (8, False, torch.float32, True),
-        (10, False, torch.float32, False),
-        (8, True, torch.float32, False),
-        (8, False, torch.float64, False),
-    ],
-)
-def test_only_small_maps_whose_weights_learn_are_treated_so(
-    size, frozen, dtype, small, monkeypatch
-):
-    calls = count_products(monkeypatch)
-    layer, maps = Convolution(2, 3).to(dtype), random(2, 2, size, size, dtype=dtype)
-    layer.requires_grad_(not frozen)
+def test_frozen_weights_have_no_gradient_worked_out(monkeypatch):
+    calls, layer, maps = count_weight_gradients(monkeypatch), Convolution(2, 3), random(2, 2, 4, 4)
+    layer.requires_grad_(False)
     layer(maps).sum().backward()
-    assert bool(calls) == small
+    assert maps.grad is not None
+    assert not calls
 
 
-def test_in_bfloat16_the_layers_are_pytorchs_own(monkeypatch):
-    calls, layer, maps = count_products(monkeypatch), Convolution(2, 3), random(2, 2, 8, 8)
-    with torch.autocast("cpu", torch.bfloat16):
-        output = layer(maps)
-    output.float().sum().backward()
-    assert output.dtype == torch.bfloat16
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_what_was_not_measured_is_left_to_pytorch(dtype, monkeypatch):
+    calls = count_weight_gradients(monkeypatch)
+    layer = Convolution(2, 3).to(dtype)
+    layer(random(2, 2, 8, 8, dtype=dtype)).sum().backward()
+    assert layer.weight.grad is not None
     assert not calls
 
 

@@ -8,10 +8,13 @@ from gantrain.losses import (
     LOSSES,
     create_loss,
     gradient_penalties,
+    interpolate,
     interpolation_penalty,
     relativistic_discriminator_loss,
     relativistic_generator_loss,
 )
+from gantrain.networks import judge_with_gradients
+from gantrain.networks.image_gradients import gradients_by_examples
 
 REAL, FAKE = [2.0, -0.5], [1.0, -3.0]
 
@@ -166,12 +169,14 @@ def test_penalty_of_a_linear_discriminator_is_its_squared_weights():
     images = torch.randn(5, 3, 2, 2, requires_grad=True)
     logits = (images * weights).flatten(1).sum(1)
     expected = torch.full((5,), float((weights**2).sum()))
-    torch.testing.assert_close(gradient_penalties(logits, images), expected)
+    penalties = gradient_penalties(gradients_by_examples(logits, images))
+    torch.testing.assert_close(penalties, expected)
 
 
 def test_points_are_penalised_as_images_are():
     points = torch.randn(5, 2, requires_grad=True)
-    penalties = gradient_penalties(points @ torch.tensor([3.0, 4.0]), points)
+    logits = points @ torch.tensor([3.0, 4.0])
+    penalties = gradient_penalties(gradients_by_examples(logits, points))
     torch.testing.assert_close(penalties, torch.full((5,), 25.0))
 
 
@@ -180,10 +185,18 @@ def test_penalty_can_be_differentiated_by_the_weights():
     scale = torch.tensor(3.0, requires_grad=True)
     images = torch.randn(4, 1, 2, 2, requires_grad=True)
     squares = images.detach().square().flatten(1).sum(1)
-    penalties = gradient_penalties(scale / 2 * images.square().flatten(1).sum(1), images)
+    logits = scale / 2 * images.square().flatten(1).sum(1)
+    penalties = gradient_penalties(gradients_by_examples(logits, images))
     torch.testing.assert_close(penalties, 9 * squares)
     penalties.sum().backward()
     torch.testing.assert_close(scale.grad, 6 * squares.sum())
+
+
+def penalize_between(
+    discriminator: nn.Module, real: torch.Tensor, fake: torch.Tensor, mix: torch.Tensor
+) -> torch.Tensor:
+    _, gradients = judge_with_gradients(discriminator, interpolate(real, fake, mix))
+    return interpolation_penalty(gradients)
 
 
 class Linear(nn.Module):
@@ -202,7 +215,7 @@ def test_interpolation_penalty_of_a_linear_discriminator_is_its_distance_from_no
     weights = torch.arange(1.0, 1 + math.prod(shape)).reshape(shape)
     discriminator = Linear(weights)
     real, fake, mix = torch.randn(5, *shape), torch.randn(5, *shape), torch.rand(5)
-    penalty = interpolation_penalty(discriminator, real, fake, mix)
+    penalty = penalize_between(discriminator, real, fake, mix)
     norm = float(weights.square().sum()) ** 0.5
     assert penalty.shape == ()
     assert float(penalty.detach()) == pytest.approx((norm - 1) ** 2, rel=1e-5)
@@ -220,7 +233,7 @@ def test_the_interpolation_penalty_looks_between_each_real_and_its_fake():
 
     real = torch.tensor([[[[8.0]]], [[[4.0]]]])
     fake = torch.tensor([[[[0.0]]], [[[2.0]]]], requires_grad=True)
-    penalty = interpolation_penalty(Square(), real, fake, torch.tensor([0.25, 1.0]))
+    penalty = penalize_between(Square(), real, fake, torch.tensor([0.25, 1.0]))
     assert seen[0].flatten().tolist() == [2.0, 4.0]
     assert float(penalty.detach()) == pytest.approx(((2 - 1) ** 2 + (4 - 1) ** 2) / 2)
     penalty.backward()
@@ -230,7 +243,7 @@ def test_the_interpolation_penalty_looks_between_each_real_and_its_fake():
 def test_the_interpolation_penalty_survives_a_gradient_of_zero():
     discriminator = Linear(torch.zeros(2))
     images = torch.ones(3, 2)
-    penalty = interpolation_penalty(discriminator, images, images, torch.zeros(3))
+    penalty = penalize_between(discriminator, images, images, torch.zeros(3))
     penalty.backward()
     assert float(penalty.detach()) == 1
     assert discriminator.weights.grad.isfinite().all()

@@ -33,8 +33,8 @@ import onnxruntime
 import torch
 from records import commit, cpu_information, processor, write_record
 
-from ganserve.model import open_session
 from ganserve.onnx_weights import part
+from ganserve.runtime import open_session
 from gantrain.export import export_run, reduce_precision
 from gantrain.latents import draw_latents
 from gantrain.networks import Shape, create_networks

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
+from concurrent.futures import Executor
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,13 @@ from ganserve.config import ServerConfig
 from ganserve.cpus import usable_cpus
 from ganserve.credentials import ServerCertificate, Tokens
 from ganserve.errors import StartupError
+from ganserve.gpu_sessions import GpuSettings
 from ganserve.interceptors import Interceptor
 from ganserve.metrics import Metrics
-from ganserve.model import CPU_PROVIDER, Model, load_model, wanted_provider
+from ganserve.model import Model, load_model
+from ganserve.providers import CPU_PROVIDER, FIRST_PROVIDERS
 from ganserve.repository import Repository
+from ganserve.runtime import resolve_device
 
 if TYPE_CHECKING:
     from ganserve.tracing import Tracing
@@ -81,8 +85,9 @@ def open_repository(
     metrics: Metrics,
     tracing: "Tracing | None",
     on_change: Callable[[], None],
+    gpu_thread: Executor,
 ) -> Repository:
-    """Join model, batcher and repository."""
+    """Join model, batcher and repository; `gpu_thread` has a single thread, which calls GPUs."""
     cpus = usable_cpus()
     metrics.queue_size_images.set(config.queue_size)
     load = partial(
@@ -93,6 +98,9 @@ def open_repository(
             fixed_batch_sizes(config, provider) or (1, config.max_batch_size)
         ),
         max_bytes=config.max_model_bytes,
+        gpu=GpuSettings(
+            gpu_thread, config.reproducibility, config.cuda_graphs, config.tensorrt_cache
+        ),
     )
 
     def start_batcher(name: str, model: Model) -> Batcher:
@@ -100,7 +108,8 @@ def open_repository(
         # Measured: on CPUs as many single-threaded calls as CPUs beat one call with all threads.
         instances = config.instances or (cpus if spec.provider == CPU_PROVIDER else 1)
         metrics.model_workers.labels(name).set(instances)
-        metrics.wanted_provider_info.labels(config.device, wanted_provider(config.device)).set(1)
+        wanted = FIRST_PROVIDERS[resolve_device(config.device)]
+        metrics.wanted_provider_info.labels(config.device, wanted).set(1)
         return Batcher(
             model.run_batch,
             (spec.height, spec.width, spec.channels),
@@ -109,7 +118,7 @@ def open_repository(
             latent_dim=spec.latent_dim,
             inline_seconds=_INLINE_SECONDS if spec.provider == CPU_PROVIDER else 0.0,
             max_batch_size=config.max_batch_size,
-            batch_sizes=fixed_batch_sizes(config, spec.provider),
+            batch_sizes=model.batch_sizes or fixed_batch_sizes(config, spec.provider),
             max_wait_seconds=config.max_wait_seconds,
             queue_size=config.queue_size,
             instances=instances,

@@ -12,6 +12,8 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
+Reproducibility = Literal["strict", "fast"]
+CudaGraphs = Literal["auto", "on", "off"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 VersionPolicy = Literal["latest", "all", "specific"]
@@ -118,6 +120,22 @@ class ServerConfig(BaseSettings):
     device: Device = Field(
         default="auto",
         description="What the models run on. auto: CUDA where there is a device, else the CPU.",
+    )
+    reproducibility: Reproducibility = Field(
+        default="strict",
+        description="On GPUs. strict: no TF32, no algorithms chosen by the clock, and only batch "
+        "sizes that give each image the same bits; fast: whatever is quickest. On CPUs both are "
+        "the same.",
+    )
+    cuda_graphs: CudaGraphs = Field(
+        default="auto",
+        description="Whether calls on CUDA are replayed as graphs. auto: at each batch size that "
+        "is quicker so, measured while a model is loaded; on: a model that cannot is refused.",
+    )
+    tensorrt_cache: Path | None = Field(
+        default=None,
+        description="With TensorRT: the folder that keeps its engines, for servers alone to write. "
+        "Unset: they are built anew whenever a model is loaded.",
     )
     instances: PositiveInt | None = Field(
         default=None,
@@ -262,6 +280,12 @@ class ServerConfig(BaseSettings):
                 f"batch_sizes: expected max_batch_size ({self.max_batch_size}) as the largest, "
                 f"got {max(self.batch_sizes)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _graphs_go_with_cuda(self) -> Self:
+        if self.cuda_graphs == "on" and self.device in ("cpu", "tensorrt"):
+            raise ValueError(f"cuda_graphs: expected auto or off with {self.device}, got on")
         return self
 
     @model_validator(mode="after")

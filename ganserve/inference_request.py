@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 from ganserve.encoding import ImageFormat
 from ganserve.errors import InvalidRequest
 from ganserve.inference.v2 import open_inference_pb2 as pb
-from ganserve.model import ModelSpec
+from ganserve.model_spec import ModelSpec
 from ganserve.request import (
     FromLatents,
     FromSeeds,

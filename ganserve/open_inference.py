@@ -22,7 +22,7 @@ from ganserve.inference.v2 import open_inference_pb2 as pb
 from ganserve.inference.v2.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from ganserve.inference_request import INPUTS, OUTPUT, parse_inference, parse_timeout_seconds
 from ganserve.metrics import Metrics
-from ganserve.model import ModelSpec
+from ganserve.model_spec import ModelSpec
 from ganserve.repository import Repository
 from ganserve.request import parse_version, rows_of
 from ganserve.versions import ModelState, Version

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ganserve.encoding import ImageFormat
 from ganserve.errors import InvalidRequest
 from ganserve.latents import draw_latents, interpolate_latents, truncate
-from ganserve.model import ModelSpec
+from ganserve.model_spec import ModelSpec
 from ganserve.v1 import image_generation_pb2 as pb
 
 _FORMATS = {

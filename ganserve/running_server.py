@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine
+from concurrent.futures import Executor
 from typing import TYPE_CHECKING
 
 from ganserve.admission import Admission
@@ -38,7 +39,8 @@ class RunningServer:
         metrics: Metrics,
         certificate: ServerCertificate | None,
         tokens: Tokens | None,
-        tracing: "Tracing | None" = None,
+        tracing: "Tracing | None",
+        gpu_thread: Executor,
     ) -> None:
         self.address = ""
         self.metrics_port = 0
@@ -48,7 +50,9 @@ class RunningServer:
         self.health = Health()
         self.admission = Admission(tokens, make_rate_limiter(config))
         self.interceptor = make_interceptor(config, metrics, self.admission, tracing)
-        self.repository = open_repository(config, metrics, tracing, self._publish_health)
+        self.repository = open_repository(
+            config, metrics, tracing, self._publish_health, gpu_thread
+        )
         self._tracing = tracing
         self._models = config.models
         self._poll_seconds = config.poll_seconds

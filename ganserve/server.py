@@ -5,6 +5,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -14,17 +15,17 @@ from prometheus_client import CollectorRegistry, ProcessCollector, disable_creat
 from ganserve.accepting import make_aio_server
 from ganserve.assembly import HEALTH, make_interceptor, read_credentials, start_tracing
 from ganserve.config import ServerConfig
-from ganserve.cpus import usable_cpus
+from ganserve.cpus import let_others_first, usable_cpus
 from ganserve.encoding import Encoder
 from ganserve.inference.v2 import open_inference_pb2, open_inference_pb2_grpc
 from ganserve.listening import grpc_options, listen
 from ganserve.log_format import set_up_logging
 from ganserve.memory import keep_large_buffers
 from ganserve.metrics import Metrics, MetricsServer
-from ganserve.model import check_runtime
 from ganserve.model_files import check_root
 from ganserve.open_inference import OpenInferenceService
 from ganserve.running_server import RunningServer
+from ganserve.runtime import check_runtime
 from ganserve.service import ImageGenerationService, Limits
 from ganserve.v1 import image_generation_pb2, image_generation_pb2_grpc
 
@@ -81,7 +82,11 @@ async def running(config: ServerConfig) -> AsyncIterator[RunningServer]:
     async with contextlib.AsyncExitStack() as stack:
         encoder = Encoder(config.encoder_threads or usable_cpus())
         stack.callback(encoder.close)
-        server = RunningServer(config, metrics, certificate, tokens, start_tracing(config))
+        gpu_thread = ThreadPoolExecutor(1, "gpu", let_others_first)  # begins with its first call
+        stack.callback(gpu_thread.shutdown, wait=False)  # nothing of it is awaited any more
+        server = RunningServer(
+            config, metrics, certificate, tokens, start_tracing(config), gpu_thread
+        )
         stack.push_async_callback(server.close_tracing, 0)  # unless it came to its end before
         stack.push_async_callback(server.repository.close)
         metrics_server = MetricsServer.start(

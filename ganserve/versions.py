@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ganserve.batcher import Batcher
-from ganserve.model import ModelSpec
 from ganserve.model_files import Candidate
+from ganserve.model_spec import ModelSpec
 
 
 class ModelState(enum.Enum):

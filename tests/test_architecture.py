@@ -25,6 +25,10 @@ LAYERS = {
         {"model_series"},
         {"versions"},
         {"batcher", "model", "admission"},
+        {"gpu_sessions"},
+        {"cuda_graphs", "model_spec"},
+        {"bound_session"},
+        {"runtime"},
         {"credentials", "row_queue"},
         {"entries", "log_format"},
         {"calls", "client"},
@@ -44,10 +48,11 @@ LAYERS = {
         }
         | {"replies"},
         {"tallies", "encoding", "listening", "messages", "client_messages", "client_channel"}
-        | {"accepting"}
+        | {"accepting", "providers"}
         | {"load_plan"},
         {
             *(
+                "batch_sizes",
                 "deadlines",
                 "direct_calls",
                 "wire_format",

@@ -17,6 +17,8 @@ def test_each_setting_is_also_a_variable(monkeypatch):
     values = {
         "models": "/models",
         "device": "cpu",
+        "reproducibility": "fast",
+        "cuda_graphs": "off",
         "default_model": "digits",
         "host": "::1",
         "log_level": "debug",
@@ -59,6 +61,8 @@ def test_every_setting_says_what_it_is():
         pytest.param("metrics_port", "http", id="port that is no number"),
         pytest.param("host", "", id="empty host"),
         pytest.param("device", "tpu", id="unknown device"),
+        pytest.param("reproducibility", "loose", id="unknown reproducibility"),
+        pytest.param("cuda_graphs", "maybe", id="unknown word about graphs"),
         pytest.param("max_batch_size", 0, id="no batch"),
         pytest.param("instances", 0, id="no instance"),
         pytest.param("threads", -1, id="negative threads"),
@@ -110,6 +114,11 @@ def test_a_request_that_could_never_be_admitted_is_refused_at_start():
         pytest.param({"tls_client_ca": "a"}, "tls_client_ca: expected tls_cert", id="ca alone"),
         pytest.param({"version_policy": "specific"}, "versions: expected", id="no versions"),
         pytest.param({"versions": "m:1"}, "versions: expected", id="versions without policy"),
+        pytest.param(
+            {"cuda_graphs": "on", "device": "tensorrt"},
+            "cuda_graphs: expected auto or off with tensorrt, got on",
+            id="graphs that only CUDA has",
+        ),
         pytest.param(
             {"deadline_seconds": 20, "max_deadline_seconds": 10},
             r"deadline_seconds: expected at most max_deadline_seconds \(10\), got 20",

@@ -12,7 +12,8 @@ from PIL import Image
 
 from ganserve.errors import ModelError, ProviderUnavailable, StartupError
 from ganserve.latents import draw_latents
-from ganserve.model import check_runtime, load_model
+from ganserve.model import load_model
+from ganserve.runtime import check_runtime
 from tests.ganserve.tiny import (
     foreign_onnx,
     golden_section,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ganserve.encoding import ImageFormat
 from ganserve.errors import InvalidRequest
 from ganserve.latents import draw_latents, interpolate_latents
-from ganserve.model import ModelSpec
+from ganserve.model_spec import ModelSpec
 from ganserve.request import latents_of, parse_request, parse_version
 from ganserve.v1 import image_generation_pb2 as pb
 

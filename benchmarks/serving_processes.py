@@ -65,12 +65,14 @@ def running(command: list[str], port: int) -> Iterator[Process]:
 
 
 @contextlib.contextmanager
-def serving(models: Path, *flags: str, silent: bool = False) -> Iterator[Process]:
+def serving(
+    models: Path, *flags: str, silent: bool = False, device: str = "cpu"
+) -> Iterator[Process]:
     """Our server; yields once it serves. `silent` leaves the metrics out."""
     port = free_port()
     program = [str(FOLDER / "serving_silent.py")] if silent else ["-m", "ganserve"]
     command = [*program, "serve", "--models", str(models), "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--metrics-port", "0", "--device", "cpu"]
+    command += ["--port", str(port), "--metrics-port", "0", "--device", device]
     command += ["--drain-seconds", "0", "--log-level", "warning", *flags]
     with running(command, port) as process:
         wait_until_serving(process.address)

@@ -1,15 +1,16 @@
-"""What does serving from a GPU cost, and does it keep its promise? Needs one, and the extras gpu and train.
+"""What does serving from a GPU cost, and does it keep its promise?
 
     python benchmarks/gpu_serving.py --record
 
-The 64x64 generator of benchmarks/serving.py, in float32 and float16. The bare session is one with
-fixed buffers (I/O binding), called from one thread at its best batch size; ours is the server with
-that batch size, asked for requests of 64 RAW images by several clients; both in turns. What limits
-it stands beside it: the copies to and from the device alone, and a Python echo with replies as
-long. Then: strict against fast, CUDA graphs against none, float16 against float32, the bits at
-every batch size, and what a server does that finds no GPU. With `--device cpu` everything is done
-on the CPU, which shows that the script works and says nothing of GPUs. Prints a Markdown page,
---record keeps it; exits with 1 where there is no such device.
+Needs a GPU and the extras gpu and train. The 64x64 generator of benchmarks/serving.py, in float32
+and float16. The bare session is one with fixed buffers (I/O binding), called from one thread at its
+best batch size; ours is the server with that batch size, asked for requests of 64 RAW images by
+several clients; both in turns. What limits it stands beside it: the copies to and from the device
+alone, and a Python echo with replies as long. Then: strict against fast, CUDA graphs against none,
+float16 against float32, the bits at every batch size, and what a server does that finds no GPU.
+With `--device cpu` everything is done on the CPU, which shows that the script works and says
+nothing of GPUs. Prints a Markdown page, --record keeps it; exits with 1 where there is no such
+device.
 """
 
 import argparse

@@ -8,6 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ganserve.batch_sizes import find_agreeing_sizes
 from ganserve.bound_session import BoundSession
 from ganserve.config import CudaGraphs, Device, Reproducibility
@@ -102,13 +105,13 @@ def _prepare(
         device="cpu" if device == "cpu" else "cuda",
         cuda_graphs=cuda_graphs,
     )
-    # So far in this thread, so that other models are called meanwhile.
+    # What takes long the first time is done in this thread, so that other models serve meanwhile.
     check(session)
-    if strict:
-        keep_agreeing_sizes(session, spec)
-    session.hand_over(settings.executor)
     for size in session.batch_sizes:
         session.run(["images"], make_feeds(spec, size))
+    session.hand_over(settings.executor)
+    if strict:
+        keep_agreeing_sizes(session, spec)
     if cuda_graphs:
         always = settings.cuda_graphs == "on"
         chosen = choose_graphs(session, partial(make_feeds, spec), always=always)
@@ -127,10 +130,11 @@ def keep_agreeing_sizes(session: BoundSession, spec: ModelSpec) -> None:
     """
     largest = session.batch_sizes[-1]
     feeds = make_feeds(spec, largest)
-    agreeing = find_agreeing_sizes(
-        lambda rows: session.run_here({name: values[rows] for name, values in feeds.items()}),
-        session.batch_sizes,
-    )
+
+    def run_rows(rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+        return session.run(["images"], {name: values[rows] for name, values in feeds.items()})[0]
+
+    agreeing = find_agreeing_sizes(run_rows, session.batch_sizes)
     if not agreeing:
         raise ModelError(
             f"reproducibility strict: expected the same bits of an image in every call of "

@@ -21,9 +21,10 @@ import numpy as np
 import onnx
 import pytest
 from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from onnx import helper, numpy_helper
 
+from ganserve.health import LIVENESS
 from ganserve.memory import return_free_memory
 from ganserve.model import load_model
 from ganserve.v1 import image_generation_pb2 as pb
@@ -310,6 +311,33 @@ class TestLifecycle:
                 lambda: {version.name for version in server.repository.versions} == {"other"}
             )
             assert not [labels for _, labels in await scrape(server) if ("model", "tiny") in labels]
+
+    async def test_while_the_first_model_loads_the_server_is_alive_and_not_ready(
+        self, repository, running_server, monkeypatch
+    ):
+        loading, may_load = threading.Event(), threading.Event()
+
+        def slow_load(path, *arguments, **settings):  # as where an engine is built
+            loading.set()
+            assert may_load.wait(60)
+            return load_model(path, *arguments, **settings)
+
+        async def status(stub, service):
+            reply = await stub.Check(HealthCheckRequest(service=service), timeout=10)
+            return HealthCheckResponse.ServingStatus.Name(reply.status)
+
+        monkeypatch.setattr("ganserve.assembly.load_model", slow_load)
+        async with contextlib.AsyncExitStack() as life:
+            server = await life.enter_async_context(running_server(repository, until_ready=False))
+            life.callback(may_load.set)
+            channel = await life.enter_async_context(grpc.aio.insecure_channel(server.address))
+            stub = health_pb2_grpc.HealthStub(channel)
+            assert await asyncio.to_thread(loading.wait, 20)
+            assert await status(stub, LIVENESS) == "SERVING"
+            assert await status(stub, "") == "NOT_SERVING"
+            may_load.set()
+            await server.wait_until_ready()
+            assert await status(stub, "") == await status(stub, "tiny") == "SERVING"
 
     async def test_shutting_down_while_a_version_loads_answers_what_was_accepted(
         self, repository, running_server, gate, monkeypatch

@@ -4,13 +4,13 @@ Each piece of advice names a flag, its present value and another to try; advice 
 already is left out.
 """
 
-from gantrain.config import TrainConfig
+from gantrain.config import HIGHEST_DEFAULT_LR, TrainConfig
 from gantrain.networks import DISCRIMINATORS
 
 Advice = tuple[str, ...]
 
 _DENSE = ("keras-mlp", "selu-dense", "torch-mlp")
-_HIGH_LR = 2e-3  # the default; few GANs bear more
+_HIGH_LR = HIGHEST_DEFAULT_LR  # few GANs bear more
 _HIGH_BETA1 = 0.5
 
 
@@ -30,7 +30,7 @@ def weaken_discriminator(config: TrainConfig) -> Advice:
         config.generator_updates == 1
         and config.discriminator_updates == 1
         and "--generator-updates 1: try 2",
-        f"--discriminator-lr {_discriminator_lr(config):g}: try {_discriminator_lr(config) / 2:g}",
+        f"--discriminator-lr {config.discriminator_rate:g}: try {config.discriminator_rate / 2:g}",
     )
 
 
@@ -38,9 +38,10 @@ def strengthen_discriminator(config: TrainConfig) -> Advice:
     """For a discriminator that cannot tell bad samples from reals."""
     return _join(
         config.generator_updates > 1 and f"--generator-updates {config.generator_updates}: use 1",
-        _discriminator_lr(config) < config.lr
-        and f"--discriminator-lr {_discriminator_lr(config):g}: use at least --lr's {config.lr:g} "
-        "(two time-scales, Heusel et al. 2017, give the discriminator the faster one)",
+        config.discriminator_rate < config.generator_lr
+        and f"--discriminator-lr {config.discriminator_rate:g}: use at least --lr's "
+        f"{config.generator_lr:g} (two time-scales, Heusel et al. 2017, give the discriminator the "
+        "faster one)",
         config.weight_clip is not None
         and f"--weight-clip {config.weight_clip:g}: leave it out, and use "
         "--gradient-penalty-weight 10 (Gulrajani et al. 2017)",
@@ -74,14 +75,15 @@ def keep_diversity(config: TrainConfig) -> Advice:
 def steady(config: TrainConfig) -> Advice:
     """For numbers that grow without bound, or swing."""
     return _join(
-        config.lr > _HIGH_LR and f"--lr {config.lr:g}: use at most {_HIGH_LR:g}",
+        config.generator_lr > _HIGH_LR
+        and f"--lr {config.generator_lr:g}: use at most {_HIGH_LR:g}",
         _slower_discriminator(config),
         _penalise(config),
         _average(config),
         config.optimizer == "adam"
         and config.beta1 > _HIGH_BETA1
         and f"--beta1 {config.beta1:g}: use at most {_HIGH_BETA1:g}",
-        config.lr <= _HIGH_LR and _lower_lr(config),
+        config.generator_lr <= _HIGH_LR and _lower_lr(config),
         config.on_divergence == "stop"
         and "--on-divergence rollback goes back and lowers the learning rate by itself",
         f"--batch-size {config.batch_size}: try {2 * config.batch_size}",
@@ -141,8 +143,8 @@ def is_penalised(config: TrainConfig) -> bool:
 
 
 def _slower_discriminator(config: TrainConfig) -> str | bool:
-    return _discriminator_lr(config) > config.lr and (
-        f"--discriminator-lr {_discriminator_lr(config):g}: use --lr's {config.lr:g}"
+    return config.discriminator_rate > config.generator_lr and (
+        f"--discriminator-lr {config.discriminator_rate:g}: use --lr's {config.generator_lr:g}"
     )
 
 
@@ -154,11 +156,7 @@ def _average(config: TrainConfig) -> str | bool:
 
 
 def _lower_lr(config: TrainConfig) -> str:
-    return f"--lr {config.lr:g}: try {config.lr / 2:g}"
-
-
-def _discriminator_lr(config: TrainConfig) -> float:
-    return config.lr if config.discriminator_lr is None else config.discriminator_lr
+    return f"--lr {config.generator_lr:g}: try {config.generator_lr / 2:g}"
 
 
 def _join(*advice: str | bool) -> Advice:

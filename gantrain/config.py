@@ -23,6 +23,8 @@ def _number_of(text: object) -> object:
     return int(text) if isinstance(text, str) and text.isdecimal() else text
 
 
+HIGHEST_DEFAULT_LR = 2e-3
+
 Channels = Annotated[Literal[1, 3], BeforeValidator(_number_of)]
 AugmentationName = Literal["color", "translation", "cutout"]
 LossName = Literal["relativistic", "bce", "saturating", "least-squares", "hinge", "wasserstein"]
@@ -179,7 +181,13 @@ class TrainConfig(BaseModel):
     )
 
     optimizer: Literal["adam", "rmsprop"] = _setting("adam", "the optimizer of both networks")
-    lr: float = _setting(2e-3, "learning rate", gt=0, le=1)
+    lr: float | None = _setting(
+        None,
+        "learning rate; unset: 0.002, and less where the discriminator's layers see more than 1024 "
+        "values each, in inverse proportion",
+        gt=0,
+        le=1,
+    )
     discriminator_lr: float | None = _setting(
         None, "learning rate of the discriminator; unset: as --lr", gt=0, le=1
     )
@@ -244,6 +252,16 @@ class TrainConfig(BaseModel):
     def images_per_step(self) -> int:
         """Real images that a step of the loop sees."""
         return self.batch_size * self.discriminator_updates
+
+    @property
+    def generator_lr(self) -> float:
+        """The generator's learning rate; the default's upper limit where nothing has settled it."""
+        return HIGHEST_DEFAULT_LR if self.lr is None else self.lr
+
+    @property
+    def discriminator_rate(self) -> float:
+        """The discriminator's."""
+        return self.generator_lr if self.discriminator_lr is None else self.discriminator_lr
 
     @property
     def augmentations(self) -> tuple[str, ...]:

@@ -216,7 +216,8 @@ def generator_step(
         total = loss.generator(fake_logits if real_logits is None else real_logits, fake_logits)
         state.generator_optimizer.zero_grad()
         backward(total, state.generator)
-    take_step(state.generator, state.generator_optimizer, config.lr, state.rollbacks, config)
+    lr = config.generator_lr
+    take_step(state.generator, state.generator_optimizer, lr, state.rollbacks, config)
     return {"generator_loss": total.detach(), "generator_logits": fake_logits.detach()}
 
 
@@ -248,7 +249,7 @@ def update_discriminator(state: TrainState, loss: Tensor, config: TrainConfig) -
     """One optimizer step of the discriminator down the gradient of a scalar loss."""
     state.discriminator_optimizer.zero_grad()
     backward(loss, state.discriminator)
-    lr = config.discriminator_lr or config.lr
+    lr = config.discriminator_rate
     take_step(state.discriminator, state.discriminator_optimizer, lr, state.rollbacks, config)
 
 

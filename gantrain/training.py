@@ -246,10 +246,8 @@ def create_state(config: TrainConfig, device: torch.device, class_count: int = 0
         generator=generator,
         discriminator=discriminator,
         generator_ema=generator_ema,
-        generator_optimizer=create_optimizer(generator, config.lr, config),
-        discriminator_optimizer=create_optimizer(
-            discriminator, config.discriminator_lr or config.lr, config
-        ),
+        generator_optimizer=create_optimizer(generator, config.generator_lr, config),
+        discriminator_optimizer=create_optimizer(discriminator, config.discriminator_rate, config),
     )
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "count_parameters",
     "create_networks",
     "judge_with_gradients",
+    "most_inputs",
     "run_network",
 ]
 
@@ -157,6 +158,14 @@ def count_parameters(network: nn.Module) -> dict[str, int]:
         if not name.endswith("num_batches_tracked")
     )
     return {"total": trainable + statistics, "trainable": trainable}
+
+
+def most_inputs(discriminator: str, shape: Shape) -> int:
+    """How many values the widest layer sees for each that it makes, the last layer excepted."""
+    with torch.device("meta"):
+        network = DISCRIMINATORS[discriminator].build(shape.for_discriminator())
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    return max(layer.weight[0].numel() for layer in layers[:-1])
 
 
 def _normalize_weights(discriminator: nn.Module) -> None:

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from gantrain.datasets import Dataset
+from gantrain.networks import most_inputs
+from gantrain.networks.shape import Shape
+from gantrain.point_sets import POINT_SETS
+from gantrain.presets import PRESETS, resolve
+from gantrain.settling import settle_config
+
+
+def images(size: int, channels: int) -> Dataset:
+    pixels = np.zeros((64, channels, size, size), np.uint8)
+    return Dataset(pixels, None, (), "test")
+
+
+@pytest.mark.parametrize(
+    ("size", "filters", "lr"),
+    [
+        (16, 16, 2e-3),
+        (28, 32, 2e-3),
+        (28, 64, 1e-3),
+        (32, 32, 1e-3),
+        (64, 32, 5e-4),
+        (64, 64, 2.5e-4),
+        (128, 64, 2.5e-4),
+    ],
+)
+def test_the_default_learning_rate_falls_as_layers_get_wider(size, filters, lr):
+    config = resolve({"data": "", "run_dir": "", "filters": filters})
+    assert settle_config(config, images(size, 3)).lr == pytest.approx(lr)
+
+
+def test_the_width_that_counts_is_the_discriminators():
+    config = resolve({"data": "", "run_dir": "", "filters": 64, "discriminator_filters": 32})
+    assert settle_config(config, images(28, 1)).lr == 2e-3
+
+
+@pytest.mark.parametrize("name", [n for n, preset in PRESETS.items() if "lr" in preset.settings])
+def test_a_rate_that_is_given_is_left_alone(name):
+    given = PRESETS[name].settings["lr"]
+    data = POINT_SETS["ring8"]() if name in ("sine", "points") else images(64, 3)
+    if PRESETS[name].settings.get("image_size") is not None:
+        shape = PRESETS[name].settings
+        data = images(shape["image_size"], shape["channels"])
+    source = "ring8" if name in ("sine", "points") else ""
+    config = resolve({"preset": name, "data": source, "run_dir": "", "batch_size": 2})
+    assert settle_config(config, data).lr == given
+    config = resolve({"data": "", "run_dir": "", "lr": 0.125})
+    assert settle_config(config, images(64, 3)).lr == 0.125
+
+
+def test_the_last_layer_does_not_count():
+    """It makes the logit alone, and sees thousands of values in any network."""
+    shape = Shape(28, 1, latent_dim=4, filters=32, kernel_size=5)
+    assert most_inputs("dcgan", shape) == 16 * 64
+    assert most_inputs("torch-mlp", shape) == 1024

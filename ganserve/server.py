@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, disable_creat
 from ganserve.accepting import make_aio_server
 from ganserve.assembly import HEALTH, make_interceptor, read_credentials, start_tracing
 from ganserve.config import ServerConfig
-from ganserve.cpus import let_others_first, usable_cpus
+from ganserve.cpus import let_others_first, run_when_woken, usable_cpus
 from ganserve.encoding import Encoder
 from ganserve.inference.v2 import open_inference_pb2, open_inference_pb2_grpc
 from ganserve.listening import grpc_options, listen
@@ -50,6 +50,7 @@ async def serve(config: ServerConfig) -> None:
     set_up_logging(config.log_level, config.log_format)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a time stamp for each series
     keep_large_buffers()
+    run_when_woken()  # before any other thread starts, for gRPC's and the event loop's are to alike
     async with running(config) as server:
         stop = asyncio.Event()
 

@@ -1,9 +1,14 @@
+import ctypes
 import math
 import os
+import platform
+import struct
+import sys
+import threading
 
 import pytest
 
-from ganserve.cpus import cgroup_quota, usable_cpus
+from ganserve.cpus import cgroup_quota, let_others_first, run_when_woken, usable_cpus
 
 ALLOWED = len(os.sched_getaffinity(0))
 
@@ -67,3 +72,45 @@ def test_a_part_of_a_cpu_counts_as_one(tmp_path):
 
 def test_a_quota_above_the_affinity_changes_nothing(tmp_path):
     assert usable_cpus(*v2(tmp_path, "/a", a="99900000 100000\n")) == ALLOWED
+
+
+_SCHED_GETATTR = {"x86_64": 315, "aarch64": 275}
+
+
+def slice_and_nice():
+    """Of the calling thread, as the kernel tells them: nanoseconds, niceness."""
+    attributes = ctypes.create_string_buffer(56)
+    number = _SCHED_GETATTR[platform.machine()]
+    assert ctypes.CDLL(None).syscall(number, 0, attributes, 56, 0) == 0
+    _, _, _, nice, _, nanoseconds = struct.unpack("=IIQiIQ", attributes.raw[:32])
+    return nanoseconds, nice
+
+
+def in_thread(work):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(work()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in _SCHED_GETATTR, reason="needs Linux"
+)
+def test_who_answers_has_short_slices_and_who_works_has_the_systems():
+    def answer():
+        usual = slice_and_nice()
+        if not run_when_woken() or slice_and_nice() == usual:
+            return None
+        return usual, slice_and_nice(), in_thread(slice_and_nice), in_thread(work)
+
+    def work():
+        let_others_first()
+        return slice_and_nice()
+
+    found = in_thread(answer)  # not in this one, whose slices would stay short
+    if found is None:
+        pytest.skip("needs a kernel whose slices can be chosen (6.12)")
+    (usual, nice), answering, started_by_it, working = found
+    assert answering == started_by_it == (100_000, nice)
+    assert working == (usual, nice + 5)

@@ -1,16 +1,18 @@
 """Does differentiable augmentation help where images are few? Held-out images say.
 
     python benchmarks/few_images.py IMAGES [--size 64] [--filters 32] [--seeds 0] [--few COUNT]
+                                    [--augment NAMES] [--precision bf16]
                                     [--images 40000,80000] [--runs DIR] [--record]
 
 IMAGES is a folder or a zip. Half of it, chosen at random but always the same, is trained on, or
 COUNT images of that half; the other half is never shown to anything that learns. The flagship is
-trained with `--augment color,translation,cutout` and without, and measured against the held-out
-half on the features of a fixed random network, for there are no classes: the distance that training
-images themselves have to the held-out ones is the floor. How near samples come to training images,
-beside how near held-out ones do, shows memorisation. A run, or a measurement, that is there already
-is not made again. Prints a Markdown page, --record keeps it; exits with 1 where augmentation does
-not bring samples nearer to the held-out images, or they memorise.
+trained with `--augment` and without, and measured against the held-out half on the features of a
+fixed random network, for there are no classes. The floor is the distance that other real images
+have to the held-out ones: the rest of the first half, or the training images where none are left.
+How near samples come to training images, beside how near held-out ones do, shows memorisation. A
+run, or a measurement, that is there already is not made again. Prints a Markdown page, --record
+keeps it; exits with 1 where augmentation does not bring samples nearer to the held-out images, or
+they memorise.
 """
 
 import argparse
@@ -37,7 +39,7 @@ from gantrain.sampling import open_sampler
 from gantrain.seed_ranges import parse_seeds
 from gantrain.yardstick import Yardstick
 
-RECIPES = {"plain": "off", "augmented": "color,translation,cutout"}
+RECIPES = ("plain", "augmented")
 MEASURED = (
     *("frechet_distance", "kernel_distance", "precision", "recall", "coverage"),
     *("training_distance", "near_training", "copies"),
@@ -45,33 +47,40 @@ MEASURED = (
 FEWEST_DISTANT = 0.9  # of a held-out image's distance from training images, lest it be memorised
 
 
-def split_images(source: str, size: int, few: int | None, folder: Path) -> tuple[Dataset, Dataset]:
-    """Halves of the images, or a few of the first, each also as a folder of PNG files."""
-    halves = folder / "train", folder / "held-out"
+def split_images(
+    source: str, size: int, few: int | None, folder: Path
+) -> tuple[Dataset, Dataset, Dataset]:
+    """To be trained on, held out, and others for the floor, each also as a folder of PNG files."""
     whole = load_dataset(source, image_size=size)
     order = np.random.default_rng(0).permutation(len(whole.images))
     first, second = np.array_split(order, 2)
-    for half, chosen in zip(halves, (first[:few], second), strict=True):
-        if half.exists():
+    others = first if few is None else first[few:]
+    parts = {"train": first[:few], "held-out": second, "others": others}
+    for name, chosen in parts.items():
+        part = folder / name
+        if part.exists():
             continue
-        half.mkdir(parents=True)
+        part.mkdir(parents=True)
         for index in chosen:
             pixels = whole.images[index].transpose(1, 2, 0)
             picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-            picture.save(half / f"{index:06}.png")
-    learned, held_out = (load_dataset(str(half)) for half in halves)
-    return learned, held_out
+            picture.save(part / f"{index:06}.png")
+    learned, held_out, rest = (load_dataset(str(folder / name)) for name in parts)
+    return learned, held_out, rest
 
 
 class HeldOut:
     """The held-out images, looked at when first needed."""
 
-    def __init__(self, source: str, learned: Dataset, held_out: Dataset) -> None:
-        count = min(len(learned.images), len(held_out.images))
-        described = f"{count:,} held-out images; the floor: as many training images"
+    def __init__(self, source: str, learned: Dataset, held_out: Dataset, others: Dataset) -> None:
+        count = min(len(others.images), len(held_out.images))
+        described = f"{count:,} held-out images; the floor: as many other ones"
         # Files stand in their order, and neighbours are alike.
-        chosen = np.random.default_rng(0).permutation(len(held_out.images))[:count]
-        reals = Reals(held_out.images[chosen], learned.images[:count], described)
+        chosen, rest = (
+            part.images[np.random.default_rng(0).permutation(len(part.images))[:count]]
+            for part in (held_out, others)
+        )
+        reals = Reals(chosen, rest, described)
         data = RealData(source, learned, None, trained_on=True)
         self._yardstick = Yardstick(data, reals, random_space(learned.images))
 
@@ -88,7 +97,8 @@ def run_seed(
         "data": str(folder / "train"),
         "seed": seed,
         "filters": arguments.filters,
-        "augment": RECIPES[recipe],
+        "augment": arguments.augment if recipe == "augmented" else "off",
+        "precision": arguments.precision,
         "threads": arguments.threads,
     }
     run_dir = folder / f"{recipe}-{arguments.filters}-{seed}"
@@ -164,14 +174,16 @@ def main() -> int:
     parser.add_argument("--seeds", type=parse_seeds, default=(0,))
     parser.add_argument("--few", type=int, metavar="COUNT", help="images to train on")
     parser.add_argument("--images", type=parse_images, default="40000,80000")
+    parser.add_argument("--augment", default="color,translation,cutout")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--threads", type=int)
     parser.add_argument("--runs", type=Path, default=Path("runs/few-images"))
     parser.add_argument("--record", action="store_true", help="write to benchmarks/results")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     folder = arguments.runs / (f"{arguments.size}" + (f"-{arguments.few}" if arguments.few else ""))
-    learned, held_out = split_images(arguments.source, arguments.size, arguments.few, folder)
-    judge = HeldOut(arguments.source, learned, held_out)
+    parts = split_images(arguments.source, arguments.size, arguments.few, folder)
+    judge = HeldOut(arguments.source, *parts)
     found: dict[str, list[list[Evaluation]]] = {recipe: [] for recipe in RECIPES}
     for seed in map(int, arguments.seeds):
         for recipe, runs in found.items():

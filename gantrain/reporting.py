@@ -85,6 +85,10 @@ class Stopwatch:
         self._start = time.monotonic() - seconds_before
         self._last_images, self._last_seconds = images_seen, seconds_before
 
+    def go_back(self, images_seen: int) -> None:
+        """Count from an earlier position; the seconds spent stay spent."""
+        self._last_images, self._last_seconds = images_seen, self.seconds()
+
     def seconds(self) -> float:
         """Seconds spent so far."""
         return time.monotonic() - self._start

@@ -151,6 +151,7 @@ def train(config: TrainConfig) -> TrainState:
                         roll_back(state, run, config, diverged, len(facts.class_names))
                         order = data_order(len(examples), config, state)
                         status.advance(state.images_seen - before)
+                        clock.go_back(state.images_seen)
                         if checkup:
                             checkup.roll_back(state.images_seen)
                         continue

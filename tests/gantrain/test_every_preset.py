@@ -159,7 +159,8 @@ def test_a_run_that_diverges_goes_back_with_a_lower_learning_rate_and_another_or
     assert state.rollbacks == 2
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["images_seen"] for row in rows] == sorted({row["images_seen"] for row in rows})
-    assert {row["lr"] for row in rows} == {config.lr / 4}
+    assert {row["lr"] for row in rows} == {config.generator_lr / 4}
+    assert all(row["images_per_second"] > 0 for row in rows)
     assert all(values.isfinite().all() for values in state.generator.parameters())
 
 

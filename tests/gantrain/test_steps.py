@@ -236,7 +236,7 @@ def test_conditional_steps_pair_each_real_with_a_fake_of_its_class():
     generator, discriminator = create_networks(
         "dcgan", "dcgan", network_shape(config, CLASSES), seed=config.seed
     )
-    adam = {"lr": config.lr, "betas": (0.0, 0.99)}
+    adam = {"lr": config.generator_lr, "betas": (0.0, 0.99)}
     generator_adam = torch.optim.Adam(generator.parameters(), **adam)
     discriminator_adam = torch.optim.Adam(discriminator.parameters(), **adam)
     noise, same_noise = (torch.Generator().manual_seed(7) for _ in range(2))
@@ -265,8 +265,8 @@ def test_conditional_steps_pair_each_real_with_a_fake_of_its_class():
         generator_adam.step()
     with torch.no_grad():  # it cancels in each pair, so its gradient is rounding alone
         discriminator.judge.bias.copy_(state.discriminator.judge.bias)
-    assert_same(state.generator, generator, config.lr)
-    assert_same(state.discriminator, discriminator, config.lr)
+    assert_same(state.generator, generator, config.generator_lr)
+    assert_same(state.discriminator, discriminator, config.generator_lr)
 
 
 @pytest.mark.parametrize(

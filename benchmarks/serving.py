@@ -221,7 +221,7 @@ def measure_overload(models: Path, arguments: argparse.Namespace) -> list[Bar]:
     name, images, seconds = "dcgan64", 16, arguments.seconds * 3
     goodput, refusals = [], []
     with serving(models, "--queue-size", "512") as ours:
-        for _ in range(max(1, arguments.turns // 3)):
+        for _ in range(max(1, arguments.turns // 2)):
             peak = call_from_python(ours, name, images, 8, seconds / 2).per_second
             report = ask_client(
                 "open", ours.address, name, images, 3 * peak / images, seconds * 1.5

@@ -26,6 +26,8 @@ from ganserve.v1 import image_generation_pb2 as pb
 FOLDER = Path(__file__).resolve().parent
 _METHOD = "/ganserve.v1.ImageGenerationService/GenerateImages"
 H2LOAD = shutil.which("h2load")
+# Windows that hold several replies of a megabyte.
+GRPC_FLAGS = ["-w", "24", "-W", "26", "-H", "content-type: application/grpc", "-H", "te: trailers"]
 
 
 @dataclass(frozen=True)
@@ -142,26 +144,41 @@ def call_with_h2load(
 
     A refused call is a success to HTTP, so the replies must have `least_bytes` each.
     """
-    assert H2LOAD is not None
     message = pb.GenerateImagesRequest(
         model_name=model,
         seed_range=pb.SeedRange(start=1, count=images),
         format=pb.ImageFormat.Value(f"IMAGE_FORMAT_{image_format}"),
     ).SerializeToString()
-    with tempfile.NamedTemporaryFile() as body:
-        body.write(b"\0" + struct.pack(">I", len(message)) + message)
-        body.flush()
-        command = [H2LOAD, "-n", str(calls), "-c", "1", "-m", str(concurrency), "-d", body.name]
-        command += ["-w", "24", "-W", "26"]  # windows that hold several replies of a megabyte
-        command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
+    flags = ["-c", "1", "-m", str(concurrency), *GRPC_FLAGS]
+    return run_h2load(
+        f"http://{process.address}{_METHOD}", grpc_frame(message), flags, calls, least_bytes
+    )
+
+
+def grpc_frame(message: bytes) -> bytes:
+    """A message as the body of a call: not compressed, its length, itself."""
+    return b"\0" + struct.pack(">I", len(message)) + message
+
+
+def run_h2load(
+    url: str, body: bytes, flags: list[str], calls: int, least_bytes: int, seconds: float = 300
+) -> float:
+    """Post a body many times, at most for so long; the seconds that it took.
+
+    Raises:
+        RuntimeError: a call failed, or the replies are too short.
+        subprocess.TimeoutExpired: it took longer.
+    """
+    assert H2LOAD is not None
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(body)
+        file.flush()
+        command = [H2LOAD, "-n", str(calls), "-d", file.name, *flags, url]
         output = subprocess.run(
-            [*command, f"http://{process.address}{_METHOD}"],
-            capture_output=True,
-            text=True,
-            check=True,
+            command, capture_output=True, text=True, check=True, timeout=seconds
         ).stdout
     received = re.findall(r"\((\d+)\) data", output)
     if f" {calls} succeeded" not in output or int(received[0]) < calls * least_bytes:
-        sys.exit(f"calls failed, so there is nothing to compare:\n{output}")
+        raise RuntimeError(f"calls failed, so there is nothing to compare:\n{output}")
     value, unit = re.findall(r"finished in ([\d.]+)(us|ms|s)", output)[0]
     return float(value) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[unit]

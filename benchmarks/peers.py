@@ -322,18 +322,20 @@ def render_page(
     peers: list[Peer], turns: dict[str, list[Turn]], arguments: argparse.Namespace, stolen: float
 ) -> str:
     """The result as Markdown."""
+    onnxruntime = version("onnxruntime")
+    columns = ["server", "CPU over bare, single images", "requests of 64"]
+    columns += ["images a second over bare, single images", "requests of 64"]
+    columns += ["p50 beyond the model, ms", "p99 beyond its p99, ms"]
     lines = [
         f"# The same generator behind other servers, {dt.date.today()}",
         "",
         f"- command: `python benchmarks/peers.py {arguments_given()}`",
-        f"- commit {commit()}, onnxruntime {version('onnxruntime')}, "
-        f"Python {platform.python_version()}",
+        f"- commit {commit()}, onnxruntime {onnxruntime}, Python {platform.python_version()}",
         f"- {processor()}, {usable_cpus()} CPUs, shared by server, client and bare session",
         f"- medians (lowest to highest) of {arguments.turns} starts of each server",
         f"- taken by the host's other machines: {stolen:.1%} of CPU time",
         "",
-        "| server | CPU over bare, single images | requests of 64 | images a second over bare, "
-        "single images | requests of 64 | p50 beyond the model, ms | p99 beyond its p99, ms |",
+        f"| {' | '.join(columns)} |",
         "|---|---|---|---|---|---|---|",
     ]
     for peer in peers:

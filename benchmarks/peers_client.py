@@ -30,7 +30,7 @@ def calling(transport: Transport, address: str, path: str, content_type: str) ->
     if transport == "grpc":
         options = [("grpc.max_receive_message_length", -1)]
         with grpc.insecure_channel(address, options=options) as channel:
-            call = channel.unary_unary(path)
+            call: Callable[..., bytes] = channel.unary_unary(path)
             yield lambda message: call(message, timeout=_DEADLINE_SECONDS)
         return
     connection = http.client.HTTPConnection(address, timeout=_DEADLINE_SECONDS)

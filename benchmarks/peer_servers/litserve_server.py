@@ -18,7 +18,7 @@ _BATCH = int(sys.argv[1])
 class Dcgan64(litserve.LitAPI):
     """From a first seed and a count, as JSON, to bytes."""
 
-    def setup(self, device: str) -> None:
+    def setup(self, device: str) -> None:  # noqa: ARG002
         """Open a session in each worker."""
         self._generate = Generator()
 

@@ -12,7 +12,7 @@ from generator import Generator  # noqa: E402
 class TritonPythonModel:
     """From seeds to pixels, for all requests of a batch together."""
 
-    def initialize(self, args: dict[str, str]) -> None:
+    def initialize(self, args: dict[str, str]) -> None:  # noqa: ARG002
         """Open a session in each instance."""
         self._generate = Generator()
 

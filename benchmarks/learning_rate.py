@@ -47,7 +47,9 @@ def train(run_dir: Path, flags: list[str]) -> None:
     """Train in a process of its own."""
     quiet = [f"--{name}-every={NEVER}" for name in ("sample", "diagnose", "checkpoint")]
     command = [sys.executable, "-m", "gantrain", "train", f"--run-dir={run_dir}", *quiet, *flags]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
 
 
 def largest_of(run: Run, arguments: argparse.Namespace, folder: Path) -> tuple[float, float, float]:

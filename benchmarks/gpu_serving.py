@@ -214,7 +214,7 @@ def measure_serving(
 
 
 def compare_ways(speeds: dict[str, Speeds]) -> list[Bar]:
-    """What the settings cost, each at its own best size and, for graphs, at 1."""
+    """What the settings cost, each at its own best size, and at the smallest that both have."""
     bars = []
     for name, over, under in (
         ("CUDA graphs where quicker, over none", OURS, "fp32, strict, no graphs"),
@@ -227,8 +227,10 @@ def compare_ways(speeds: dict[str, Speeds]) -> list[Bar]:
         above, below = speeds[over], speeds[under]
         pairs = zip(above[best_size(above)], below[best_size(below)], strict=True)
         bars.append(Bar(f"{name}, best sizes", None, True, [a / b for a, b in pairs]))
-        pairs = zip(above[min(above)], below[min(below)], strict=True)
-        bars.append(Bar(f"{name}, smallest sizes", None, True, [a / b for a, b in pairs]))
+        if common := above.keys() & below.keys():
+            size = min(common)
+            pairs = zip(above[size], below[size], strict=True)
+            bars.append(Bar(f"{name}, batches of {size}", None, True, [a / b for a, b in pairs]))
     return bars
 
 

@@ -22,6 +22,7 @@ import datetime as dt
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -180,27 +181,25 @@ def main() -> None:
     arguments = parse_arguments()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CPUS])
     adopt_orphans()
-    peers = [
-        peer
-        for peer in PEERS
-        if not peer.environment or Path(peer.python(arguments.environments)).exists()
-    ]
-    turns: dict[str, list[Turn]] = {peer.name: [] for peer in peers}
+    for peer in PEERS:
+        if peer.environment and not Path(peer.python(arguments.environments)).exists():
+            sys.exit(f"--environments: expected {peer.python(arguments.environments)}, got none")
+    turns: dict[str, list[Turn]] = {peer.name: [] for peer in PEERS}
     began, stolen = time.monotonic(), stolen_seconds()
     with tempfile.TemporaryDirectory() as folder:
-        models = Path(folder)
+        models = Path(folder) / "models"
         write_models(models)
         path = models / "dcgan64" / "1" / "model.onnx"
         model = load_model(path, "cpu", threads=1)
         for number in range(arguments.turns):
-            for peer in peers:
+            for peer in PEERS:
                 with serving(peer, models, path, arguments.environments) as address:
                     check_pixels(peer.protocol, address, model)
                     turn = measure(peer, address, model, arguments.seconds)
                 turns[peer.name].append(turn)
                 print(f"turn {number} {peer.name}: {turn}", flush=True)
     share = (stolen_seconds() - stolen) / (time.monotonic() - began) / usable_cpus()
-    page = render_page(peers, turns, arguments, share)
+    page = render_page(turns, arguments, share)
     print(f"\n{page}")
     if arguments.record:
         print(write_record("peers", page))
@@ -227,14 +226,16 @@ def serving(peer: Peer, models: Path, path: Path, environments: Path) -> Iterato
         "PEER_SECOND_PORT": str(free_port()),
         "PEER_MODEL": str(path),
         "PYTHONPATH": f"{FOLDER.parent}:{FOLDER / 'peer_servers'}",
+        "TMPDIR": str(models.parent / "tmp"),
     }
-    log = models.parent / f"{models.name}.log"
+    log = models.parent / "log"
+    (models.parent / "tmp").mkdir()
     command = peer.command(environments, models, port)
     with running(command, environment, log):
         address = f"127.0.0.1:{port}"
         wait_until_answering(peer.protocol, address, log)
         yield address
-    log.unlink()
+    shutil.rmtree(models.parent / "tmp")
 
 
 def wait_until_answering(protocol: Protocol, address: str, log: Path) -> None:
@@ -318,9 +319,7 @@ def latency(protocol: Protocol, address: str) -> dict[str, float]:
     return found
 
 
-def render_page(
-    peers: list[Peer], turns: dict[str, list[Turn]], arguments: argparse.Namespace, stolen: float
-) -> str:
+def render_page(turns: dict[str, list[Turn]], arguments: argparse.Namespace, stolen: float) -> str:
     """The result as Markdown."""
     onnxruntime = version("onnxruntime")
     columns = ["server", "CPU over bare, single images", "requests of 64"]
@@ -333,12 +332,13 @@ def render_page(
         f"- commit {commit()}, onnxruntime {onnxruntime}, Python {platform.python_version()}",
         f"- {processor()}, {usable_cpus()} CPUs, shared by server, client and bare session",
         f"- medians (lowest to highest) of {arguments.turns} starts of each server",
+        "- one call after the other: over gRPC by grpcio, over HTTP by Python's http.client",
         f"- taken by the host's other machines: {stolen:.1%} of CPU time",
         "",
         f"| {' | '.join(columns)} |",
         "|---|---|---|---|---|---|---|",
     ]
-    for peer in peers:
+    for peer in PEERS:
         rows = turns[peer.name]
         figures = [[row.cpu[images] for row in rows] for images in LOADS]
         figures += [[row.speed[images] for row in rows] for images in LOADS]

@@ -3,7 +3,7 @@
     python benchmarks/peers_client.py TRANSPORT ADDRESS PATH CONTENT_TYPE BODY_FILE CALLS
 
 prints the latency's percentiles as JSON. gRPC messages stay bytes, for they are built and read
-elsewhere: what is measured is the server, and every server with the same client.
+elsewhere: what is measured is the server. Over gRPC all have one client, over HTTP another.
 """
 
 import contextlib

@@ -49,9 +49,14 @@ def running(command: list[str], environment: dict[str, str], log: Path) -> Itera
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_TERMINATION_SECONDS)
-        _end(_descendants())
-        process.wait()
-        _reap()
+        end = time.monotonic() + _TERMINATION_SECONDS
+        while left := _descendants():  # each of them may have started others meanwhile
+            if time.monotonic() > end:
+                raise TimeoutError(f"processes {left} of {command[0]} do not end")
+            _end(left)
+            process.poll()
+            _reap()
+            time.sleep(0.01)
 
 
 def _descendants() -> set[int]:
@@ -65,12 +70,10 @@ def _end(processes: Iterable[int]) -> None:
 
 
 def _reap() -> None:
-    """Wait for the orphans that were adopted."""
-    end = time.monotonic() + _TERMINATION_SECONDS
+    """Take note of the ends of orphans that were adopted."""
     with contextlib.suppress(ChildProcessError):  # there are none left
-        while time.monotonic() < end:
-            if os.waitpid(-1, os.WNOHANG) == (0, 0):
-                time.sleep(0.01)
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass
 
 
 def _read_table() -> dict[int, tuple[int, int]]:

@@ -6,7 +6,11 @@ What takes long to import is imported where it is used, so that `--help` answers
 import asyncio
 import functools
 import json
+import logging
+import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version as installed_version
@@ -37,7 +41,25 @@ class CommandError(Exception):
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    leave_working_threads(code, seconds=1)
+    sys.exit(code)
+
+
+def leave_working_threads(code: int, *, seconds: float) -> None:
+    """End the process if threads work on for longer than this.
+
+    Python would wait for them, such as for a model that is being loaded when the server is stopped.
+    """
+    end = time.monotonic() + seconds
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(end - time.monotonic(), 0))
+            if thread.is_alive():
+                logging.shutdown()
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -123,9 +123,9 @@ class ServerConfig(BaseSettings):
     )
     reproducibility: Reproducibility = Field(
         default="strict",
-        description="On GPUs. strict: no TF32, no algorithms chosen by the clock, and only batch "
-        "sizes that give each image the same bits; fast: whatever is quickest. On CPUs both are "
-        "the same.",
+        description="On GPUs. strict: only batch sizes that give each image the same bits and, on "
+        "CUDA, no TF32 and no algorithms chosen by the clock, as TensorRT does while it builds an "
+        "engine; fast: whatever is quickest. On CPUs both are the same.",
     )
     cuda_graphs: CudaGraphs = Field(
         default="auto",
@@ -284,8 +284,18 @@ class ServerConfig(BaseSettings):
 
     @model_validator(mode="after")
     def _graphs_go_with_cuda(self) -> Self:
-        if self.cuda_graphs == "on" and self.device in ("cpu", "tensorrt"):
-            raise ValueError(f"cuda_graphs: expected auto or off with {self.device}, got on")
+        if self.cuda_graphs == "on" and self.device != "cuda":
+            raise ValueError(
+                f"cuda_graphs: expected auto or off with the device {self.device}, got on"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_cache_goes_with_tensorrt(self) -> Self:
+        if self.tensorrt_cache is not None and self.device != "tensorrt":
+            raise ValueError(
+                f"tensorrt_cache: expected the device tensorrt with it, got {self.device}"
+            )
         return self
 
     @model_validator(mode="after")

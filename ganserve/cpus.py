@@ -52,7 +52,7 @@ def run_when_woken() -> bool:
     """Have this thread, and those it starts, run as soon as they are woken, in short slices.
 
     Else the event loop waits for the model's threads at each step of a call where they keep all
-    CPUs busy. False where the system has no such thing: Linux has it since 6.12.
+    CPUs busy. False where the system refuses; before 6.12 Linux takes it and does nothing.
     """
     return _set_slice(_SHORT_SLICE_NANOSECONDS)
 

@@ -58,11 +58,13 @@ def time_in_turns(kinds: Mapping[_Kind, Callable[[], float]], turns: int) -> dic
 
 def _capture(session: BoundSession, size: int, feeds_of: _FeedsOf) -> None:
     first, second = feeds_of(size, 0), feeds_of(size, 1)
-    expected = session.call(session.run_here, second)
+    expected, again = (session.call(session.run_here, second) for _ in range(2))
     session.use_graph(size, use=True)
     for _ in range(_CAPTURING_RUNS):
         session.call(session.run_here, first)
-    if not np.array_equal(session.call(session.run_here, second), expected):
+    replayed = session.call(session.run_here, second)
+    # A call that does not repeat itself, as may be where speed goes before bits, shows nothing.
+    if np.array_equal(expected, again) and not np.array_equal(replayed, expected):
         raise RuntimeError(f"the CUDA graph of batch size {size} makes other images than its call")
 
 

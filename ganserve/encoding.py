@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ganserve.cpus import work_long
+from ganserve.cpus import let_others_first
 from ganserve.png import encode_pngs
 
 # Handing work to a thread costs about as much as encoding a small image, so a thread gets several.
@@ -87,7 +87,7 @@ class Encoder:
         self.pending_images = 0
         self._closed = False
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, "encode", work_long)
+        self._pool = ThreadPoolExecutor(threads, "encode", let_others_first)
 
     async def encode(
         self, pixels: NDArray[np.uint8], image_format: ImageFormat, quality: int | None = None

@@ -1,6 +1,7 @@
 """Hides how a model gets onto a GPU: options, buffers, batch sizes that agree, CUDA graphs."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from ganserve.batch_sizes import find_agreeing_sizes
 from ganserve.bound_session import BoundSession
 from ganserve.config import CudaGraphs, Device, Reproducibility
 from ganserve.cuda_graphs import choose_graphs
-from ganserve.errors import ModelError
+from ganserve.errors import ModelError, StartupError
 from ganserve.model_spec import ModelSpec, make_feeds
 from ganserve.onnx_weights import PartedFile
 from ganserve.providers import choose_providers, engine_folder
@@ -56,7 +57,7 @@ def open_on_gpu(
         ProviderUnavailable: the device cannot be used.
     """
     prepare = partial(_prepare, file, spec, check, device, batch_sizes, threads, settings)
-    graphs = settings.cuda_graphs if device == "cuda" else "off"
+    graphs = settings.cuda_graphs if device != "tensorrt" else "off"
     return with_graphs_if_possible(prepare, graphs, spec.digest)
 
 
@@ -119,6 +120,7 @@ def _prepare(
             "model %s: CUDA graphs at batch sizes %s of %s",
             *(spec.digest, [*chosen], [*session.batch_sizes]),
         )
+        check(session)  # now with graphs
     return session
 
 
@@ -149,6 +151,23 @@ def keep_agreeing_sizes(session: BoundSession, spec: ModelSpec) -> None:
         session.keep_only(agreeing)
 
 
+def check_engine_cache(root: Path | None) -> None:
+    """Make the folder for engines, if there is to be one, before any model is loaded.
+
+    Raises:
+        StartupError: it cannot be written to.
+    """
+    if root is None:
+        return
+    problem = f"tensorrt_cache: expected a folder to write to, got {root}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartupError(f"{problem}: {error.strerror}") from error
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise StartupError(f"{problem}: not allowed")
+
+
 def make_engine_folder(settings: GpuSettings, spec: ModelSpec) -> Path | None:
     """Make where TensorRT's engines of this model are kept, if they are.
 
@@ -156,6 +175,12 @@ def make_engine_folder(settings: GpuSettings, spec: ModelSpec) -> Path | None:
         ModelError: that is not possible.
     """
     if settings.tensorrt_cache is None:
+        if settings.reproducibility == "strict":
+            logger.warning(
+                "model %s: TensorRT builds an engine that is gone with this process, and the next "
+                "one may make other bits: --tensorrt-cache keeps it",
+                spec.digest,
+            )
         return None
     folder = engine_folder(
         settings.tensorrt_cache, spec.digest, runtime_version(), settings.reproducibility

@@ -70,7 +70,7 @@ class Metrics:
             "ganserve_queue_seconds", "From admission to the first model call with an image of it."
         )
         self.compute_seconds = call_histogram(
-            "ganserve_compute_seconds", "One model call.", "model"
+            "ganserve_compute_seconds", "One model call, on a GPU with its turn there.", "model"
         )
         self.encode_seconds = call_histogram(
             "ganserve_encode_seconds", "Encoding the images of one message.", "format"

@@ -14,6 +14,11 @@ from ganserve.providers import CPU_PROVIDER, CUDA_PROVIDER, FIRST_PROVIDERS, Pro
 Session = Any  # onnxruntime.InferenceSession
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 _ON_CPU: tuple[Provider, ...] = ((CPU_PROVIDER, {}),)
+# An ONNX file with one node, Identity, of one float.
+_SMALLEST_MODEL = (
+    b'\x08\x08\x12\x00:7\n\x10\n\x01a\x12\x01b"\x08Identity\x12\x01gZ\x0f\n\x01a\x12\n\n\x08\x08\x01\x12'
+    b"\x04\n\x02\x08\x01b\x0f\n\x01b\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
 
 
 def check_runtime(installed: Collection[str] | None = None) -> None:
@@ -95,8 +100,8 @@ def open_session(
         )
     except Exception as error:  # ONNX Runtime's exceptions share no other class
         problem = one_line(error)
-        if device == "cpu":
-            raise ModelError(f"ONNX Runtime cannot load it: {problem}") from error
+        if device == "cpu" or can_use(device):
+            raise ModelError(f"ONNX Runtime cannot load it on {device}: {problem}") from error
         raise ProviderUnavailable(
             f"device {device}: expected {wanted}, but ONNX Runtime cannot use it: {problem}"
         ) from error
@@ -107,6 +112,20 @@ def open_session(
             f"{in_use[0]}; check the driver and the CUDA libraries, or use --device cpu"
         )
     return session
+
+
+def can_use(device: Device) -> bool:
+    """Whether the device runs the smallest of all models."""
+    import onnxruntime
+
+    wanted = FIRST_PROVIDERS[device]
+    try:
+        session = onnxruntime.InferenceSession(
+            _SMALLEST_MODEL, session_options(1), providers=[wanted], enable_fallback=0
+        )
+    except Exception:  # ONNX Runtime's exceptions share no other class
+        return False
+    return bool(session.get_providers()[0] == wanted)
 
 
 def session_options(threads: int) -> Any:  # noqa: ANN401 - untyped library

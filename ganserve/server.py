@@ -15,8 +15,9 @@ from prometheus_client import CollectorRegistry, ProcessCollector, disable_creat
 from ganserve.accepting import make_aio_server
 from ganserve.assembly import HEALTH, make_interceptor, read_credentials, start_tracing
 from ganserve.config import ServerConfig
-from ganserve.cpus import let_others_first, run_when_woken, usable_cpus
+from ganserve.cpus import run_when_woken, usable_cpus, work_long
 from ganserve.encoding import Encoder
+from ganserve.gpu_sessions import check_engine_cache
 from ganserve.inference.v2 import open_inference_pb2, open_inference_pb2_grpc
 from ganserve.listening import grpc_options, listen
 from ganserve.log_format import set_up_logging
@@ -77,13 +78,15 @@ async def running(config: ServerConfig) -> AsyncIterator[RunningServer]:
     """
     check_runtime()
     check_root(config.models)
+    check_engine_cache(config.tensorrt_cache)
     metrics = Metrics(CollectorRegistry())
     ProcessCollector(registry=metrics.registry)
     certificate, tokens = read_credentials(config, metrics)
     async with contextlib.AsyncExitStack() as stack:
         encoder = Encoder(config.encoder_threads or usable_cpus())
         stack.callback(encoder.close)
-        gpu_thread = ThreadPoolExecutor(1, "gpu", let_others_first)  # begins with its first call
+        # It begins with its first call. The GPU must not wait for a CPU that encodes.
+        gpu_thread = ThreadPoolExecutor(1, "gpu", work_long)
         stack.callback(gpu_thread.shutdown, wait=False)  # nothing of it is awaited any more
         server = RunningServer(
             config, metrics, certificate, tokens, start_tracing(config), gpu_thread

@@ -317,3 +317,17 @@ def test_a_port_in_use_is_one_line(repository, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1].startswith("ganserve serve: ")
     assert port in lines[-1]
+
+
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_a_process_ends_though_a_thread_works_on(seconds):
+    program = (
+        "import sys, threading, time\n"
+        "from ganserve import cli\n"
+        f"threading.Thread(target=time.sleep, args=[{seconds}]).start()\n"
+        "cli.run = lambda arguments: print('said') or 7\n"
+        "cli.main()\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "said\n", "")

@@ -16,7 +16,7 @@ def test_only_the_repository_is_required():
 def test_each_setting_is_also_a_variable(monkeypatch):
     values = {
         "models": "/models",
-        "device": "cpu",
+        "device": "tensorrt",
         "reproducibility": "fast",
         "cuda_graphs": "off",
         "default_model": "digits",
@@ -34,7 +34,7 @@ def test_each_setting_is_also_a_variable(monkeypatch):
     monkeypatch.setenv("GANSERVE_MAX_MODEL_BYTES", "2048")
     config = ServerConfig()
     assert config.models == Path("/models")
-    assert config.device == "cpu"
+    assert config.device == "tensorrt"
     assert config.max_message_bytes == 2048
     assert config.versions == (("digits", 3),)
     assert config.batch_sizes == (3,)
@@ -116,8 +116,18 @@ def test_a_request_that_could_never_be_admitted_is_refused_at_start():
         pytest.param({"versions": "m:1"}, "versions: expected", id="versions without policy"),
         pytest.param(
             {"cuda_graphs": "on", "device": "tensorrt"},
-            "cuda_graphs: expected auto or off with tensorrt, got on",
+            "cuda_graphs: expected auto or off with the device tensorrt, got on",
             id="graphs that only CUDA has",
+        ),
+        pytest.param(
+            {"cuda_graphs": "on"},
+            "cuda_graphs: expected auto or off with the device auto, got on",
+            id="graphs on a device that may be the CPU",
+        ),
+        pytest.param(
+            {"tensorrt_cache": "engines", "device": "cuda"},
+            "tensorrt_cache: expected the device tensorrt with it, got cuda",
+            id="a cache for engines that are not built",
         ),
         pytest.param(
             {"deadline_seconds": 20, "max_deadline_seconds": 10},

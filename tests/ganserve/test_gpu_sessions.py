@@ -11,8 +11,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from ganserve.artifact import parse_metadata
-from ganserve.errors import ModelError
-from ganserve.gpu_sessions import GpuSettings, make_engine_folder, with_graphs_if_possible
+from ganserve.errors import ModelError, StartupError
+from ganserve.gpu_sessions import (
+    GpuSettings,
+    check_engine_cache,
+    make_engine_folder,
+    with_graphs_if_possible,
+)
 from ganserve.latents import draw_latents
 from ganserve.model import load_on_gpu
 from ganserve.model_spec import ModelSpec, read_spec
@@ -147,15 +152,44 @@ def test_more_golden_images_than_the_largest_batch_are_compared_too(tmp_path, op
     assert (model.run_batch(latents(20)) == reveal_pixels(latents(20))).all()
 
 
-def test_engines_are_kept_only_where_wanted_and_possible(tmp_path):
+@pytest.mark.parametrize("cuda_graphs", ["auto", "on", "off"])
+def test_the_way_with_graphs_is_sound(tmp_path, open_like_a_gpu, caplog, cuda_graphs):
+    content = write_artifact(tmp_path).read_bytes()
+    with caplog.at_level(logging.INFO):
+        model = open_like_a_gpu(content, cuda_graphs=cuda_graphs)
+    for rows in (1, 3, 8, 20):
+        assert (model.run_batch(latents(rows)) == reveal_pixels(latents(rows))).all()
+    assert "without CUDA graphs" not in caplog.text
+    assert ("CUDA graphs at batch sizes" in caplog.text) == (cuda_graphs != "off")
+
+
+def test_fast_takes_graphs_of_a_model_that_does_not_repeat_itself(tmp_path, open_like_a_gpu):
+    content = never_the_same(write_artifact(tmp_path, differing_share=1.0))
+    model = open_like_a_gpu(content, reproducibility="fast", cuda_graphs="on")
+    assert model.batch_sizes == SIZES
+
+
+def test_engines_are_kept_only_where_wanted_and_possible(tmp_path, caplog):
     spec = ModelSpec(4, 4, 4, 3, (), "contract", "digest", "provider", {})
+    assert make_engine_folder(GpuSettings(None, "fast"), spec) is None
+    assert caplog.records == []
     assert make_engine_folder(GpuSettings(None), spec) is None
+    assert "the next one may make other bits: --tensorrt-cache keeps it" in caplog.text
     folder = make_engine_folder(GpuSettings(None, tensorrt_cache=tmp_path / "cache"), spec)
     assert folder.is_dir()
     assert tmp_path / "cache" / "digest" in folder.parents
     (tmp_path / "file").touch()
     with pytest.raises(ModelError, match=r"tensorrt_cache: .*file/digest/.*: Not a directory"):
         make_engine_folder(GpuSettings(None, tensorrt_cache=tmp_path / "file"), spec)
+
+
+def test_a_cache_that_cannot_be_written_to_ends_the_start(tmp_path):
+    check_engine_cache(None)
+    check_engine_cache(tmp_path / "new" / "cache")
+    assert (tmp_path / "new" / "cache").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(StartupError, match=r"tensorrt_cache: expected a folder .*/file: File exi"):
+        check_engine_cache(tmp_path / "file")
 
 
 class TestGraphsIfPossible:

@@ -13,7 +13,7 @@ from PIL import Image
 from ganserve.errors import ModelError, ProviderUnavailable, StartupError
 from ganserve.latents import draw_latents
 from ganserve.model import load_model
-from ganserve.runtime import check_runtime
+from ganserve.runtime import can_use, check_runtime
 from tests.ganserve.tiny import (
     foreign_onnx,
     golden_section,
@@ -214,3 +214,9 @@ def test_a_missing_runtime_is_explained(monkeypatch):
 def test_one_runtime_is_fine():
     check_runtime(["onnxruntime"])
     check_runtime()
+
+
+def test_a_device_that_works_is_told_from_one_that_does_not():
+    assert can_use("cpu")
+    available = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    assert available or not can_use("cuda")

@@ -57,6 +57,8 @@ def measure_stress(arguments: argparse.Namespace, folder: Path) -> Findings:
             held.append(server.look())
             say(f"stress: {codes.total():,} calls, {held[-1]}")
         exit_code, log = server.stop(), server.log()
+    for fault in re.findall(r"(?:.*\n){0,3}.*(?:Traceback|internal error)(?:.*\n){0,40}", log):
+        say(f"stress: in the log:\n{fault}")
     bars = judge_calls(codes, wrong, log)
     bars += judge_server(books, images, held[0], held[1])
     bars.append(equal_bar("stress: exit code", 0, exit_code))

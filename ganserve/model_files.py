@@ -5,7 +5,11 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ganserve.errors import ModelError, StartupError
+
+_PIECE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,11 @@ def scan(root: Path) -> tuple[dict[str, list[Candidate]], dict[str, OSError]]:
     return found, unreadable
 
 
-def read_model_file(path: Path, max_bytes: int) -> bytes:
+def read_model_file(path: Path, max_bytes: int) -> memoryview:
     """Read a file, if it is one and no larger than allowed.
+
+    In pieces, because the kernel would copy all of it without a pause for the other threads, and
+    into memory that nothing was written to, because Python would write to it under its lock.
 
     Raises:
         ModelError: it is no file, or too large.
@@ -69,7 +76,7 @@ def read_model_file(path: Path, max_bytes: int) -> bytes:
     """
     # Without waiting: a pipe under this name would otherwise hold up every load after it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with open(descriptor, "rb") as file:  # noqa: PTH123 - an open descriptor has no path
+    with open(descriptor, "rb"):  # noqa: PTH123 - an open descriptor has no path
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ModelError("expected a file, got a pipe, a device or the like")
@@ -78,7 +85,11 @@ def read_model_file(path: Path, max_bytes: int) -> bytes:
                 f"expected a file of at most {max_bytes} bytes, got {status.st_size}: see "
                 "--max-model-bytes"
             )
-        return file.read(status.st_size)
+        content = np.empty(status.st_size, np.uint8).data
+        read = 0
+        while count := os.readv(descriptor, [content[read : read + _PIECE_BYTES]]):
+            read += count
+        return content[:read].toreadonly()  # it may have become shorter meanwhile
 
 
 def _candidates(folder: Path) -> list[Candidate]:

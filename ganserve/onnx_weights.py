@@ -27,7 +27,7 @@ class PartedFile(NamedTuple):
     A file that cannot be parted, for whatever reason, is all three.
     """
 
-    content: bytes
+    content: bytes | memoryview
     outline: bytes  # the weights left out, and nothing in their place
     graph: bytes  # the weights replaced by their places in `content`
 
@@ -60,15 +60,16 @@ class _Unpartable(Exception):
     """The file is damaged or of an unusual form; others will say so better."""
 
 
-def part(content: bytes) -> PartedFile:
+def part(content: bytes | memoryview) -> PartedFile:
     """Part an ONNX file. Never fails: what is no such file is left whole."""
     try:
         return _part(content)
     except (_Unpartable, IndexError):
-        return PartedFile(content, content, content)
+        whole = bytes(content)
+        return PartedFile(whole, whole, whole)
 
 
-def _part(content: bytes) -> PartedFile:
+def _part(content: bytes | memoryview) -> PartedFile:
     reader = _Reader(content)
     outline, graph = [], []
     for field in reader.read_fields(0, len(content)):
@@ -108,13 +109,13 @@ def _place(offset: int, length: int) -> bytes:
 class _Reader:
     """Finds the fields of messages within a file, up to a number of them all told."""
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes | memoryview) -> None:
         self._content = content
         self._left = _MOST_FIELDS
 
     def copy(self, field: _Field) -> bytes:
         """The field as it stands in the file."""
-        return self._content[field.begin : field.end]
+        return bytes(self._content[field.begin : field.end])
 
     def read_inside(self, field: _Field) -> Iterator[_Field]:
         """The fields of a field that is a message."""

@@ -84,9 +84,10 @@ def open_session(
 
     options = session_options(threads)
     options.use_deterministic_compute = deterministic
-    graph = file.content
-    if file.is_parted and device != "tensorrt":  # which parses the model itself
-        graph = file.graph
+    graph = file.graph
+    if file.is_parted and device == "tensorrt":  # which parses the model itself
+        graph = bytes(file.content)
+    elif file.is_parted:
         options.add_external_initializers_from_files_in_memory(
             [WEIGHTS_NAME], [file.content], [len(file.content)]
         )

@@ -54,7 +54,7 @@ def split_images(
     whole = load_dataset(source, image_size=size)
     order = np.random.default_rng(0).permutation(len(whole.images))
     first, second = np.array_split(order, 2)
-    others = first if few is None else first[few:]
+    others = first[few:] if few is not None and few < len(first) else first
     parts = {"train": first[:few], "held-out": second, "others": others}
     for name, chosen in parts.items():
         part = folder / name
@@ -101,7 +101,9 @@ def run_seed(
         "precision": arguments.precision,
         "threads": arguments.threads,
     }
-    run_dir = folder / f"{recipe}-{arguments.filters}-{seed}"
+    # All that is set here but the data, for a run of that name is not made again.
+    how = "plain" if recipe == "plain" else arguments.augment.replace(",", "+")
+    run_dir = folder / f"{how}-{arguments.filters}-{seed}-{arguments.precision}"
     return train_and_measure(settings, run_dir, arguments.images, judge.measure, MEASURED)
 
 

@@ -14,6 +14,7 @@ at the default rate had a penalty over 100.
 import argparse
 import datetime as dt
 import itertools
+import math
 import os
 import platform
 import subprocess
@@ -43,13 +44,16 @@ def default_rate(run_dir: Path, flags: list[str]) -> float:
     return settings.generator_lr
 
 
-def train(run_dir: Path, flags: list[str]) -> None:
-    """Train in a process of its own."""
+def train(run_dir: Path, flags: list[str]) -> bool:
+    """Train in a process of its own; whether it came to its end and did not diverge."""
     quiet = [f"--{name}-every={NEVER}" for name in ("sample", "diagnose", "checkpoint")]
     command = [sys.executable, "-m", "gantrain", "train", f"--run-dir={run_dir}", *quiet, *flags]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    if " became " in done.stderr:
+        return False
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+    return True
 
 
 def largest_of(run: Run, arguments: argparse.Namespace, folder: Path) -> tuple[float, float, float]:
@@ -61,9 +65,12 @@ def largest_of(run: Run, arguments: argparse.Namespace, folder: Path) -> tuple[f
     name = f"{size}-{filters}-{factor:g}-{seed}"
     rate = factor * default_rate(folder / f"{name}-default", flags)
     run_dir = folder / name
-    train(run_dir, [*flags, f"--lr={rate}", f"--total-images={arguments.images}"])
-    rows = read_metrics(RunDirectory(run_dir).metrics_file)
-    penalty, loss = (max(row[key] for row in rows) for key in ("r1_penalty", "discriminator_loss"))
+    if train(run_dir, [*flags, f"--lr={rate}", f"--total-images={arguments.images}"]):
+        rows = read_metrics(RunDirectory(run_dir).metrics_file)
+        penalty = max(row["r1_penalty"] for row in rows)
+        loss = max(row["discriminator_loss"] for row in rows)
+    else:
+        penalty = loss = math.inf
     print(f"{name}: lr {rate:g}, largest penalty {penalty:.3g}, loss {loss:.3g}", flush=True)
     return rate, penalty, loss
 
@@ -79,6 +86,8 @@ def main() -> int:
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--record", action="store_true", help="write to benchmarks/results")
     arguments = parser.parse_args()
+    if 1 not in arguments.factors:
+        parser.error(f"--factors: expected 1 among them, got {arguments.factors}")
     shapes = [tuple(map(int, shape.split("x"))) for shape in arguments.shapes]
     runs = [
         (size, filters, factor, int(seed))
@@ -107,7 +116,7 @@ def main() -> int:
     if arguments.record:
         print(write_record("learning-rate", page))
     at_default = [row[1] for run, row in zip(runs, found, strict=True) if run[2] == 1]
-    return 0 if max(at_default, default=0.0) <= LARGEST_STEADY else 1
+    return 0 if max(at_default) <= LARGEST_STEADY else 1
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ Each piece of advice names a flag, its present value and another to try; advice 
 already is left out.
 """
 
+from gantrain.combinations import choose_lr
 from gantrain.config import HIGHEST_DEFAULT_LR, TrainConfig
 from gantrain.networks import DISCRIMINATORS
 
 Advice = tuple[str, ...]
 
 _DENSE = ("keras-mlp", "selu-dense", "torch-mlp")
-_HIGH_LR = HIGHEST_DEFAULT_LR  # few GANs bear more
 _HIGH_BETA1 = 0.5
 
 
@@ -74,16 +74,16 @@ def keep_diversity(config: TrainConfig) -> Advice:
 
 def steady(config: TrainConfig) -> Advice:
     """For numbers that grow without bound, or swing."""
+    highest = _highest_lr(config)
     return _join(
-        config.generator_lr > _HIGH_LR
-        and f"--lr {config.generator_lr:g}: use at most {_HIGH_LR:g}",
+        config.generator_lr > highest and f"--lr {config.generator_lr:g}: use at most {highest:g}",
         _slower_discriminator(config),
         _penalise(config),
         _average(config),
         config.optimizer == "adam"
         and config.beta1 > _HIGH_BETA1
         and f"--beta1 {config.beta1:g}: use at most {_HIGH_BETA1:g}",
-        config.generator_lr <= _HIGH_LR and _lower_lr(config),
+        config.generator_lr <= highest and _lower_lr(config),
         config.on_divergence == "stop"
         and "--on-divergence rollback goes back and lowers the learning rate by itself",
         f"--batch-size {config.batch_size}: try {2 * config.batch_size}",
@@ -153,6 +153,12 @@ def _average(config: TrainConfig) -> str | bool:
         "--ema-half-life-images 0: use 32000, for the average of the generator swings less than "
         "any of its states (Yazici et al. 2019)"
     )
+
+
+def _highest_lr(config: TrainConfig) -> float:
+    """The most that networks of this width bear, or any where the width is not known yet."""
+    known = config.discriminator is not None and config.image_size is not None
+    return choose_lr(config) if known else HIGHEST_DEFAULT_LR
 
 
 def _lower_lr(config: TrainConfig) -> str:

@@ -4,7 +4,7 @@ import ctypes
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from malloc.h
-_NEVER = 2**31 - 1
+_NEVER = -1
 
 
 def keep_buffers() -> bool:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from gantrain.combinations import find_contradiction
@@ -251,10 +252,16 @@ def fill_in(config: TrainConfig) -> Path:
     """The run's folder with each `{setting}` in it replaced by the setting's value.
 
     Raises:
-        UsageError: there is no such setting.
+        UsageError: there is no such setting, or it has no value yet.
     """
     settings = {**config.model_dump(), "preset": Path(config.preset).stem}
     try:
+        for _, name, _, _ in Formatter().parse(str(config.run_dir)):
+            if name in settings and settings[name] is None:
+                raise UsageError(
+                    f"--run-dir {config.run_dir}: {{{name}}} is unset, or settled by the data: "
+                    f"give --{name.replace('_', '-')} or leave it out of the name"
+                )
         return Path(str(config.run_dir).format_map(settings))
     except (KeyError, ValueError, IndexError, AttributeError) as error:
         raise UsageError(

@@ -116,9 +116,9 @@ def backward(loss: Tensor, network: nn.Module) -> None:
     """Compute the gradients of a network's weights by a scalar loss, which is of the whole batch.
 
     Each rank's loss is of its part of the batch, and the mean over the ranks is the whole one's. A
-    gradient is sent to the others as soon as it is there, while the backward pass goes on to the
-    next; so do the short ones, all together, at its end. The ranks exchange them in one order, for
-    they follow one graph.
+    gradient is sent to the others as soon as it is there, while the backward pass goes on (of the
+    flagship's discriminator all are there at its end); the short ones follow together. The ranks
+    exchange them in one order, for they follow one graph.
     """
     count = rank_count()
     if count == 1:

@@ -141,9 +141,10 @@ def check_same_run(run: RunDirectory, config: TrainConfig, data: DataFacts) -> N
         old = getattr(old_config, name)
         if new != old and not may_change(name):
             flag = name.replace("_", "-")
+            cause = " (whose default has changed with 0.7.0)" if name == "lr" else ""
             raise RunError(
-                f"{run.path} holds a run with --{flag} {old}, asked for is {new}: give the same "
-                "settings to resume it or choose another --run-dir"
+                f"{run.path} holds a run with --{flag} {old}, asked for is {new}{cause}: give "
+                f"--{flag} {old} to resume it or choose another --run-dir"
             )
     if data.fingerprint != old_data.fingerprint:
         raise RunError(

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from gantrain.class_labels import count_classes
-from gantrain.combinations import misfit, network_shape
-from gantrain.config import HIGHEST_DEFAULT_LR, TrainConfig
+from gantrain.combinations import choose_lr, misfit
+from gantrain.config import TrainConfig
 from gantrain.datasets import Dataset
 from gantrain.errors import RunError
-from gantrain.networks import most_inputs
 from gantrain.point_sets import PointSet
 from gantrain.run_directory import DataFacts
 from gantrain.stacked_mnist import STACKED_KIND
@@ -21,12 +20,6 @@ logger = logging.getLogger(__name__)
 # Defaults of --r1-weight and --r2-weight, with the relativistic loss, for points of variance 1 in
 # each direction: points twice as far apart have a quarter of the squared gradient.
 _POINTS_PENALTY = 0.04
-
-# Default of --lr. A step of Adam moves each weight by as much, so what a layer makes by as much
-# more as it has inputs: see Yang et al., "Tensor programs V", 2022. With up to so many, as at 28x28
-# with 32 filters, the highest rate holds; at 64x64, where 64 filters make 8,192, it ended in
-# penalties of tens of thousands, and so did half and a quarter of it in smaller ones.
-_INPUTS_AT_HIGHEST_LR = 1024
 
 
 def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
@@ -71,13 +64,6 @@ def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
     if problem:
         raise RunError(f"--generator {config.generator}: {problem}")
     return config if config.lr is not None else config.model_copy(update={"lr": choose_lr(config)})
-
-
-def choose_lr(config: TrainConfig) -> float:
-    """The default learning rate of a run whose shape is settled."""
-    assert config.discriminator is not None
-    inputs = most_inputs(config.discriminator, network_shape(config))
-    return float(f"{HIGHEST_DEFAULT_LR * min(1, _INPUTS_AT_HIGHEST_LR / inputs):.3g}")
 
 
 def check_share(batch_size: int, ranks: int) -> None:

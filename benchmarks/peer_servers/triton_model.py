@@ -1,5 +1,7 @@
 """The model that Triton's Python backend loads."""
 
+from __future__ import annotations  # types that Triton adds only after this was read
+
 import os
 import sys
 

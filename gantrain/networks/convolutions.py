@@ -1,9 +1,9 @@
 """Hides how convolutions that halve or double maps are worked out while networks train on a CPU.
 
 A convolution, its transpose and the gradient of their weights are three faces of one trilinear
-form: a small map, a large one and a kernel, each pair of which makes the third. Each face has two
-ways here, oneDNN's and one of our own, and whichever is quicker for a shape is taken; a gradient of
-any order is again made of the three. Outside training, and on all other devices, the layers are
+form: a small map, a large one and a kernel, each pair of which makes the third. The last two have
+a second way here beside oneDNN's, taken within limits that were measured; a gradient of any order
+is again made of the three. Outside training, and on all other devices, the layers are
 PyTorch's own.
 """
 

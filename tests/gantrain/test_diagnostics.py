@@ -293,6 +293,12 @@ FOOLED = {
             id="lr-too-high",
         ),
         pytest.param(
+            {"lr": 0.002, "image_size": 64, "filters": 64},
+            {"generator_gradient": lambda share: math.exp(8 * share)},
+            "--lr 0.002: use at most 0.00025",
+            id="lr-too-high-for-wide-layers",
+        ),
+        pytest.param(
             {"lr": 0.002, "r1_weight": 0.5, "r2_weight": 0.5},
             {"generator_gradient": lambda share: math.exp(8 * share)},
             "--r1-weight 0.5: try 5, --r2-weight 0.5: try 5",

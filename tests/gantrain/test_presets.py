@@ -202,6 +202,9 @@ def test_a_run_folder_can_tell_its_settings():
     assert str(config.run_dir) == "runs/gan_cap16_batch32_filt5_disc1"
     with pytest.raises(UsageError, match="--run-dir"):
         resolve({"data": "", "run_dir": "runs/{capacity}"})
+    with pytest.raises(UsageError, match=r"\{lr\} is unset, or settled by the data: give --lr or"):
+        resolve({"data": "", "run_dir": "runs/{lr}"})
+    assert resolve({"data": "", "run_dir": "runs/{lr}", "lr": 0.5}).run_dir.name == "0.5"
 
 
 CONTRADICTIONS = [

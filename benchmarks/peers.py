@@ -157,8 +157,8 @@ class Peer:
 RAY_VARIABLES = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
 PEERS = [
     Peer("ganserve", GANSERVE),
-    Peer("Triton's Python backend, of PyTriton", TRITON, "triton", "nvidia-pytriton", ("triton_server.py",),
-         connections=4),
+    Peer("Triton's Python backend, of PyTriton", TRITON, "triton", "nvidia-pytriton",
+         ("triton_server.py",), connections=4),
     Peer("MLServer", MLSERVER, "mlserver", "mlserver", ("mlserver_server.py",), connections=4),
     Peer("LitServe, batches", LITSERVE, "litserve", "litserve", ("litserve_server.py", "16")),
     Peer("LitServe, no batches", LITSERVE, "litserve", "litserve", ("litserve_server.py", "1")),

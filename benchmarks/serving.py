@@ -22,6 +22,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -219,8 +220,8 @@ def measure_metrics(models: Path, arguments: argparse.Namespace) -> list[Bar]:
     for _ in range(arguments.turns):
         with serving(models) as ours, serving(models, silent=True) as silent:
             kinds: dict[str, Callable[[], Cost]] = {
-                "on": lambda process=ours: call(process, "dense28", 1, 64, 0.4, SMALL_REPLY),
-                "off": lambda process=silent: call(process, "dense28", 1, 64, 0.4, SMALL_REPLY),
+                name: partial(call, process, "dense28", 1, 64, 0.4, SMALL_REPLY)
+                for name, process in (("on", ours), ("off", silent))
             }
             turns = in_turns(kinds, 20)
         found.append(statistics.median(ratios(turns["on"], turns["off"], cpu)))

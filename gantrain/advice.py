@@ -157,7 +157,7 @@ def _average(config: TrainConfig) -> str | bool:
 
 def _highest_lr(config: TrainConfig) -> float:
     """The most that networks of this width bear, or any where the width is not known yet."""
-    known = config.discriminator is not None and config.image_size is not None
+    known = None not in (config.discriminator, config.image_size, config.channels)
     return choose_lr(config) if known else HIGHEST_DEFAULT_LR
 
 

@@ -287,13 +287,13 @@ FOOLED = {
             id="collapse-with-batch-norm",
         ),
         pytest.param(
-            {"lr": 0.2},
+            {"lr": 0.2, "image_size": 64},  # whose channels are not known yet
             {"generator_gradient": lambda share: math.exp(8 * share)},
             "--lr 0.2: use at most 0.002",
             id="lr-too-high",
         ),
         pytest.param(
-            {"lr": 0.002, "image_size": 64, "filters": 64},
+            {"lr": 0.002, "image_size": 64, "channels": 3, "filters": 64},
             {"generator_gradient": lambda share: math.exp(8 * share)},
             "--lr 0.002: use at most 0.00025",
             id="lr-too-high-for-wide-layers",

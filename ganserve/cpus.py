@@ -12,8 +12,8 @@ from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
-# At 19 refusals under three times the load came about a millisecond sooner, but a killed server's
-# threads, and so its connections, took longer to end: calls without retries failed twice.
+# At 19 refusals under three times the load came about a millisecond sooner, but calls without
+# retries failed twice when a server was killed: its threads, and so its connections, end later.
 _NICENESS = 5
 # The shortest slice that Linux's scheduler grants; its own choice is some milliseconds. A thread
 # that is woken need not wait for the end of the slice of one with longer slices.

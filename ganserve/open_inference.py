@@ -115,6 +115,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         """Generate all images, then answer."""
         deadline = deadline_of(context, self._deadline_seconds, parse_timeout_seconds(request))
         number = parse_version("model_version", request.model_version)
+        await self._repository.wait_for_first_look(request.model_name)
         with self._repository.use(request.model_name, number) as (version, served):
             generation = parse_inference(request, served.spec, max_images=self._max_images)
             note_request(version.name, version.number, generation.count)

@@ -28,6 +28,8 @@ from ganserve.versions import ModelState, Served, Version, newest
 
 logger = logging.getLogger(__name__)
 
+_FIRST_LOOK_SECONDS = 5.0  # a CPU needs less; who must wait longer had better try elsewhere
+
 
 class Repository:
     """The models of a folder `NAME/VERSION/model.onnx`.
@@ -73,6 +75,7 @@ class Repository:
             max_workers=1, thread_name_prefix="models", initializer=let_others_first
         )
         self.settled = False  # all models were looked at once
+        self._first_look_over = asyncio.Event()  # or it failed
 
     @property
     def names(self) -> list[str]:
@@ -87,6 +90,16 @@ class Repository:
     def is_serving(self, name: str) -> bool:
         """Whether some version of the model can be asked for."""
         return name in self._serving
+
+    async def wait_for_first_look(self, name: str) -> None:
+        """Let a call that came early wait for the first models, for at most five seconds.
+
+        The ports are open while they load, and not every client asks for the health beforehand.
+        """
+        over = self._first_look_over
+        if not over.is_set() and (name or self._default_model) not in self._serving:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), _FIRST_LOOK_SECONDS)
 
     @contextlib.contextmanager
     def use(self, name: str, number: int | None) -> Iterator[tuple[Version, Served]]:
@@ -128,6 +141,20 @@ class Repository:
             StartupError: the first models cannot run on the device that was asked for.
         """
         try:
+            await self._look()
+        finally:
+            self._first_look_over.set()
+
+    async def close(self) -> None:
+        """Retire everything; return when the last call was answered."""
+        while self._serving:
+            for version in self._serving.popitem()[1].values():
+                self._retire(version)
+        await asyncio.gather(*self._retirements)
+        self._loader.shutdown(wait=False, cancel_futures=True)  # what loads now is of no use
+
+    async def _look(self) -> None:
+        try:
             found, unreadable = await asyncio.to_thread(scan, self._root)
         except OSError as error:
             self._report_scan_errors([error])
@@ -141,14 +168,6 @@ class Repository:
             await self._refresh_model(name, found.get(name, []))
         self.settled = True
         self._on_change()
-
-    async def close(self) -> None:
-        """Retire everything; return when the last call was answered."""
-        while self._serving:
-            for version in self._serving.popitem()[1].values():
-                self._retire(version)
-        await asyncio.gather(*self._retirements)
-        self._loader.shutdown(wait=False, cancel_futures=True)  # what loads now is of no use
 
     def _resolve_name(self, field: str, name: str) -> str:
         name = name or self._default_model or ""

@@ -72,6 +72,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         """Generate all images, then answer."""
         deadline = deadline_of(context, self._limits.deadline_seconds)
         number = parse_version("model_version", request.model_version)
+        await self._repository.wait_for_first_look(request.model_name)
         with self._repository.use(request.model_name, number) as (version, served):
             generation = parse_request(request, served.spec, max_images=self._limits.max_images)
             note_request(version.name, version.number, generation.count)
@@ -91,6 +92,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         """Answer in chunks. While one is sent the next is made; a slow reader holds that up."""
         deadline = deadline_of(context, self._limits.deadline_seconds)
         number = parse_version("model_version", request.model_version)
+        await self._repository.wait_for_first_look(request.model_name)
         with self._repository.use(request.model_name, number) as (version, served):
             generation = parse_request(request, served.spec, max_images=self._limits.max_images)
             note_request(version.name, version.number, generation.count)

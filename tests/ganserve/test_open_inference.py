@@ -571,6 +571,18 @@ class TestDescriptions:
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert "'broken'" in error.details()
 
+    async def test_a_call_that_comes_while_the_first_models_load_is_answered(
+        self, repository, running_server
+    ):
+        for number in range(10):  # and `tiny` after them; some tenths of a second
+            write_artifact(repository, f"other-{number}")
+        async with (
+            running_server(repository, until_ready=False) as server,
+            inferring(server) as stub,
+        ):
+            assert not (await stub.ModelReady(pb.ModelReadyRequest(name="tiny"))).ready
+            assert len(images_of(await stub.ModelInfer(inference(seeds(7))))) == 1
+
     async def test_a_server_without_models_is_live_and_not_ready(self, tmp_path, running_server):
         async with (
             running_server(tmp_path, until_ready=False) as server,

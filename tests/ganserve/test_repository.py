@@ -31,16 +31,19 @@ LOAD = partial(load_model, device="cpu", threads=1)
 
 
 class GatedLoad:
-    """Loads when the gate is open; counts."""
+    """Loads when the gate is open, or those before `held_from`; counts."""
 
-    def __init__(self):
+    def __init__(self, *, held_from=1, fails=False):
         self.loads = 0
+        self._held_from, self._fails = held_from, fails
         self._started, self._gate = threading.Event(), threading.Event()
 
     def __call__(self, path):
         self.loads += 1
         self._started.set()
-        assert self._gate.wait(20)
+        assert self.loads < self._held_from or self._gate.wait(20)
+        if self._fails:
+            raise ProviderUnavailable("there is no such device")
         return LOAD(path)
 
     async def has_started(self):
@@ -296,6 +299,43 @@ async def test_while_a_new_version_loads_the_old_one_answers(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+async def test_a_call_that_came_early_waits_for_the_first_models(tmp_path):
+    write_artifact(tmp_path, "a")
+    write_artifact(tmp_path, "b")
+    load = GatedLoad(held_from=2)
+    async with opened(tmp_path, load) as repository:
+        early = asyncio.ensure_future(repository.wait_for_first_look("b"))
+        refreshing = asyncio.ensure_future(repository.refresh())
+        await until(lambda: load.loads == 2)
+        assert serving(repository, "a") == 1
+        await asyncio.wait_for(repository.wait_for_first_look("a"), 1)  # serves
+        assert not early.done()
+        load.release()
+        await refreshing
+        await early
+        assert serving(repository, "b") == 1
+        await asyncio.wait_for(repository.wait_for_first_look("c"), 1)  # never again
+
+
+@pytest.mark.parametrize("end", ["failed", "cancelled"])
+async def test_after_a_first_look_that_came_to_nothing_nobody_waits(end, tmp_path):
+    write_artifact(tmp_path)
+    load = GatedLoad(fails=end == "failed")
+    async with opened(tmp_path, load) as repository:
+        early = asyncio.ensure_future(repository.wait_for_first_look(""))
+        refreshing = asyncio.ensure_future(repository.refresh())
+        await load.has_started()
+        assert not early.done()
+        if end == "cancelled":
+            refreshing.cancel()
+        load.release()
+        await asyncio.wait([refreshing])
+        await asyncio.wait_for(early, 1)
+        with pytest.raises(Loading):
+            repository.use("", None).__enter__()
+        assert refreshing.cancelled() or isinstance(refreshing.exception(), StartupError)
+
+
 async def test_loading_lets_the_event_loop_go_first(tmp_path):
     priorities = []
 

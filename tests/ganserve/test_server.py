@@ -116,6 +116,36 @@ class TestInProcess:
             "grpc.reflection.v1alpha.ServerReflection",
         }
 
+    async def test_calls_that_come_while_the_first_models_load_are_answered(
+        self, repository, running_server
+    ):
+        for number in range(10):  # and `tiny` after them; some tenths of a second
+            write_artifact(repository, f"other-{number}")
+        calls = request(1)
+        calls.model_name = "tiny"
+        async with (
+            running_server(repository, until_ready=False) as server,
+            connected(server) as stub,
+        ):
+            stream = stub.StreamImages(calls)
+            image = await stub.GenerateImages(calls)
+            assert (await stream.read()).pixels == image.pixels
+
+    async def test_a_server_can_stop_while_it_loads_and_a_call_waits(
+        self, repository, running_server
+    ):
+        async with contextlib.AsyncExitStack() as stack:
+            server = await stack.enter_async_context(
+                running_server(repository, until_ready=False)
+            )
+            async with connected(server) as stub:
+                waiting = stub.GenerateImages(request(1))
+                await stub.ListModels(pb.ListModelsRequest())
+                started = time.monotonic()
+                await stack.aclose()
+                assert await status_of(waiting) in (OK, grpc.StatusCode.UNAVAILABLE)
+                assert time.monotonic() - started < 4
+
     async def test_a_server_can_stop_while_it_loads(self, repository, running_server):
         async with running_server(repository, until_ready=False):
             pass

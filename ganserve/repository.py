@@ -28,7 +28,7 @@ from ganserve.versions import ModelState, Served, Version, newest
 
 logger = logging.getLogger(__name__)
 
-_FIRST_LOOK_SECONDS = 5.0  # a CPU needs less; who must wait longer had better try elsewhere
+_FIRST_LOOK_SECONDS = 2.0  # a CPU needs less; who must wait longer had better try elsewhere
 
 
 class Repository:
@@ -92,7 +92,7 @@ class Repository:
         return name in self._serving
 
     async def wait_for_first_look(self, name: str) -> None:
-        """Let a call that came early wait for the first models, for at most five seconds.
+        """Let a call that came early wait for the first models, for at most two seconds.
 
         The ports are open while they load, and not every client asks for the health beforehand.
         """

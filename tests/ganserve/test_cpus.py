@@ -113,4 +113,4 @@ def test_who_answers_has_short_slices_and_who_works_has_the_systems():
         pytest.skip("needs a kernel whose slices can be chosen (6.12)")
     (usual, nice), answering, started_by_it, working = found
     assert answering == started_by_it == (100_000, nice)
-    assert working == (usual, nice + 5)
+    assert working == (usual, 19)

@@ -135,9 +135,7 @@ class TestInProcess:
         self, repository, running_server
     ):
         async with contextlib.AsyncExitStack() as stack:
-            server = await stack.enter_async_context(
-                running_server(repository, until_ready=False)
-            )
+            server = await stack.enter_async_context(running_server(repository, until_ready=False))
             async with connected(server) as stub:
                 waiting = stub.GenerateImages(request(1))
                 await stub.ListModels(pb.ListModelsRequest())

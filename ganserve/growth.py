@@ -9,6 +9,7 @@ import time
 # further.
 _MOST_PATIENT_TURNS = 8
 _LONGEST_GROWTH = 0.005  # seconds
+_LAST_TURN_LASTS = 64  # batches that stay alone, until none waits at all
 
 
 class Growth:
@@ -16,7 +17,7 @@ class Growth:
 
     def __init__(self) -> None:
         self._quiet_turns = self._seen_rows = 0  # turns since more rows than these had arrived
-        self._patient_turns = 1  # so many quiet turns end the growth of a batch
+        self._patient_turns: float = 1  # so many quiet turns end the growth of a batch
 
     def goes_on(self, rows: int, admitted_at: float) -> bool:
         """Ask once a turn; `admitted_at` is when the first of the rows came, on time.monotonic."""
@@ -32,4 +33,9 @@ class Growth:
 
     def learn(self, *, alone: bool) -> None:
         """Where batches stay alone patience wears off; the first company brings it back."""
-        self._patient_turns = max(1, self._patient_turns - 1) if alone else _MOST_PATIENT_TURNS
+        if not alone:
+            self._patient_turns = _MOST_PATIENT_TURNS
+        elif self._patient_turns > 1:
+            self._patient_turns -= 1
+        else:
+            self._patient_turns = max(0.0, self._patient_turns - 1 / _LAST_TURN_LASTS)

@@ -1,7 +1,7 @@
 """Is the flagship better than the recipe of 2015 after as many images, and does it stay so?
 
     python benchmarks/quality.py DATA... [--seeds 0-2] [--images 16000,32000,64000,128000]
-                                 [--filters 32] [--runs DIR] [--record]
+                                 [--filters 32] [--precision bf16] [--runs DIR] [--record]
 
 DATA are folders of MNIST-format files. For each data set, seed and recipe a generator is trained
 with the preset's own settings but for the width, one thread each, and measured whenever it has seen
@@ -47,9 +47,11 @@ def run_seed(
         "data": source,
         "seed": seed,
         "filters": arguments.filters,
+        "precision": arguments.precision,
         "threads": 1,
     }
-    run_dir = arguments.runs / f"{Path(source).name}-{recipe}-{arguments.filters}-{seed}"
+    name = f"{Path(source).name}-{recipe}-{arguments.filters}-{seed}"
+    run_dir = arguments.runs / (name if arguments.precision == "fp32" else f"{name}-bf16")
     return train_and_measure(settings, run_dir, arguments.images, judge.measure, MEASURED)
 
 
@@ -97,7 +99,9 @@ def bar_row(what: str, bar: float, ratios: list[float]) -> tuple[str, bool]:
     return f"| {what} | at most {bar:.2f} | {found} | {'yes' if met else 'no'} |", met
 
 
-def render_page(filters: int, accuracies: list[str], bars: list[str], rows: list[str]) -> str:
+def render_page(
+    arguments: argparse.Namespace, accuracies: list[str], bars: list[str], rows: list[str]
+) -> str:
     """The result as Markdown."""
     lines = [
         f"# The flagship beside the recipe of 2015, {dt.date.today()}",
@@ -105,7 +109,8 @@ def render_page(filters: int, accuracies: list[str], bars: list[str], rows: list
         f"- command: `python benchmarks/quality.py {arguments_given()}`",
         f"- commit {commit()}, torch {torch.__version__}, Python {platform.python_version()}",
         f"- {processor()}, {os.cpu_count()} CPUs, shared with other jobs; one thread a run",
-        f"- both with {filters} filters, each with its preset's own settings otherwise",
+        f"- both with {arguments.filters} filters in {arguments.precision}, each with its preset's "
+        "own settings otherwise",
         *(f"- {accuracy}" for accuracy in accuracies),
         "- no number here is an FID: distances are on that classifier's features",
         "",
@@ -126,6 +131,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=parse_seeds, default=(0, 1, 2))
     parser.add_argument("--images", type=parse_images, default="16000,32000,64000,128000")
     parser.add_argument("--filters", type=int, default=32)
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
     parser.add_argument("--record", action="store_true", help="write to benchmarks/results")
     arguments = parser.parse_args()
@@ -148,10 +154,11 @@ def main() -> int:
         rows.append(floor_row(f"{Path(source).name}, real", first, MEASURED))
         measured = [one for runs in found.values() for seed in runs for one in runs[seed]]
         rows += [row(one, MEASURED) for one in measured]
-    page = render_page(arguments.filters, accuracies, bars, rows)
+    page = render_page(arguments, accuracies, bars, rows)
     print(page)
     if arguments.record:
-        print(write_record("quality", page))
+        name = "quality" if arguments.precision == "fp32" else "quality-bf16"
+        print(write_record(name, page))
     return 0 if all_met else 1
 
 

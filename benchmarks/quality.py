@@ -109,8 +109,8 @@ def render_page(
         f"- command: `python benchmarks/quality.py {arguments_given()}`",
         f"- commit {commit()}, torch {torch.__version__}, Python {platform.python_version()}",
         f"- {processor()}, {os.cpu_count()} CPUs, shared with other jobs; one thread a run",
-        f"- both with {arguments.filters} filters in {arguments.precision}, each with its preset's "
-        "own settings otherwise",
+        f"- both with {arguments.filters} filters in {arguments.precision}, each with its preset's",
+        "  own settings otherwise",
         *(f"- {accuracy}" for accuracy in accuracies),
         "- no number here is an FID: distances are on that classifier's features",
         "",

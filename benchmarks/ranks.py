@@ -8,7 +8,8 @@ ranks with half of that batch each, two with a batch of 64 each, and two runs of
 nothing of each other, which is what the machine allows; one thread a rank. Rates are images a
 second of wall time by the runs' own rows, without the first steps, with nothing else due in
 between. It needs two idle cores: the highest load before a turn stands in each row, and above the
-table how much CPU time the host took for others. Ratios are those of the medians.
+table how much CPU time the host took for others. Ratios are to the one rank of the same turn, for
+the speed of a shared machine changes within minutes: their median, the lowest and the highest.
 """
 
 import argparse
@@ -80,9 +81,12 @@ def measure(preset: str, size: int, data: Path, folder: Path, rounds: int, steps
             loads.append(os.getloadavg()[0])
             found.append(rate(kind, preset, data, folder / f"{preset}{size}_{turn}{kind}", steps))
             print(f"{preset}: {kind}, {found[-1]:.1f} images/s, load {loads[-1]:.1f}", flush=True)
-    one, *others = (statistics.median(found) for found in rates.values())
-    cells = [f"{preset}, {size}x{size}", f"{one:.1f}"]
-    cells += [f"{other:.1f} ({other / one:.2f})" for other in others]
+    ones = rates.pop("one")
+    cells = [f"{preset}, {size}x{size}", f"{statistics.median(ones):.1f}"]
+    for found in rates.values():
+        ratios = [other / one for one, other in zip(ones, found, strict=True)]
+        spread = f"{statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
+        cells.append(f"{statistics.median(found):.1f} ({spread})")
     row = f"| {' | '.join(cells)} | {max(loads):.1f} |"
     print(row, f"the bar is {BAR}", flush=True)
     return row
@@ -113,9 +117,9 @@ def main() -> None:
         how = (
             f"`python benchmarks/ranks.py {arguments_given()}`, commit {commit()}, on "
             f"{processor()}, {os.cpu_count()} cores, torch {torch.__version__}; colour images, "
-            f"batches of {BATCH}, one thread a rank; in brackets the ratio to one rank, whose bar "
-            f"is {BAR}; medians of {arguments.rounds} turns; the host's other machines took "
-            f"{taken:.1%} of CPU time."
+            f"batches of {BATCH}, one thread a rank; in brackets the ratio to the one rank of "
+            f"the same turn, whose bar is {BAR}; medians of {arguments.rounds} turns; the host's "
+            f"other machines took {taken:.1%} of CPU time."
         )
         head = [f"# Two ranks against one, {datetime.now(UTC).date()}", how]
         print(write_record("ranks", "\n\n".join([*head, "\n".join(rows)]) + "\n"))

@@ -8,6 +8,8 @@ asked by all, in the same order.
 import logging
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -223,10 +225,16 @@ def wait_for_all() -> None:
 
 @contextmanager
 def _reaching_others() -> Iterator[None]:
-    """Turn a lost connection into an error that says what to do."""
+    """Turn a lost connection into an error that says what to do, and let SIGTERM not hide it.
+
+    A process that has lost the others can only end.
+    """
     try:
         yield
     except RuntimeError as error:
+        # torchrun ends the other ranks within a tenth of a second, and this is to be told first.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         reason = _SOURCE_LINE.sub("", str(error)).partition("\n")[0].partition(". ")[0]
         raise RunError(
             "another rank has ended or cannot be reached; its own error stands in its log. Give "

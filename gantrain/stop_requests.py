@@ -26,7 +26,8 @@ def stop_requests() -> Iterator[threading.Event]:
 
     def restore() -> None:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is request_stop:  # else somebody knows better
+                signal.signal(number, handler)
 
     for number in previous:
         signal.signal(number, request_stop)

@@ -178,6 +178,28 @@ def test_a_killed_rank_ends_the_run_and_another_number_resumes_it(tmp_path: Path
     assert positions == sorted(set(positions))
 
 
+LOSES_THE_OTHERS = """
+import os, signal
+from gantrain import ranks
+from gantrain.errors import RunError
+from gantrain.stop_requests import stop_requests
+try:
+    with stop_requests(), ranks._reaching_others():
+        raise RuntimeError("Connection closed by peer")
+except RunError as error:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(error)
+"""
+
+
+def test_that_torchrun_ends_the_other_ranks_does_not_hide_why():
+    done = subprocess.run(
+        [sys.executable, "-c", LOSES_THE_OTHERS], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done
+    assert "another rank has ended or cannot be reached" in done.stdout
+
+
 def test_a_stop_is_a_stop_of_all_ranks_after_a_checkpoint(tmp_path: Path):
     endless = settings_of(tmp_path / "run", total_images=10**8, checkpoint_every=160)
     process = start_ranks(2, endless)

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ganserve.config import ServerConfig
+from ganserve.model import Model, load_model
 from ganserve.running_server import RunningServer
 from ganserve.server import running
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
@@ -49,6 +51,38 @@ def running_server() -> StartServer:
             yield server
 
     return start
+
+
+class SlowLoading:
+    """Models whose loading takes until they may load, as where a GPU's engine is built.
+
+    Where `version` is given, only those of that version.
+    """
+
+    def __init__(self) -> None:
+        self.version: str | None = None
+        self._begun, self._may_end = threading.Event(), threading.Event()
+
+    def load(self, path: Path, *arguments: Any, **settings: Any) -> Model:
+        if self.version in (None, path.parent.name):
+            self._begun.set()
+            assert self._may_end.wait(60)
+        return load_model(path, *arguments, **settings)
+
+    async def has_begun(self) -> None:
+        assert await asyncio.to_thread(self._begun.wait, 20)
+
+    def end(self) -> None:
+        self._may_end.set()
+
+
+@pytest.fixture
+def slow_loading(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowLoading]:
+    """Servers load their models in it."""
+    loading = SlowLoading()
+    monkeypatch.setattr("ganserve.assembly.load_model", loading.load)
+    yield loading
+    loading.end()
 
 
 def server_config(repository: Path, **settings: Any) -> ServerConfig:

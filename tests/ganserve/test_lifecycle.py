@@ -313,57 +313,39 @@ class TestLifecycle:
             assert not [labels for _, labels in await scrape(server) if ("model", "tiny") in labels]
 
     async def test_while_the_first_model_loads_the_server_is_alive_and_not_ready(
-        self, repository, running_server, monkeypatch
+        self, repository, running_server, slow_loading
     ):
-        loading, may_load = threading.Event(), threading.Event()
-
-        def slow_load(path, *arguments, **settings):  # as where an engine is built
-            loading.set()
-            assert may_load.wait(60)
-            return load_model(path, *arguments, **settings)
-
         async def status(stub, service):
             reply = await stub.Check(HealthCheckRequest(service=service), timeout=10)
             return HealthCheckResponse.ServingStatus.Name(reply.status)
 
-        monkeypatch.setattr("ganserve.assembly.load_model", slow_load)
         async with contextlib.AsyncExitStack() as life:
             server = await life.enter_async_context(running_server(repository, until_ready=False))
-            life.callback(may_load.set)
             channel = await life.enter_async_context(grpc.aio.insecure_channel(server.address))
             stub = health_pb2_grpc.HealthStub(channel)
-            assert await asyncio.to_thread(loading.wait, 20)
+            await slow_loading.has_begun()
             assert await status(stub, LIVENESS) == "SERVING"
             assert await status(stub, "") == "NOT_SERVING"
-            may_load.set()
+            slow_loading.end()
             await server.wait_until_ready()
             assert await status(stub, "") == await status(stub, "tiny") == "SERVING"
 
     async def test_shutting_down_while_a_version_loads_answers_what_was_accepted(
-        self, repository, running_server, gate, monkeypatch
+        self, repository, running_server, gate, slow_loading
     ):
-        loading, may_load = threading.Event(), threading.Event()
-
-        def slow_load(path, *arguments, **settings):
-            if path.parent.name == "2":
-                loading.set()
-                assert may_load.wait(60)
-            return load_model(path, *arguments, **settings)
-
-        monkeypatch.setattr("ganserve.assembly.load_model", slow_load)
+        slow_loading.version = "2"
         async with contextlib.AsyncExitStack() as life:
             server = await life.enter_async_context(running_server(repository, instances=1))
             async with connected(server) as stub:
                 call = asyncio.ensure_future(code_of(stub.GenerateImages(request(4))))
                 await gate.entered()
                 write_artifact(repository, version=2)
-                assert await asyncio.to_thread(loading.wait, 20)
+                await slow_loading.has_begun()
                 closing = asyncio.ensure_future(life.aclose())
                 await eventually(lambda: server.interceptor._refusing)
                 gate.open()
                 assert await call is Code.OK
                 await closing  # does not wait for the load
-                may_load.set()
 
     async def test_shutting_down_with_live_streams_ends_them_whole(
         self, repository, running_server

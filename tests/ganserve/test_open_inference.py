@@ -571,17 +571,18 @@ class TestDescriptions:
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert "'broken'" in error.details()
 
-    async def test_a_call_that_comes_while_the_first_models_load_is_answered(
-        self, repository, running_server
+    async def test_a_call_that_comes_while_the_first_model_loads_is_answered(
+        self, repository, running_server, slow_loading
     ):
-        for number in range(10):  # and `tiny` after them; some tenths of a second
-            write_artifact(repository, f"other-{number}")
         async with (
             running_server(repository, until_ready=False) as server,
             inferring(server) as stub,
         ):
+            await slow_loading.has_begun()
+            call = stub.ModelInfer(inference(seeds(7)))
             assert not (await stub.ModelReady(pb.ModelReadyRequest(name="tiny"))).ready
-            assert len(images_of(await stub.ModelInfer(inference(seeds(7))))) == 1
+            slow_loading.end()
+            assert len(images_of(await call)) == 1
 
     async def test_a_server_without_models_is_live_and_not_ready(self, tmp_path, running_server):
         async with (

@@ -298,7 +298,6 @@ async def test_while_a_new_version_loads_the_old_one_answers(tmp_path):
         assert serving(repository) == 2
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
 async def test_a_call_that_came_early_waits_for_the_first_models(tmp_path):
     write_artifact(tmp_path, "a")
     write_artifact(tmp_path, "b")
@@ -336,6 +335,7 @@ async def test_after_a_first_look_that_came_to_nothing_nobody_waits(end, tmp_pat
         assert refreshing.cancelled() or isinstance(refreshing.exception(), StartupError)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
 async def test_loading_lets_the_event_loop_go_first(tmp_path):
     priorities = []
 

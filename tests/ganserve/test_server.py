@@ -116,33 +116,45 @@ class TestInProcess:
             "grpc.reflection.v1alpha.ServerReflection",
         }
 
-    async def test_calls_that_come_while_the_first_models_load_are_answered(
-        self, repository, running_server
+    async def test_calls_that_come_while_the_first_model_loads_are_answered(
+        self, repository, running_server, slow_loading
     ):
-        for number in range(10):  # and `tiny` after them; some tenths of a second
-            write_artifact(repository, f"other-{number}")
-        calls = request(1)
-        calls.model_name = "tiny"
         async with (
             running_server(repository, until_ready=False) as server,
             connected(server) as stub,
         ):
-            stream = stub.StreamImages(calls)
-            image = await stub.GenerateImages(calls)
-            assert (await stream.read()).pixels == image.pixels
+            await slow_loading.has_begun()
+            stream, image = stub.StreamImages(request(1)), stub.GenerateImages(request(1))
+            await stub.ListModels(pb.ListModelsRequest())  # the others have come by now
+            slow_loading.end()
+            assert (await stream.read()).pixels == (await image).pixels
 
-    async def test_a_server_can_stop_while_it_loads_and_a_call_waits(
-        self, repository, running_server
+    async def test_a_server_that_stops_while_it_loads_ends_the_calls_that_wait(
+        self, repository, running_server, slow_loading, monkeypatch
     ):
+        monkeypatch.setattr("ganserve.repository._FIRST_LOOK_SECONDS", 60)
         async with contextlib.AsyncExitStack() as stack:
             server = await stack.enter_async_context(running_server(repository, until_ready=False))
             async with connected(server) as stub:
+                await slow_loading.has_begun()
                 waiting = stub.GenerateImages(request(1))
                 await stub.ListModels(pb.ListModelsRequest())
-                started = time.monotonic()
-                await stack.aclose()
-                assert await status_of(waiting) in (OK, grpc.StatusCode.UNAVAILABLE)
-                assert time.monotonic() - started < 4
+                async with asyncio.timeout(20):
+                    await stack.aclose()
+                assert await status_of(waiting) is grpc.StatusCode.UNAVAILABLE
+
+    async def test_a_call_waits_for_a_first_model_no_longer_than_allowed(
+        self, repository, running_server, slow_loading, monkeypatch
+    ):
+        monkeypatch.setattr("ganserve.repository._FIRST_LOOK_SECONDS", 0.1)
+        async with (
+            running_server(repository, until_ready=False) as server,
+            connected(server) as stub,
+        ):
+            await slow_loading.has_begun()
+            error = await status_of(stub.GenerateImages(request(1), timeout=20))
+            assert error is grpc.StatusCode.UNAVAILABLE
+            slow_loading.end()
 
     async def test_a_server_can_stop_while_it_loads(self, repository, running_server):
         async with running_server(repository, until_ready=False):

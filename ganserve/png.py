@@ -10,9 +10,13 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-# Measured on generated 64x64 RGB: with this filter a tenth smaller than Pillow's files of its
-# compression level 1, at a sixth of the time. Higher levels take longer and save nothing.
+# Measured on generated 64x64 RGB: with this filter an eighth smaller than Pillow's files of its
+# compression level 1, at a seventh of the time. Higher levels take longer and save nothing.
 _DEFLATE_LEVEL = 1
+# How far back matches are looked for. What is left of smooth pictures hardly repeats, and a match
+# from many rows above takes more bits for its distance than it saves.
+_WINDOW_ROWS = 4
+_LEAST_WINDOW_BITS, _MOST_WINDOW_BITS = 9, 15
 _PAETH = 4
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB = 0, 2  # colour types
@@ -32,8 +36,10 @@ def encode_pngs(pixels: Bytes) -> list[bytes]:
     count, height, width, channels = pixels.shape
     head = _head(height, width, channels)
     group = max(1, _GROUP_BYTES // (height * width * channels))
+    window_bits = (_WINDOW_ROWS * (1 + width * channels)).bit_length()
+    window_bits = min(max(window_bits, _LEAST_WINDOW_BITS), _MOST_WINDOW_BITS)
     return [
-        _assemble(head, isal_zlib.compress(rows, _DEFLATE_LEVEL))
+        _assemble(head, isal_zlib.compress(rows, _DEFLATE_LEVEL, window_bits))
         for first in range(0, count, group)
         for rows in filter_rows(pixels[first : first + group])
     ]
@@ -66,23 +72,24 @@ def filter_rows(pixels: Bytes) -> Bytes:  # [n, height, width, channels]
 def _predict(left: Bytes, above: Bytes, corner: Bytes) -> Bytes:
     """Paeth's predictor, in bytes throughout, which is several times faster than in integers.
 
-    With p = left + above - corner: |p - left| = |above - corner|, |p - above| = |left - corner|,
-    and |p - corner| is the sum of the two where they point the same way, else their difference.
+    A corner outside left and above counts as the nearer of the two. The estimate left + above -
+    corner is then as far from the higher as the corner is from the lower, and the other way
+    round; the corner is nearest unless one of these distances is at least twice the other.
     """
-    to_left = np.maximum(above, corner) - np.minimum(above, corner)
-    to_above = np.maximum(left, corner) - np.minimum(left, corner)
-    to_corner = np.maximum(to_left, to_above) - np.minimum(to_left, to_above)
-    opposed = (above > corner) != (left > corner)
-    # The sum is never smaller than either, so the corner is chosen only where they are opposed.
-    take_corner = opposed & (to_corner < to_left) & (to_corner < to_above)
-    take_left = (to_left <= to_above) & ~take_corner
-    take_above = ~(take_left | take_corner)
-    return corner ^ _where(take_left, left ^ corner) ^ _where(take_above, above ^ corner)
+    lower, higher = np.minimum(left, above), np.maximum(left, above)
+    middle = np.maximum(corner, lower)
+    np.minimum(middle, higher, out=middle)
+    up, down = np.subtract(higher, middle, out=higher), np.subtract(middle, lower, out=lower)
+    to_higher, to_lower = _mask(down <= up >> 1), _mask(up <= down >> 1)
+    middle += np.bitwise_and(up, to_higher, out=to_higher)
+    middle -= np.bitwise_and(down, to_lower, out=to_lower)
+    return middle
 
 
-def _where(mask: NDArray[np.bool_], values: Bytes) -> Bytes:
-    """The values where the mask is set, else 0."""
-    return values & np.negative(mask.view(np.uint8))  # 1 becomes 255
+def _mask(chosen: NDArray[np.bool_]) -> Bytes:
+    """255 where chosen, else 0; in the same memory."""
+    mask = chosen.view(np.uint8)
+    return np.negative(mask, out=mask)
 
 
 def _head(height: int, width: int, channels: int) -> bytes:

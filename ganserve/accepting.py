@@ -9,19 +9,29 @@ where it lacks what is needed here, calls are taken one by one.
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # published without types
 
-from ganserve.direct_calls import DirectCalls, core_server
+from ganserve.direct_calls import DirectCalls, MayCall, core_server
 
 # Between 8 and 32, which with 64 calls under way cut a call's CPU about alike: see docs/decisions.
 _ASKED_FOR = 16
 _TURNS_TO_HAND_OVER = 2 * _ASKED_FOR
 
 _AioServer: Any = cygrpc.AioServer
+
+
+@dataclass(frozen=True)
+class DirectMethods:
+    """Methods with one request and one response whose calls are taken past grpc.aio."""
+
+    paths: Sequence[str]  # as in `/package.Service/Method`
+    may_call: MayCall  # of whom requests are read; the interceptors must refuse others
+    request_seconds: float  # that a request may take to come
 
 
 class _EagerServer(_AioServer):  # type: ignore[misc]  # published without types
@@ -33,7 +43,7 @@ class _EagerServer(_AioServer):  # type: ignore[misc]  # published without types
         self._asked_for: deque[asyncio.Task[Any]] = deque()  # in the order in which they are used
         self._interceptors: Sequence[Any] = arguments[3]  # type: ignore[assignment]
         self._direct: DirectCalls | None = None
-        self.direct_methods: Sequence[str] = ()
+        self.direct_methods: DirectMethods | None = None
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
         """Remember them, for calls that are taken directly."""
@@ -56,12 +66,19 @@ class _EagerServer(_AioServer):  # type: ignore[misc]  # published without types
 
     async def start(self) -> None:
         """Start, with calls of `direct_methods` taken past grpc.aio if they can be."""
-        server = core_server(self) if self.direct_methods else None
-        if server is not None:
+        methods = self.direct_methods
+        server = core_server(self)
+        if methods is not None and server is not None:
             find = self._find
             for interceptor in reversed(self._interceptors):
                 find = partial(interceptor.intercept_service, find)
-            self._direct = DirectCalls(server, self.direct_methods, find)
+            self._direct = DirectCalls(
+                server,
+                methods.paths,
+                find,
+                may_call=methods.may_call,
+                message_seconds=methods.request_seconds,
+            )
         await super().start()
         if self._direct is not None:
             self._direct.start()
@@ -91,13 +108,9 @@ def make_aio_server(
     *,
     interceptors: Sequence[grpc.aio.ServerInterceptor],
     options: Sequence[tuple[str, Any]],
-    direct_methods: Sequence[str] = (),
+    direct_methods: DirectMethods | None = None,
 ) -> grpc.aio.Server:
-    """A server of grpc.aio that takes its calls many at a time, if this version of gRPC can.
-
-    Those of `direct_methods`, paths of methods with one request and one response, are taken and
-    answered past it.
-    """
+    """A server of grpc.aio that takes its calls many at a time, if this version of gRPC can."""
     if not hasattr(_AioServer, "_make_request_call_future"):
         return grpc.aio.server(interceptors=interceptors, options=options)
     cygrpc.AioServer = _EagerServer  # for the next line, which looks it up there

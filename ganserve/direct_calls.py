@@ -34,10 +34,12 @@ _NO_EVENTS = (cygrpc.CompletionType.queue_timeout, _SHUT_DOWN)
 _NO_FLAGS = 0
 _JOIN_SECONDS = 5.0
 _NO_DEADLINE = 2.0**62  # seconds; the core says the largest number it has
+_LONGEST_PAUSE = 1.0  # seconds, between looks for messages that do not come
 
 Metadata = Sequence[tuple[str, str | bytes]]
 Work = Callable[[], None]
 Find = Callable[[Any], Awaitable[Any]]  # details of a call -> its handler, None for none
+MayCall = Callable[[Metadata], bool]
 
 
 def core_server(aio_server: object) -> Any:  # noqa: ANN401 - published without types
@@ -66,11 +68,26 @@ class DirectCalls:
         server: from `core_server`.
         methods: paths, as in `/package.Service/Method`.
         find: the handler of a call; it may be one of a stream that sends nothing but a status.
+        may_call: of whom the message is read; asked in any thread. The handlers of others refuse.
+        message_seconds: how long the message may take to come.
     """
 
-    def __init__(self, server: Any, methods: Sequence[str], find: Find) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        server: Any,  # noqa: ANN401
+        methods: Sequence[str],
+        find: Find,
+        *,
+        may_call: MayCall,
+        message_seconds: float,
+    ) -> None:
         self._server = server
         self._find = find
+        self._may_call = may_call
+        self._message_seconds = message_seconds
+        # Calls whose message has not come, and since when on time.monotonic; the oldest first.
+        self.unfinished: dict[_DirectCall, float] = {}
+        self._next_look: asyncio.TimerHandle | None = None
         self._queue = cygrpc.CompletionQueue()
         self._loop = asyncio.get_running_loop()
         self._stopping = self._ended = False
@@ -88,13 +105,18 @@ class DirectCalls:
             for _ in range(_ASKED_FOR):
                 self._ask(method)
         self._thread.start()
+        self._look_for_messages()
 
     def take_no_more(self) -> None:
         """Answer what has come, and leave what comes now; the server is about to stop."""
         self._stopping = True
+        for call in list(self.unfinished):
+            call.refuse(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
 
     async def close(self) -> None:
         """End the thread, once the server has stopped."""
+        if self._next_look is not None:
+            self._next_look.cancel()
         self._queue.shutdown()
         await asyncio.to_thread(self._thread.join, _JOIN_SECONDS)
 
@@ -134,21 +156,37 @@ class DirectCalls:
             self._queue, self._queue, method, self._arrivals[method]
         )
 
+    def _look_for_messages(self) -> None:
+        """Refuse calls whose message does not come, now and again for ever."""
+        too_old = time.monotonic() - self._message_seconds
+        late = [call for call, since in list(self.unfinished.items()) if since < too_old]
+        for call in late:
+            details = f"the request did not come whole within {self._message_seconds:g} s"
+            call.refuse(grpc.StatusCode.DEADLINE_EXCEEDED, details)
+        if late:
+            logger.warning("refused: calls whose request did not come whole (%d)", len(late))
+        pause = min(self._message_seconds / 2, _LONGEST_PAUSE)
+        self._next_look = self._loop.call_later(pause, self._look_for_messages)
+
     # Tags of what the core was asked for: called with its event, wherever that was taken. They
     # return what is left to do in the event loop, if anything is.
 
-    def _arrived(self, method: str, event: Any) -> None:  # noqa: ANN401
+    def _arrived(self, method: str, event: Any) -> Work | None:  # noqa: ANN401
         """A call has come, or the server stops."""
         if not event.success or event.call is None:
-            return
+            return None
         if not self._stopping:
             self._ask(method)
         call = _DirectCall(self, _Details(method, event.invocation_metadata), event)
         # An operation holds the memory of its result, so each call has its own.
         end = cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)
-        message = cygrpc.ReceiveMessageOperation(_NO_FLAGS)
         event.call.start_server_batch((end,), call.closed)
+        if not self._may_call(event.invocation_metadata):
+            return partial(call.begin, b"")  # strangers fill no memory with their messages
+        self.unfinished[call] = time.monotonic()
+        message = cygrpc.ReceiveMessageOperation(_NO_FLAGS)
         event.call.start_server_batch((message,), call.received)
+        return None
 
     async def answer(self, call: "_DirectCall", message: bytes) -> None:
         """Find the handler, run it and send what it returns."""
@@ -195,8 +233,9 @@ class _DirectCall:
 
     def received(self, event: Any) -> Work:  # noqa: ANN401
         """The message is there; none comes from who has left, or sends none, or too long a one."""
+        self._calls.unfinished.pop(self, None)
         message = event.batch_operations[0].message()
-        return self.drop if message is None else partial(self._begin, message)
+        return self.drop if message is None else partial(self.begin, message)
 
     def closed(self, event: Any) -> Work | None:  # noqa: ANN401
         """The call has ended: answered, or left by its caller."""
@@ -204,8 +243,9 @@ class _DirectCall:
 
     # What follows runs in the event loop.
 
-    def _begin(self, message: bytes) -> None:
-        if not self._gone:
+    def begin(self, message: bytes) -> None:
+        """Answer the call, unless its caller has left or it was refused meanwhile."""
+        if not self._gone and self._code is None:
             loop = asyncio.get_running_loop()
             self._task = loop.create_task(self._calls.answer(self, message))
 
@@ -218,11 +258,19 @@ class _DirectCall:
         """Answer the call; that it was received is not waited for."""
         self._send(cygrpc.SendMessageOperation(response, _NO_FLAGS), grpc.StatusCode.OK, "")
 
+    def refuse(self, code: grpc.StatusCode, details: str) -> None:
+        """End a call whose message has not come."""
+        self._calls.unfinished.pop(self, None)
+        if self._code is None:
+            self._send(None, code, details)
+
     def drop(self) -> None:
         """End a call that nobody answers."""
         if self._code is None and not self._gone:
-            self._code = grpc.StatusCode.CANCELLED
-            self._core_call.cancel(cygrpc.StatusCode.cancelled, "cancelled")
+            late = self.time_remaining() == 0.0  # its caller may not have seen it yet
+            self._code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+            number, name = self._code.value
+            self._core_call.cancel(number, name)
 
     def _send(self, message: Any, code: grpc.StatusCode, details: str) -> None:  # noqa: ANN401
         self._code = code

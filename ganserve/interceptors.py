@@ -25,7 +25,14 @@ from ganserve.errors import (
     Unauthenticated,
     to_status,
 )
-from ganserve.messages import Deserialize, abort, deserialize_request, with_messages, write
+from ganserve.messages import (
+    Deserialize,
+    abort,
+    deserialize_request,
+    open_stream,
+    with_messages,
+    write,
+)
 from ganserve.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -107,13 +114,13 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 return self._unknown or self._surround_unknown()
             self._handlers[path] = self._surround(path, handler)
         answer, refuse = self._handlers[path]
-        if (
-            self._has_token is not None
-            and refuse is not None
-            and not self._has_token(handler_call_details.invocation_metadata)
-        ):
+        if refuse is not None and not self.may_call(handler_call_details.invocation_metadata):
             return refuse
         return answer
+
+    def may_call(self, metadata: CallMetadata) -> bool:
+        """Whether a call of a service that is not open is answered; asked in any thread."""
+        return self._has_token is None or self._has_token(metadata)
 
     def _surround_unknown(self) -> Handler:
         unknown = Method(self._metrics, "unknown", "unknown", "unknown", exempt=True)
@@ -188,8 +195,12 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 if deserialize is not None:
                     request = deserialize_request(deserialize, request)
                 responses = behaviour(request, context)
+                is_open = False
                 try:
                     async for response in responses:
+                        if not is_open:
+                            await open_stream(context)
+                            is_open = True
                         await write(context, response)
                 finally:
                     await responses.aclose()

@@ -65,6 +65,23 @@ async def abort(context: Context, status: grpc.Status) -> None:
         raise asyncio.CancelledError from error
 
 
+async def open_stream(context: Context) -> None:
+    """Send a stream's headers, which wait for no reader, before its first message.
+
+    grpc.aio (1.85) would send them with that message, and if the call were cut short meanwhile,
+    once more with the status; its core refuses those, and the caller would wait for ever.
+    """
+    opening = asyncio.ensure_future(context.send_initial_metadata(()))
+    try:
+        await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        await asyncio.wait([opening], timeout=_ABORT_SECONDS)
+        opening.cancel()
+        raise
+    except grpc.aio.InternalError as error:  # the caller has gone
+        raise asyncio.CancelledError from error
+
+
 async def write(context: Context, response: object) -> None:
     """Send one message of a stream; waits for a slow reader."""
     try:

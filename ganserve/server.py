@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
 
-from ganserve.accepting import make_aio_server
+from ganserve.accepting import DirectMethods, make_aio_server
 from ganserve.assembly import HEALTH, make_interceptor, read_credentials, start_tracing
 from ganserve.config import ServerConfig
 from ganserve.cpus import run_when_woken, usable_cpus, work_long
@@ -122,7 +122,11 @@ def make_grpc_server(
     grpc_server = make_aio_server(
         interceptors=[server.interceptor],
         options=[*grpc_options(config).items()],
-        direct_methods=[f"/{_IMAGE_GENERATION}/GenerateImages", f"/{_OPEN_INFERENCE}/ModelInfer"],
+        direct_methods=DirectMethods(
+            [f"/{_IMAGE_GENERATION}/GenerateImages", f"/{_OPEN_INFERENCE}/ModelInfer"],
+            may_call=server.interceptor.may_call,
+            request_seconds=config.deadline_seconds,
+        ),
     )
     limits = Limits(
         max_images=config.max_images_per_request,

@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
 
 from ganserve import accepting
-from ganserve.accepting import _ASKED_FOR, _EagerServer, make_aio_server
+from ganserve.accepting import _ASKED_FOR, DirectMethods, _EagerServer, make_aio_server
 from ganserve.direct_calls import core_server
 from tests.ganserve.conftest import eventually
 
@@ -50,10 +50,16 @@ class Service(grpc.GenericRpcHandler):
         return request
 
 
+def direct(methods, may_call=lambda _: True, request_seconds=20):
+    return DirectMethods(methods, may_call, request_seconds) if methods else None
+
+
 @contextlib.asynccontextmanager
-async def serving(direct_methods, options=()):
+async def serving(direct_methods, options=(), **settings):
     service = Service()
-    server = make_aio_server(interceptors=[], options=options, direct_methods=direct_methods)
+    server = make_aio_server(
+        interceptors=[], options=options, direct_methods=direct(direct_methods, **settings)
+    )
     server.add_generic_rpc_handlers((service,))
     port = server.add_insecure_port("127.0.0.1:0")
     service.address = f"127.0.0.1:{port}"
@@ -70,7 +76,7 @@ def test_the_pinned_version_of_grpc_takes_many_calls_at_a_time():
 
 
 async def test_the_pinned_version_of_grpc_lets_calls_be_taken_directly():
-    server = make_aio_server(interceptors=[], options=[], direct_methods=[METHOD])
+    server = make_aio_server(interceptors=[], options=[], direct_methods=direct([METHOD]))
     assert core_server(server._server) is not None
     await server.stop(0)
 
@@ -213,3 +219,59 @@ async def test_another_number_of_messages_than_one_loses_no_other_call(messages,
             with contextlib.suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
                 await odd
         assert await call(b"x") == b"x"
+
+
+@contextlib.asynccontextmanager
+async def unfinished_call(service, metadata=()):
+    """A call whose request does not come."""
+
+    async def nothing():
+        await asyncio.Event().wait()
+        yield b""
+
+    async with grpc.aio.insecure_channel(service.address) as channel:
+        yield channel.stream_unary(METHOD)(nothing(), metadata=metadata)
+
+
+async def test_a_request_that_does_not_come_in_time_is_refused(caplog):
+    async with serving([METHOD], request_seconds=0.2) as (service, _, call):
+        async with unfinished_call(service) as unfinished, asyncio.timeout(10):
+            assert await unfinished.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert "within 0.2 s" in await unfinished.details()
+        assert service.begun == 0
+        assert await call(b"x") == b"x"
+    assert "did not come whole (1)" in caplog.text
+
+
+async def test_a_request_that_comes_is_not_refused_later():
+    async with serving([METHOD], request_seconds=0.1) as (service, _, call):
+        service.open.clear()
+        answer = asyncio.ensure_future(call(b"x"))
+        await asyncio.sleep(0.4)
+        service.open.set()
+        assert await answer == b"x"
+
+
+async def test_a_stop_does_not_wait_for_requests_that_do_not_come():
+    async with serving([METHOD]) as (service, server, call):
+        assert await call(b"x") == b"x"
+        async with unfinished_call(service) as unfinished:
+            direct_calls = server._server._direct
+            await eventually(lambda: direct_calls.unfinished)
+            async with asyncio.timeout(5):
+                await server.stop(20)
+                assert await unfinished.code() is grpc.StatusCode.UNAVAILABLE
+            assert not direct_calls.unfinished
+
+
+async def test_requests_of_strangers_are_not_waited_for():
+    def may_call(metadata):
+        return ("known", "yes") in [tuple(pair) for pair in metadata]
+
+    async with serving([METHOD], may_call=may_call) as (service, server, call):
+        async with unfinished_call(service) as stranger, asyncio.timeout(10):
+            assert await stranger == b""  # what their handler, which must refuse, would say
+        async with unfinished_call(service, [("known", "yes")]) as known:
+            await eventually(lambda: server._server._direct.unfinished)
+            assert not known.done()
+        assert await call(b"x", metadata=[("known", "yes")]) == b"x"

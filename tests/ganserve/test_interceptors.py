@@ -81,7 +81,7 @@ class Behaviours:
 
 
 @contextlib.asynccontextmanager
-async def running(behaviours, *, deserialize=None, **settings):
+async def running(behaviours, *, deserialize=None, options=(), **settings):
     interceptor = Interceptor(
         Metrics(CollectorRegistry()), **{"deadline_seconds": 20, "exempt_services": ()} | settings
     )
@@ -101,7 +101,7 @@ async def running(behaviours, *, deserialize=None, **settings):
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as channel:
             channel.interceptor = interceptor
             yield channel
     finally:
@@ -150,6 +150,11 @@ def handled(channel):
 async def handled_soon(channel, key, count=1):
     """Wait for a call to be counted; the server learns of a cancel after the client."""
     await eventually(lambda: handled(channel).get(key) == count)
+
+
+async def anything(call):
+    async for _ in call:
+        pass
 
 
 async def failure(call):
@@ -340,6 +345,19 @@ async def test_a_stream_that_is_not_read_ends_at_the_servers_deadline():
         call = channel.unary_stream(f"/{SERVICE}/Flood")(b"request")
         assert await call.read() == b"x" * 100_000
         await handled_soon(channel, ("server_stream", "Flood", "DEADLINE_EXCEEDED"))
+
+
+async def test_a_stream_whose_first_message_is_not_read_in_time_still_gets_a_status():
+    # A message larger than the window leaves whole only once it is read.
+    narrow = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65535)]
+    async with running(Behaviours(), options=narrow, deadline_seconds=0.2) as channel:
+        calls = [channel.unary_stream(f"/{SERVICE}/Flood")(b"request") for _ in range(4)]
+        await handled_soon(channel, ("server_stream", "Flood", "DEADLINE_EXCEEDED"), count=4)
+        async with asyncio.timeout(10):
+            for call in calls:
+                seen = await failure(anything(call))
+                assert seen.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                assert "longer than 0.2 s" in seen.details()
 
 
 async def test_a_caller_without_a_deadline_gets_the_servers():

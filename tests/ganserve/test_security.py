@@ -225,6 +225,30 @@ class TestTokens:
         assert TOKEN not in caplog.text
         assert "wrong-wrong" not in caplog.text
 
+    @pytest.mark.parametrize(
+        "method",
+        [
+            "ganserve.v1.ImageGenerationService/GenerateImages",
+            "ganserve.v1.ImageGenerationService/StreamImages",
+            "ganserve.v1.ImageGenerationService/ListModels",
+            "inference.GRPCInferenceService/ModelInfer",
+        ],
+    )
+    async def test_their_requests_are_not_waited_for(
+        self, token_file, repository, running_server, method
+    ):
+        async def nothing():
+            await asyncio.Event().wait()
+            yield b""
+
+        async with (
+            running_server(repository, token_file=token_file) as server,
+            grpc.aio.insecure_channel(server.address) as channel,
+            asyncio.timeout(10),
+        ):
+            call = channel.stream_stream(f"/{method}")(nothing())
+            assert await code_of(call.read()) is Code.UNAUTHENTICATED
+
     async def test_health_is_open_and_reflection_is_not(
         self, token_file, repository, running_server
     ):

@@ -1,5 +1,6 @@
 """The state of a run and its files: saved atomically, the newest good one restored."""
 
+import io
 import logging
 import os
 import zipfile
@@ -105,13 +106,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: it is torn, damaged or of another format.
+        OSError: it cannot be read, so it may be good.
     """
+    content = io.BytesIO(path.read_bytes())  # then what fails below is about what it holds
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(content) as archive:
             damaged = archive.testzip()  # torch.load does not compare the checksums
         if damaged:
             raise ValueError(f"{damaged} is damaged")
-        values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content.seek(0)
+        values: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged file makes zipfile and torch raise many kinds
         raise ValueError(str(error).partition("\n")[0] or type(error).__name__) from error
     found = values.get("format") if isinstance(values, dict) else None
@@ -121,12 +127,31 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def newest_good_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read, passing over others with a warning."""
-    for path in checkpoint_paths(folder):
+    """The newest checkpoint that can be read, passing over damaged ones with a warning.
+
+    None where there are no checkpoints.
+
+    Raises:
+        RunError: there are, but none is good; or one cannot be read, and it may be.
+    """
+    paths = checkpoint_paths(folder)
+    for path in paths:
         try:
             return load_checkpoint(path)
         except ValueError as error:
             logger.warning("checkpoint %s is not usable and is passed over: %s", path, error)
+        except OSError as error:
+            if checkpoint_paths(folder) != paths:  # a run that goes on has saved a newer one
+                return newest_good_checkpoint(folder)
+            raise RunError(
+                f"checkpoint {path} cannot be read: {error.strerror or error}; mend the disk, or "
+                "remove the file to take the one before"
+            ) from error
+    if paths:
+        raise RunError(
+            f"no checkpoint in {folder} is usable; put a good one back, or remove the folder to "
+            "start over"
+        )
     return None
 
 

@@ -58,7 +58,7 @@ def cached_classifier(
     if path.exists():
         try:
             return read_classifier(path, name)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             logger.warning("%s is not usable and is made anew: %s", path, error)
     trained = train_and_measure(train, held_out)
     try:
@@ -106,7 +106,7 @@ def write_classifier(path: Path, trained: TrainedClassifier, name: str) -> None:
 
 
 def read_classifier(path: Path, name: str) -> TrainedClassifier:
-    """Read a classifier and compare its checksums; raises ValueError."""
+    """Read a classifier and compare its checksums; raises OSError or ValueError."""
     values = load_checkpoint(path)
     if values.get("name") != name:
         raise ValueError("it is of other data")

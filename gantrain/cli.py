@@ -235,9 +235,11 @@ def _evaluate(command: Evaluate) -> int:
         inception=command.inception,
         cache=command.cache_dir,
     )
-    if command.source.is_dir():
+    print(evaluation.to_json() if command.json_ else evaluation.describe(), flush=True)
+    if (
+        command.source.is_dir()
+    ):  # after minutes of work: a folder that takes no file costs no numbers
         write_evaluation(evaluation, command.source)
-    print(evaluation.to_json() if command.json_ else evaluation.describe())
     return 0
 
 

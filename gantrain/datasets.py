@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gantrain.bad_data import BadFile, DatasetError
-from gantrain.celeba_folders import find_celeba, list_celeba
+from gantrain.celeba_folders import count_splits, find_celeba, list_celeba
 from gantrain.cifar_files import is_cifar, read_cifar
 from gantrain.idx_files import holds_split, is_idx_folder, read_idx_folder
 from gantrain.image_decoding import (
@@ -167,7 +167,7 @@ def has_test_split(source: str) -> bool:
     """Tell whether a source that can be loaded has a test split beside its training split.
 
     MNIST-format files without the two files of the test split have none, nor has CelebA without
-    the list of its splits.
+    the list of its splits, or without an image of that split.
     """
     if source in NAMED_SOURCES or source in POINT_SETS:
         return False
@@ -177,7 +177,7 @@ def has_test_split(source: str) -> bool:
     if is_cifar(path):
         return True
     celeba = find_celeba(path) if path.is_dir() else None
-    return celeba is not None and celeba.partition is not None
+    return celeba is not None and bool(count_splits(celeba).get("test"))
 
 
 def refuse_image_settings(source: str, **settings: int | None) -> None:

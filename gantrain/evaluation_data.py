@@ -144,7 +144,7 @@ def choose_reals(data: RealData, samples: int | None) -> Reals:
             f"examples each and {data.source} has {len(train)} to train on and {held_out} held "
             f"out, got {samples}"
         )
-    count = samples or min(usual_samples(data), held_out if held_out >= FEWEST else most)
+    count = samples or min(usual_samples(data), most, held_out if held_out >= FEWEST else most)
     order = np.random.default_rng(0).permutation(len(train))
     reference, rest = train[order[:count]], order[count : 2 * count]
     if data.held_out is not None and held_out >= count <= len(train):

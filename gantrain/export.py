@@ -164,7 +164,7 @@ def describe(name: str, run: RunGenerator) -> dict[str, Any]:
 
 
 def current_evaluation(run_path: Path, run: RunGenerator) -> dict[str, float]:
-    """The numbers of the run's newest evaluation, none where it is of other weights.
+    """The numbers of the run's newest evaluation, none where it is of other weights or other data.
 
     Raises:
         RunError: the evaluation cannot be read.
@@ -179,6 +179,15 @@ def current_evaluation(run_path: Path, run: RunGenerator) -> dict[str, float]:
             run_path,
             evaluation.generator.images_seen,
             run.images_seen,
+        )
+        return {}
+    if not evaluation.data.trained_on:
+        logger.warning(
+            "the artifact carries no evaluation: %s has one on %s, which it was not trained on; "
+            "evaluate on %s",
+            run_path,
+            evaluation.data.source,
+            run.config.data,
         )
         return {}
     return evaluation.numbers()

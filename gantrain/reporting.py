@@ -25,14 +25,14 @@ _SESSION_START = 1  # tensorboard's SessionLog.START
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All rows written so far, oldest first; a torn line is left out, a missing file has none."""
+    """All rows written so far, oldest first; other lines are left out, a missing file has none."""
     if not path.exists():
         return []
-    rows = []
+    values = []
     for line in path.read_text(errors="replace").splitlines():
-        with suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
-    return rows
+        with suppress(json.JSONDecodeError):  # the last one may be torn
+            values.append(json.loads(line))
+    return [value for value in values if isinstance(value, dict) and "images_seen" in value]
 
 
 def truncate_metrics(path: Path, images_seen: int) -> None:

@@ -143,7 +143,7 @@ def load_run_generator(path: Path) -> RunGenerator:
     config, data = run.read()
     values = newest_good_checkpoint(run.checkpoints)
     if values is None:
-        raise RunError(f"{path} has no good checkpoint yet: train until the first one is saved")
+        raise RunError(f"{path} has no checkpoint yet: train until the first one is saved")
     assert config.generator is not None
     assert config.discriminator is not None
     generator_ema, _ = create_networks(

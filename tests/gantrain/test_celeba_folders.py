@@ -7,7 +7,7 @@ from PIL import Image
 from gantrain.bad_data import DatasetError
 from gantrain.celeba_folders import find_celeba
 from gantrain.data_check import check_source
-from gantrain.datasets import load_dataset
+from gantrain.datasets import has_test_split, load_dataset
 from gantrain.image_files import decode_image
 
 SPLITS = (0, 0, 0, 0, 1, 2, 2, 0)  # of 000001.jpg and so on; the real list is sorted, ours is not
@@ -63,6 +63,14 @@ def test_without_a_list_all_faces_are_for_training(faces):
     assert (dataset.labels, dataset.class_names) == (None, ())
     with pytest.raises(DatasetError, match=r"without list_eval_partition\.txt .* no test split"):
         load_dataset(str(faces), split="test")
+
+
+def test_a_part_without_test_images_has_no_test_split(listed):
+    assert has_test_split(str(listed))
+    for number in (6, 7):
+        (listed / f"{number:06}.jpg").unlink()
+    assert not has_test_split(str(listed))
+    assert numbers(load_dataset(str(listed))) == [1, 2, 3, 4, 8]
 
 
 def test_the_list_tells_training_and_test_images(listed):

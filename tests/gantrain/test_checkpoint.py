@@ -100,6 +100,39 @@ def test_without_checkpoints_there_is_nothing_to_restore(tmp_path: Path):
     assert newest_good_checkpoint(tmp_path / "missing") is None
 
 
+def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path: Path):
+    for images_seen in (64, 128):
+        truncate(save_checkpoint(state_at(images_seen), tmp_path, keep=2))
+    with pytest.raises(RunError, match=f"no checkpoint in {tmp_path} is usable; put a good one"):
+        newest_good_checkpoint(tmp_path)
+
+
+def test_one_that_cannot_be_read_is_not_taken_for_damaged(tmp_path: Path):
+    save_checkpoint(state_at(64), tmp_path, keep=2)
+    newest = save_checkpoint(state_at(128), tmp_path, keep=2)
+    newest.unlink()
+    newest.symlink_to(newest)  # whose modes bind root, too
+    with pytest.raises(RunError, match=f"checkpoint {newest} cannot be read: Too many levels"):
+        newest_good_checkpoint(tmp_path)
+
+
+def test_a_run_that_goes_on_meanwhile_has_a_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save_checkpoint(state_at(64), tmp_path, keep=1)
+    read = Path.read_bytes
+
+    def save_another_first(path: Path) -> bytes:
+        if path.stem == "000000000064":
+            save_checkpoint(state_at(128), tmp_path, keep=1)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", save_another_first)
+    values = newest_good_checkpoint(tmp_path)
+    assert values is not None
+    assert values["images_seen"] == 128
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_trace(tmp_path: Path):
     path = tmp_path / "file"
     path.write_text("old")

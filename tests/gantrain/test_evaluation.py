@@ -176,6 +176,17 @@ def test_an_evaluation_travels_with_the_weights_it_is_of_and_no_others(
     assert "after 1024 images, exported is the generator after 1040" in caplog.text
 
 
+def test_an_evaluation_on_other_data_does_not_travel(
+    small_run: Path, digit_folder: Path, cache: Path, tmp_path: Path, caplog
+):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    found = evaluate_here(run, str(digit_folder), cache, samples=100, resize=True)
+    (run / FILE).write_text(found.to_json())
+    caplog.set_level(logging.WARNING)
+    assert carried(export_run(run, tmp_path, "digits")) == {}
+    assert f"one on {digit_folder}, which it was not trained on; evaluate on digits" in caplog.text
+
+
 def carried(artifact: Path) -> dict[str, float]:
     properties = {entry.key: entry.value for entry in onnx.load(artifact).metadata_props}
     return json.loads(properties["gan"])["evaluation"]
@@ -278,6 +289,18 @@ def test_a_test_split_is_what_is_held_out(digit_folder: Path, cache: Path):
         choose_reals(data, 749)
 
 
+@pytest.mark.parametrize(("count", "expected"), [(1000, 300), (300, 300), (200, 200), (40, 40)])
+def test_a_test_split_may_be_larger_than_what_is_trained_on(
+    digit_folder: Path, count: int, expected: int
+):
+    train = load_dataset(str(digit_folder), limit=count)
+    held_out = load_dataset(str(digit_folder), split="test")
+    data = RealData(str(digit_folder), train, held_out, trained_on=True)
+    reals = choose_reals(data, None)
+    assert len(reals.reference) == len(reals.others) == expected
+    assert "test" in reals.described
+
+
 def test_stacked_digits_are_counted_in_modes(digit_folder: Path, cache: Path):
     source = f"stacked-mnist:{digit_folder}"
     stacks, held_out = load_dataset(source), load_dataset(source, split="test", limit=1000)
@@ -362,6 +385,18 @@ def test_other_classes_than_the_datas_are_refused(conditional_run: Path, cache: 
     message = r"--data digits has the classes 0, 1, 2, 3, 4, \.\.\., the generator makes cat, dog"
     with pytest.raises(RunError, match=message):
         evaluate_here(conditional_run, "digits", cache)
+
+
+def test_numbers_that_cannot_be_kept_are_shown(
+    small_run: Path, cache: Path, tmp_path: Path, capsys
+):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    (run / FILE).mkdir()
+    flags = ["--data", "digits", "--samples", "50", "--cache-dir", str(cache)]
+    assert gantrain(["evaluate", str(run), *flags]) == 1
+    told = capsys.readouterr()
+    assert "frechet distance" in told.out
+    assert f"{run / FILE} could not be written" in told.err
 
 
 def test_a_run_that_was_never_evaluated_has_no_evaluation(tmp_path: Path):

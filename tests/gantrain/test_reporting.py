@@ -47,13 +47,13 @@ def test_one_step_that_is_not_finite_shows_in_the_mean(bad: float):
     assert not np.isfinite(means.take()["loss"])
 
 
-def test_rows_after_a_position_and_torn_ones_are_dropped(tmp_path: Path):
+def test_rows_after_a_position_and_other_lines_are_dropped(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     truncate_metrics(path, 0)  # nothing there yet
     for images_seen in (64, 128, 192):
         append_metrics(path, {"images_seen": images_seen})
     with path.open("ab") as file:
-        file.write(b'{"images_se\xff\x00')
+        file.write(b'12\n{"a": 1}\n[]\n{"images_se\xff\x00')
     assert [row["images_seen"] for row in read_metrics(path)] == [64, 128, 192]
     truncate_metrics(path, 128)
     rows = [json.loads(line) for line in path.read_text().splitlines()]

@@ -136,6 +136,19 @@ def test_a_torn_checkpoint_costs_only_the_way_since_the_one_before(
     assert_same_bits(final_weights(tmp_path / "run"), final_weights(uninterrupted))
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(tmp_path: Path):
+    config = resolve({**SMALL, "run_dir": tmp_path / "run", "total_images": 256})
+    train(config)
+    rows = read_metrics(tmp_path / "run")
+    damaged = checkpoint_paths(tmp_path / "run" / "checkpoints")
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(RunError, match="is usable; put a good one back"):
+        train(config.model_copy(update={"total_images": 512}))
+    assert read_metrics(tmp_path / "run") == rows
+    assert checkpoint_paths(tmp_path / "run" / "checkpoints") == damaged
+
+
 def test_the_same_command_after_the_end_changes_nothing(small_run: Path):
     before = {path: path.stat().st_mtime_ns for path in small_run.rglob("*.pt")}
     rows = read_metrics(small_run)

@@ -8,14 +8,14 @@ import hashlib
 import hmac
 import logging
 import re
-import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import grpc
 
+from ganserve.certificates import read_certificate
 from ganserve.errors import StartupError
 from ganserve.metrics import Metrics
 
@@ -60,7 +60,7 @@ class ReloadedFiles(Generic[Value]):
         self.value = self._parse_all(self._seen)
 
     def refresh(self) -> None:
-        """Take over what has changed; blocks while it reads. Never raises for what files hold."""
+        """Take over what has changed; blocks while it reads. Never raises, whatever files hold."""
         seen = self._read()
         if seen == self._seen:
             return
@@ -69,6 +69,9 @@ class ReloadedFiles(Generic[Value]):
             self.value = self._parse_all(seen)
         except StartupError as error:
             logger.error("the %s before stay in use: %s", self._kind, error)
+            self._on_reload("failure")
+        except Exception:  # unforeseen, but no reason to end a server that has what it needs
+            logger.exception("the %s before stay in use: reading the new ones failed", self._kind)
             self._on_reload("failure")
         else:
             logger.info("the %s were read anew", self._kind)
@@ -94,14 +97,6 @@ class ReloadedFiles(Generic[Value]):
             raise StartupError(str(error)) from None
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """A certificate that a client can shake hands with."""
-
-    configuration: grpc.ServerCertificateConfiguration
-    expiries: dict[str, float]  # by what expires, in seconds since 1970
-
-
 class ServerCertificate:
     """The server's certificate; new connections get the newest."""
 
@@ -113,7 +108,6 @@ class ServerCertificate:
         Raises:
             StartupError: they cannot be read or do not fit together.
         """
-        self._paths = (certificate, key)
         self._metrics = metrics
         files = {"tls_certificate": certificate, "tls_key": key}
         if client_ca is not None:
@@ -123,7 +117,7 @@ class ServerCertificate:
         self._files = ReloadedFiles(
             "certificates",
             files,
-            self._parse,
+            partial(read_certificate, (certificate, key)),
             lambda outcome: reloads.labels("certificate", outcome).inc(),
         )
         self._show_expiry()
@@ -144,73 +138,6 @@ class ServerCertificate:
     def _show_expiry(self) -> None:
         for name, seconds in self._files.value.expiries.items():
             self._metrics.certificate_expiry.labels(name).set(seconds)
-
-    def _parse(self, certificate: bytes, key: bytes, client_ca: bytes | None = None) -> Certificate:
-        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        try:
-            # Files by their paths are all that it takes; a password keeps it from asking for one.
-            server.load_cert_chain(*self._paths, password="")
-        except (ssl.SSLError, OSError) as error:
-            raise ValueError(
-                "tls_certificate, tls_key: expected PEM files of a certificate and its key, "
-                f"without a password, got {_reason(error)}"
-            ) from None
-        if [path.read_bytes() for path in self._paths] != [certificate, key]:
-            raise ValueError("tls_certificate, tls_key: they changed while they were read")
-        expiries = {"server": _shake_hands(server, certificate)}
-        if client_ca is not None:
-            expiries |= _authority_expiry(client_ca)
-        configuration = grpc.ssl_server_certificate_configuration([(key, certificate)], client_ca)
-        return Certificate(configuration, expiries)
-
-
-def _authority_expiry(client_ca: bytes) -> dict[str, float]:
-    """Find when the first of the authorities expires; what is no authority shows no time."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_verify_locations(cadata=client_ca.decode("ascii"))
-    except (ssl.SSLError, ValueError) as error:
-        raise ValueError(
-            f"tls_client_ca: expected certificates as PEM, got {_reason(error)}"
-        ) from None
-    ends = [
-        float(ssl.cert_time_to_seconds(str(authority["notAfter"])))
-        for authority in context.get_ca_certs()
-    ]
-    return {"client_ca": min(ends)} if ends else {}
-
-
-def _shake_hands(server: ssl.SSLContext, certificate: bytes) -> float:
-    """Let a client that trusts the certificate try it, within memory; return its expiry."""
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.check_hostname = False
-    # The first certificate is trusted itself, for whoever issued it need not be in the file.
-    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    client.load_verify_locations(cadata=certificate.decode("ascii", errors="replace"))
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = [
-        client.wrap_bio(to_client, to_server),
-        server.wrap_bio(to_server, to_client, server_side=True),
-    ]
-    try:
-        for end in ends * 2:
-            try:
-                end.do_handshake()
-            except ssl.SSLWantReadError:  # the other end's turn
-                continue
-    except ssl.SSLError as error:
-        raise ValueError(
-            f"tls_certificate: expected one that clients can use now, got {_reason(error)}"
-        ) from None
-    shown = ends[0].getpeercert()
-    assert shown is not None
-    return float(ssl.cert_time_to_seconds(str(shown["notAfter"])))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return error.verify_message
-    return str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error)
 
 
 class Tokens:

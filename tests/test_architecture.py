@@ -53,6 +53,7 @@ LAYERS = {
         {
             *(
                 "batch_sizes",
+                "certificates",
                 "deadlines",
                 "direct_calls",
                 "wire_format",

@@ -4,10 +4,23 @@ import datetime as dt
 import ipaddress
 from pathlib import Path
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import (
+    CertificateIssuerPrivateKeyTypes,
+    CertificatePublicKeyTypes,
+)
 from cryptography.x509.oid import NameOID
+
+# What files of certificates may begin with, besides certificates.
+AROUND = [
+    pytest.param("# für Köln\n".encode(), id="UTF-8"),
+    pytest.param("# für Köln\n".encode("latin-1"), id="Latin-1"),
+    pytest.param(b"# \0\n", id="a zero byte"),
+    pytest.param(b"\xef\xbb\xbf", id="a byte order mark"),
+]
 
 
 class Authority:
@@ -29,9 +42,10 @@ class Authority:
         *,
         days: float = 30,
         password: bytes | None = None,
+        key: CertificateIssuerPrivateKeyTypes | None = None,
     ) -> tuple[Path, Path]:
         """Write a certificate for 127.0.0.1 and localhost, and its key, over what was there."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = key or ec.generate_private_key(ec.SECP256R1())
         hosts = x509.SubjectAlternativeName(
             [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
         )
@@ -51,7 +65,7 @@ class Authority:
     def _sign(
         self,
         subject: x509.Name,
-        key: ec.EllipticCurvePublicKey,
+        key: CertificatePublicKeyTypes,
         days: float,
         extension: x509.ExtensionType,
     ) -> bytes:

@@ -1,13 +1,15 @@
 import logging
 import time
+from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from prometheus_client import CollectorRegistry
 
-from ganserve.credentials import ServerCertificate, Tokens, parse_tokens
+from ganserve.credentials import ReloadedFiles, ServerCertificate, Tokens, parse_tokens
 from ganserve.errors import StartupError
 from ganserve.metrics import Metrics
-from tests.ganserve.certificates import Authority
+from tests.ganserve.certificates import AROUND, Authority
 
 TOKEN, OTHER = "correct-horse-battery-staple", "another.token~with/marks+123="
 DAY = 24 * 60 * 60
@@ -21,6 +23,22 @@ def metrics():
 @pytest.fixture
 def authority(tmp_path):
     return Authority(tmp_path)
+
+
+def rewrite(file, old, new):
+    file.write_bytes(file.read_bytes().replace(old, new))
+
+
+class Vanishing(type(Path())):
+    """A file that is gone at the fourth look: start and renewal take two each."""
+
+    looks = 0
+
+    def read_bytes(self):
+        self.looks += 1
+        if self.looks == 4:
+            self.unlink()
+        return super().read_bytes()
 
 
 def sample(metrics, name, **labels):
@@ -67,6 +85,16 @@ class TestCertificates:
         assert abs(expiry - time.time() - 60 * DAY) < 60
         assert caplog.text.count("the certificates were read anew") == 1
 
+    @pytest.mark.parametrize("around", AROUND)
+    def test_what_stands_around_a_new_one_is_no_matter(self, authority, metrics, around):
+        files = [*authority.issue(), authority.ca]
+        certificate = ServerCertificate(*files, metrics)
+        authority.issue()
+        for file in files:
+            file.write_bytes(around + file.read_bytes())
+        certificate.refresh()
+        assert reloads(metrics, "certificate") == (1, None)
+
     @pytest.mark.parametrize(
         ("spoil", "message"),
         [
@@ -80,7 +108,37 @@ class TestCertificates:
             pytest.param(lambda a: a.issue()[0].write_bytes(b""), "expected PEM", id="empty"),
             pytest.param(lambda a: a.issue()[0].unlink(), "No such file", id="missing"),
             pytest.param(lambda a: a.issue(password=b"p"), "without a password", id="password"),
+            pytest.param(
+                lambda a: rewrite(a.issue()[0], b" CERT", b" TRUSTED CERT"),
+                "tls_certificate: expected BEGIN CERTIFICATE, got BEGIN TRUSTED",
+                id="a form of OpenSSL's",
+            ),
+            pytest.param(
+                lambda a: a.issue(key=ed25519.Ed25519PrivateKey.generate()),
+                "expected a key of the kind RSA, P-256 or P-384, got Ed25519",
+                id="Ed25519",
+            ),
+            pytest.param(
+                lambda a: a.issue(key=ec.generate_private_key(ec.SECP521R1())),
+                "expected a key of the kind RSA, P-256 or P-384, got P-521",
+                id="P-521",
+            ),
             pytest.param(lambda a: a.ca.write_text("rubbish"), "tls_client_ca: exp", id="bad CA"),
+            pytest.param(
+                lambda a: a.ca.write_bytes(a.ca.read_bytes() + a.ca.read_bytes()[:-40]),
+                "tls_client_ca: expected certificates as PEM, got BAD_END_LINE",
+                id="a CA cut off",
+            ),
+            pytest.param(
+                lambda a: rewrite(a.ca, b"\nMII", "\nMIIü".encode()),
+                "tls_client_ca: expected certificates as PEM",
+                id="a CA with strange letters",
+            ),
+            pytest.param(
+                lambda a: rewrite(a.ca, b" CERT", b" TRUSTED CERT"),
+                "tls_client_ca: expected BEGIN CERTIFICATE, got BEGIN TRUSTED",
+                id="a CA in a form of OpenSSL's",
+            ),
         ],
     )
     def test_a_broken_one_leaves_the_one_before_in_use(
@@ -100,6 +158,19 @@ class TestCertificates:
         with pytest.raises(StartupError, match=message):
             ServerCertificate(*files, authority.ca, metrics)
 
+    def test_one_that_vanishes_while_it_is_read_leaves_the_one_before_in_use(
+        self, authority, metrics, caplog
+    ):
+        file, key = authority.issue()
+        certificate = ServerCertificate(file, Vanishing(key), None, metrics)
+        before = certificate._files.value
+        authority.issue()
+        certificate.refresh()
+        assert certificate._files.value is before
+        assert reloads(metrics, "certificate") == (None, 1)
+        assert "No such file" in caplog.text
+        assert not key.exists()
+
     def test_a_certificate_without_its_new_key_is_taken_over_once_the_key_is_there(
         self, authority, metrics
     ):
@@ -113,6 +184,21 @@ class TestCertificates:
         files[1].write_bytes(new_key)
         certificate.refresh()
         assert reloads(metrics, "certificate") == (1, 1)
+
+
+def test_an_unforeseen_failure_leaves_the_value_before_in_use(tmp_path, caplog):
+    file, outcomes = tmp_path / "numbers", []
+    file.write_text("5")
+    numbers = ReloadedFiles(
+        "numbers", {"number": file}, lambda text: 10 / int(text), outcomes.append
+    )
+    file.write_text("0")
+    numbers.refresh()
+    numbers.refresh()
+    assert numbers.value == 2
+    assert outcomes == ["failure"]
+    assert "the numbers before stay in use" in caplog.text
+    assert "ZeroDivisionError" in caplog.text  # in full, for it is ours to mend
 
 
 class TestTokens:

@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from google.rpc.error_details_pb2 import RetryInfo
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
@@ -23,7 +25,7 @@ from ganserve.client import CallError, Client
 from ganserve.errors import StartupError
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
-from tests.ganserve.certificates import Authority
+from tests.ganserve.certificates import AROUND, Authority
 from tests.ganserve.conftest import connected, eventually, fetch, metric
 from tests.ganserve.tiny import write_artifact
 
@@ -46,6 +48,23 @@ def token_file(tmp_path):
 def tls(authority, name="server", **settings):
     certificate, key = authority.issue(name)
     return {"tls_certificate": certificate, "tls_key": key} | settings
+
+
+def make_rsa_key():
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+async def grpc_connects(certificate, key, authority):
+    """Whether a client of gRPC's own reaches a server of gRPC's own, without any part of ours."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    pair = key.read_bytes(), certificate.read_bytes()
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+    server.start()
+    credentials = grpc.ssl_channel_credentials(authority.ca.read_bytes())
+    async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials) as channel:
+        code = await code_of(channel.unary_unary("/no/method")(b"", timeout=10))
+    server.stop(0)
+    return code is Code.UNIMPLEMENTED
 
 
 def request(count=1, model=""):
@@ -157,6 +176,61 @@ class TestTls:
                 assert await code_of(stub.GenerateImages(request())) is Code.OK
             expiry = await metric(server, "ganserve_certificate_expiry_timestamp_seconds")
             assert expiry > time.time()
+
+    @pytest.mark.parametrize("around", AROUND)
+    async def test_what_stands_around_certificates_keeps_no_client_away(
+        self, authority, repository, running_server, around
+    ):
+        trusted = authority.ca.read_bytes()
+        settings = tls(authority, tls_client_ca=authority.ca)
+        certificate, key = authority.issue("client")
+        client_files = {"tls_certificate": certificate, "tls_key": key}
+        for file in settings.values():
+            file.write_bytes(around + file.read_bytes())
+        async with running_server(repository, **settings) as server:
+            authority.ca.write_bytes(trusted)  # the client's own reading is gRPC's
+            async with secured(server, tls_ca=authority.ca, **client_files) as stub:
+                assert await code_of(stub.GenerateImages(request(), timeout=10)) is Code.OK
+
+    @pytest.mark.parametrize(
+        "make_key",
+        [
+            pytest.param(make_rsa_key, id="RSA"),
+            pytest.param(lambda: ec.generate_private_key(ec.SECP256R1()), id="P-256"),
+            pytest.param(lambda: ec.generate_private_key(ec.SECP384R1()), id="P-384"),
+        ],
+    )
+    async def test_keys_that_are_taken_are_those_that_clients_can_verify(
+        self, authority, repository, running_server, make_key
+    ):
+        certificate, key = authority.issue(key=make_key())
+        async with (
+            running_server(repository, tls_certificate=certificate, tls_key=key) as server,
+            secured(server, tls_ca=authority.ca) as stub,
+        ):
+            assert await code_of(stub.GenerateImages(request(), timeout=10)) is Code.OK
+
+    @pytest.mark.parametrize(
+        "make_key",
+        [
+            pytest.param(ed25519.Ed25519PrivateKey.generate, id="Ed25519"),
+            pytest.param(lambda: ec.generate_private_key(ec.SECP521R1()), id="P-521"),
+        ],
+    )
+    async def test_a_key_that_no_client_can_verify_is_not_taken_over(
+        self, authority, repository, running_server, make_key
+    ):
+        settings = tls(authority)
+        async with running_server(repository, **settings) as server:
+            files = authority.issue(key=make_key())
+            failures = server.metrics.credential_reloads.labels("certificate", "failure")
+            await eventually(lambda: failures._value.get() >= 1)
+            async with secured(server, tls_ca=authority.ca) as stub:
+                assert await code_of(stub.GenerateImages(request(), timeout=10)) is Code.OK
+        with pytest.raises(StartupError, match="expected a key of the kind RSA, P-256 or P-384"):
+            async with running_server(repository, **settings):
+                pass
+        assert not await grpc_connects(*files, authority)  # or the refusal has lost its reason
 
     async def test_a_bad_certificate_at_start_is_an_error_of_the_start(
         self, authority, repository, running_server

@@ -14,12 +14,15 @@ _PIECE_BYTES = 256 * 1024
 
 @dataclass(frozen=True)
 class Candidate:
-    """A version's file on disk. `stamp` changes with its content."""
+    """A version's file on disk. `stamp` changes with its content.
+
+    Where not even that can be read there is none, and loading it will say why.
+    """
 
     name: str
     version: int
     path: Path
-    stamp: tuple[int, int, int]  # inode, size, nanoseconds of the last change
+    stamp: tuple[int, int, int] | None  # inode, size, nanoseconds of the last change
 
 
 def check_root(root: Path) -> None:
@@ -42,10 +45,11 @@ def scan(root: Path) -> tuple[dict[str, list[Candidate]], dict[str, OSError]]:
 
     What is not a version is passed over: names that are no positive integer, such as a folder that
     is still being written, and folders without the file. So is a model whose name no message or
-    metric could carry.
+    metric could carry. A version that cannot be read is one like any other: it hides no others.
 
     Returns:
-        The versions, and the models of which nothing is known because they could not be read.
+        The versions, and the models of which nothing is known because their folders could not be
+        read.
 
     Raises:
         OSError: the root itself cannot be read.
@@ -93,11 +97,9 @@ def read_model_file(path: Path, max_bytes: int) -> memoryview:
 
 
 def _candidates(folder: Path) -> list[Candidate]:
-    if not folder.is_dir():
-        return []
     try:
         entries = list(folder.iterdir())
-    except FileNotFoundError:  # removed since it was listed
+    except (FileNotFoundError, NotADirectoryError):  # removed since it was listed, or no model
         return []
     candidates = [candidate for entry in entries if (candidate := _candidate(folder.name, entry))]
     return sorted(candidates, key=lambda candidate: -candidate.version)
@@ -112,4 +114,6 @@ def _candidate(name: str, folder: Path) -> Candidate | None:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError:  # such as another user's folder; it may be there, so what serves of it stays
+        return Candidate(name, int(number), path, None)
     return Candidate(name, int(number), path, (status.st_ino, status.st_size, status.st_mtime_ns))

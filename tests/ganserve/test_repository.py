@@ -103,6 +103,11 @@ def remove(path):
     path.parent.rmdir()
 
 
+def loop(path):
+    """Put a link there that is an error for whoever follows it, even for root."""
+    path.symlink_to(path.name)
+
+
 def test_a_scan_finds_versions_newest_first_and_passes_over_the_rest(tmp_path):
     for version in (2, 10, 9):
         publish(tmp_path, "a", version, b"x")
@@ -406,24 +411,92 @@ async def test_a_repository_that_vanishes_leaves_the_models_serving(tmp_path, ca
 
 
 async def test_a_model_that_cannot_be_read_holds_up_no_other(tmp_path, caplog):
-    path = write_artifact(tmp_path, "a")
-    (tmp_path / "lost+found").mkdir()
-    (tmp_path / "lost+found" / "1").symlink_to("1")  # an error for whoever looks, even for root
+    write_artifact(tmp_path, "a")
+    loop(tmp_path / "lost+found")
     async with opened(tmp_path) as repository:
         await repository.refresh()
         assert repository.settled
         assert repository.names == ["a"]
-        remove(path)
-        (tmp_path / "a" / "1").symlink_to("1")
+        (tmp_path / "a").rename(tmp_path / ".away")
+        loop(tmp_path / "a")
         for _ in range(2):
             await repository.refresh()
-        assert serving(repository, "a") == 1  # nothing is known of its versions
+        assert states(repository) == [("a", 1, "READY")]  # nothing is known of its versions
         errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
         assert [error.split(": ")[0] for error in errors] == [
             "cannot be read, what serves goes on"
         ] * 2
-        assert "lost+found/1/model.onnx: " in caplog.text
-        assert "a/1/model.onnx: " in caplog.text
+        assert f"{tmp_path}/lost+found: " in caplog.text
+        assert f"{tmp_path}/a: " in caplog.text
+
+
+class TestAVersionThatCannotBeRead:
+    @pytest.mark.parametrize("number", [1, 3], ids=["older", "newer"])
+    async def test_takes_no_other_out(self, number, tmp_path, caplog):
+        write_artifact(tmp_path, version=2)
+        loop(tmp_path / "tiny" / str(number))
+        async with opened(tmp_path, version_policy="all") as repository:
+            for _ in range(2):
+                await repository.refresh()
+            assert serving(repository) == 2
+            assert repository.describe("tiny", number).state is ModelState.FAILED
+            assert "model.onnx: cannot be read: " in repository.describe("tiny", number).error
+            assert caplog.text.count(f"model tiny version {number} cannot be served") == 1
+            loads = {"model": "tiny", "outcome": "failure"}
+            assert sample(repository, "ganserve_model_loads_total", **loads) == 1
+            assert sample(repository, "ganserve_model_failed_versions", model="tiny") == 1
+
+    async def test_holds_up_no_later_one_and_is_loaded_when_it_can_be_read(self, tmp_path):
+        write_artifact(tmp_path)
+        async with opened(tmp_path) as repository:
+            await repository.refresh()
+            loop(tmp_path / "tiny" / "3")
+            await repository.refresh()
+            assert serving(repository) == 1
+            write_artifact(tmp_path, version=2)
+            await repository.refresh()
+            assert serving(repository) == 2
+            (tmp_path / "tiny" / "3").unlink()
+            write_artifact(tmp_path, version=3)
+            await repository.refresh()
+            assert serving(repository) == 3
+
+    async def test_alone_is_listed_as_failed(self, tmp_path):
+        (tmp_path / "tiny").mkdir()
+        loop(tmp_path / "tiny" / "1")
+        async with opened(tmp_path) as repository:
+            await repository.refresh()
+            assert states(repository) == [("tiny", 1, "FAILED")]
+            with pytest.raises(Loading, match=r"'tiny': .*cannot be read"):
+                repository.use("tiny", None).__enter__()
+
+    @pytest.mark.parametrize("policy", ["latest", "all", "specific"])
+    async def test_serves_on_where_it_served(self, policy, tmp_path):
+        """It may be there still, only out of reach for a while: so it is not retired."""
+        write_artifact(tmp_path, version=1)
+        path = write_artifact(tmp_path, version=2)
+        settings = {"version_policy": policy}
+        if policy == "specific":
+            settings["versions"] = (("tiny", 2),)
+        load = GatedLoad()
+        load.release()
+        async with opened(tmp_path, load, **settings) as repository:
+            await repository.refresh()
+            loads = load.loads
+            path.parent.rename(tmp_path / ".away")
+            loop(path.parent)
+            for _ in range(2):
+                await repository.refresh()
+            with repository.use("tiny", 2) as (version, served):
+                assert version.state is ModelState.READY
+                assert (await pixels_of(served) == 128).all()
+            assert ("tiny", 2, "FAILED") in states(repository)
+            path.parent.unlink()
+            (tmp_path / ".away").rename(path.parent)
+            await repository.refresh()
+            assert ("tiny", 2, "FAILED") not in states(repository)
+            assert serving(repository) == 2
+            assert load.loads == loads + 1  # in vain; what served was never loaded anew
 
 
 async def test_a_swap_has_no_gap_that_a_probe_in_another_thread_could_see(tmp_path):

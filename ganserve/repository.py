@@ -107,7 +107,7 @@ class Repository:
 
         Raises:
             InvalidRequest: no name is given and there is no default.
-            UnknownModel: there is no such model, or other versions of it serve.
+            UnknownModel: there is no such model or version, or other versions of it serve.
             Loading: no version of it serves yet.
         """
         version = self._find_serving(name, number)
@@ -123,16 +123,20 @@ class Repository:
     def describe(self, name: str, number: int | None) -> Version:
         """Find a version in whatever state; the one that serves, or else the newest, if None.
 
+        Of several files that had its number it is the one that serves, or else the one on disk.
+
         Raises:
-            InvalidRequest, UnknownModel, Loading: as `use`.
+            InvalidRequest: as `use`.
+            UnknownModel: there is no such model or version.
+            Loading: it is not known yet what versions there are.
         """
         name = self._resolve_name("name", name)
-        if number is None and name in self._serving:
-            return newest(self._serving[name])
-        for version in self.versions:
-            if version.name == name and number in (None, version.number):
-                return version
-        raise self._unknown_version(name, number)
+        if version := self._serving_version(name, number):
+            return version
+        known = [v for v in self.versions if v.name == name and number in (None, v.number)]
+        if not known:
+            raise self._unknown_version(name, number)
+        return min(known, key=lambda version: version.state is ModelState.RETIRING)
 
     async def refresh(self) -> None:
         """Look at the folder once: load what is new, retire what is gone.
@@ -184,22 +188,30 @@ class Repository:
 
     def _find_serving(self, name: str, number: int | None) -> Version:
         name = self._resolve_name("model_name", name)
-        serving = self._serving.get(name)
-        if serving is None:
-            errors = [v.error for v in self.versions if v.name == name and v.error]
-            raise Loading(f"model {name!r}: {errors[0] if errors else 'is being loaded'}")
+        if version := self._serving_version(name, number):
+            return version
+        if name not in self._serving:
+            asked = (v for v in self.versions if v.name == name and number in (None, v.number))
+            errors = [version.error for version in asked if version.error]
+            if errors:
+                raise Loading(f"model {name!r}: {errors[0]}")
+        raise self._unknown_version(name, number)
+
+    def _serving_version(self, name: str, number: int | None) -> Version | None:
+        serving = self._serving.get(name, {})
         if number is None:
-            return newest(serving)
-        if number not in serving:
-            raise self._unknown_version(name, number)
-        return serving[number]
+            return newest(serving) if serving else None
+        return serving.get(number)
 
     def _unknown_version(self, name: str, number: int | None) -> UnknownModel | Loading:
-        serving = self._serving.get(name)
-        if serving is None:
+        """What to answer where a version does not serve or, if none serves, has no state."""
+        known = [v for v in self.versions if v.name == name and v.state is not ModelState.RETIRING]
+        more_may_come = not self.settled or any(v.state is ModelState.LOADING for v in known)
+        numbers = [*self._serving.get(name, {})] or [v.number for v in known if not more_may_come]
+        if number is None or not numbers:
             return Loading(f"model {name!r}: is being loaded")
-        there_are = ", ".join(map(str, serving))
-        one_of = "one of " if len(serving) > 1 else ""
+        one_of = "one of " if len(numbers) > 1 else ""
+        there_are = ", ".join(map(str, numbers))
         return UnknownModel(f"model {name!r} version {number}: expected {one_of}{there_are}")
 
     async def _refresh_model(self, name: str, candidates: list[Candidate]) -> None:

@@ -81,6 +81,16 @@ def serving(repository, name="tiny"):
         return version.number
 
 
+def describe_in_use(repository):
+    """A way to ask for a version as a call for images does."""
+
+    def use(name, number):
+        with repository.use(name, number) as (version, _):
+            return version
+
+    return use
+
+
 async def pixels_of(served, latents=(0, 0, 0, 0)):
     rows = np.array([latents], np.float32)
     return (await served.batcher.submit(rows, deadline=time.monotonic() + 20)).pixels
@@ -268,6 +278,60 @@ async def test_an_old_version_answers_its_last_calls_before_it_goes(tmp_path):
         with pytest.raises(ShuttingDown):
             await pixels_of(served)
         assert states(repository) == []
+
+
+async def test_where_a_file_was_replaced_the_one_that_serves_is_described(tmp_path):
+    path = write_artifact(tmp_path)
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        with repository.use("tiny", 1):
+            remove(path)
+            write_artifact(tmp_path, offset=50)
+            await repository.refresh()
+            assert states(repository) == [("tiny", 1, "RETIRING"), ("tiny", 1, "READY")]
+            for number in (None, 1):
+                assert repository.describe("tiny", number).state is ModelState.READY
+
+
+async def test_where_none_serves_the_file_on_disk_is_described(tmp_path):
+    path = write_artifact(tmp_path)
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        with repository.use("tiny", 1):
+            remove(path)
+            await repository.refresh()
+            publish(tmp_path, "tiny", 1, b"rubbish")
+            await repository.refresh()
+            assert states(repository) == [("tiny", 1, "RETIRING"), ("tiny", 1, "FAILED")]
+            for number in (None, 1):
+                assert repository.describe("tiny", number).state is ModelState.FAILED
+
+
+async def test_a_version_that_is_not_there_is_unknown_also_where_none_serves(tmp_path):
+    for version in (1, 2):
+        publish(tmp_path, "tiny", version, b"rubbish")
+    load = GatedLoad(held_from=2)
+    async with opened(tmp_path, load) as repository:
+        refreshing = asyncio.ensure_future(repository.refresh())
+        await until(lambda: load.loads == 2)
+        for find in (repository.describe, describe_in_use(repository)):
+            with pytest.raises(Loading, match="'tiny': is being loaded"):  # who knows what comes
+                find("tiny", 99)
+        load.release()
+        await refreshing
+        for find in (repository.describe, describe_in_use(repository)):
+            with pytest.raises(UnknownModel, match="'tiny' version 99: expected one of 2, 1"):
+                find("tiny", 99)
+        with pytest.raises(Loading, match="tiny/1/model.onnx: expected an ONNX file"):
+            describe_in_use(repository)("tiny", 1)
+        write_artifact(tmp_path, version=3)
+        load = repository._load = GatedLoad()
+        refreshing = asyncio.ensure_future(repository.refresh())
+        await load.has_started()
+        with pytest.raises(Loading, match="'tiny': is being loaded"):
+            repository.describe("tiny", 99)
+        load.release()
+        await refreshing
 
 
 async def test_while_the_first_version_loads_callers_are_told_so(tmp_path):

@@ -62,7 +62,11 @@ class ModelSeries:
             if oldest not in known and oldest not in self._counted:
                 self._metrics.forget_version(*oldest)
         if version.name not in names and all(name != version.name for name, _ in known):
-            self._metrics.forget_model(version.name)
+            self.forget_model(version.name)
+
+    def forget_model(self, name: str) -> None:
+        """Drop all that there is of a model that is gone with all of its versions."""
+        self._metrics.forget_model(name)
 
 
 def _info_labels(version: Version) -> tuple[str, ...]:

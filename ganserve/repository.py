@@ -228,7 +228,9 @@ class Repository:
                     break
         self._keep_serving(name, stay)
         self._show_failures(name)
-        if not candidates:
+        if all(version.name != name for version in self._versions):
+            self._series.forget_model(name)  # no version is left whose retirement would do so
+        elif not candidates:
             self._series.hide(name)
 
     def _choose(

@@ -683,6 +683,15 @@ class TestVersionPolicies:
             assert caplog.text.count("model absent version 7 is to serve, but is not there") == 1
 
 
+def models_with_series(repository):
+    return {
+        one.labels["model"]
+        for family in repository.metrics.registry.collect()
+        for one in family.samples
+        if "model" in one.labels
+    }
+
+
 class TestSeriesOfVersions:
     async def test_images_of_retired_versions_stay_counted_but_not_for_ever(
         self, tmp_path, monkeypatch
@@ -718,16 +727,21 @@ class TestSeriesOfVersions:
                 await pixels_of(served)
                 version.count_images(1)
 
-            def models():
-                return {
-                    one.labels["model"]
-                    for family in repository.metrics.registry.collect()
-                    for one in family.samples
-                    if "model" in one.labels
-                }
-
-            assert models() == {"tiny", "other"}
+            assert models_with_series(repository) == {"tiny", "other"}
             remove(path)
             path.parent.parent.rmdir()
             await repository.refresh()
-            await until(lambda: models() == {"other"})
+            await until(lambda: models_with_series(repository) == {"other"})
+
+    async def test_nor_does_one_that_never_served(self, tmp_path):
+        for version in (1, 2):
+            publish(tmp_path, "tiny", version, b"rubbish")
+        write_artifact(tmp_path, "other")
+        async with opened(tmp_path) as repository:
+            await repository.refresh()
+            shutil.rmtree(tmp_path / "tiny" / "2")
+            await repository.refresh()
+            assert models_with_series(repository) == {"tiny", "other"}
+            shutil.rmtree(tmp_path / "tiny")
+            await repository.refresh()
+            assert models_with_series(repository) == {"other"}

@@ -123,9 +123,10 @@ class ServerConfig(BaseSettings):
     )
     reproducibility: Reproducibility = Field(
         default="strict",
-        description="On GPUs. strict: only batch sizes that give each image the same bits and, on "
-        "CUDA, no TF32 and no algorithms chosen by the clock, as TensorRT does while it builds an "
-        "engine; fast: whatever is quickest. On CPUs both are the same.",
+        description="strict: only batch sizes that give each image the same bits and, on CUDA, no "
+        "TF32 and no algorithms chosen by the clock, as TensorRT does while it builds an engine; a "
+        "model whose images depend on their batch is refused. fast: whatever is quickest. On CPUs, "
+        "where all sizes give the same bits, such models alone make the difference.",
     )
     cuda_graphs: CudaGraphs = Field(
         default="auto",

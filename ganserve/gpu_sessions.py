@@ -9,15 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ganserve.batch_sizes import find_agreeing_sizes
 from ganserve.bound_session import BoundSession
 from ganserve.config import CudaGraphs, Device, Reproducibility
 from ganserve.cuda_graphs import choose_graphs
 from ganserve.errors import ModelError, StartupError
-from ganserve.model_spec import ModelSpec, make_feeds
+from ganserve.model_spec import ModelSpec, make_feeds, runner_of_rows
 from ganserve.onnx_weights import PartedFile
 from ganserve.providers import choose_providers, engine_folder
 from ganserve.runtime import one_line, open_session, runtime_version
@@ -128,15 +125,11 @@ def keep_agreeing_sizes(session: BoundSession, spec: ModelSpec) -> None:
     """Leave only batch sizes at which an image has the bits that it has at the largest.
 
     Raises:
-        ModelError: there are none, for the largest does not repeat itself.
+        ModelError: there are none: the largest does not repeat itself, or its rows depend on each
+            other.
     """
     largest = session.batch_sizes[-1]
-    feeds = make_feeds(spec, largest)
-
-    def run_rows(rows: NDArray[np.intp]) -> NDArray[np.uint8]:
-        return session.run(["images"], {name: values[rows] for name, values in feeds.items()})[0]
-
-    agreeing = find_agreeing_sizes(run_rows, session.batch_sizes)
+    agreeing = find_agreeing_sizes(runner_of_rows(session, spec, largest), session.batch_sizes)
     if not agreeing:
         raise ModelError(
             f"reproducibility strict: expected the same bits of an image in every call of "

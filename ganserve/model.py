@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganserve.artifact import Golden, check_golden_image, parse_metadata
+from ganserve.batch_sizes import are_rows_independent
 from ganserve.bound_session import BoundSession
 from ganserve.config import Device
 from ganserve.errors import ModelError, ProviderUnavailable
 from ganserve.gpu_sessions import GpuSettings, open_on_gpu
 from ganserve.latents import draw_latents
 from ganserve.model_files import read_model_file
-from ganserve.model_spec import ModelSpec, make_feeds, read_spec
+from ganserve.model_spec import ModelSpec, make_feeds, read_spec, runner_of_rows
 from ganserve.onnx_file import check_onnx_file
 from ganserve.onnx_weights import PartedFile, part
 from ganserve.providers import FIRST_PROVIDERS
@@ -93,7 +94,12 @@ def load_model(
                 logger.warning("%s; device auto falls back to the CPU", error)
         model = Model(spec, session)
         check_golden(model, metadata.golden)
-        for batch_size in sizes_of(spec.provider):
+        sizes = {*sizes_of(spec.provider)}
+        if gpu is None or gpu.reproducibility == "strict":
+            largest = max(2, *sizes)  # a batch of one could not tell
+            check_independence(model, largest)
+            sizes -= {1, largest}
+        for batch_size in sorted(sizes):
             warm_up(model, batch_size)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
@@ -147,6 +153,21 @@ def check_golden(model: Model, golden: Golden) -> None:
         raise ModelError(f"images: expected the declared shape, got {made.shape}")
     for image, pixels in zip(golden.images, made, strict=True):
         check_golden_image(image, pixels, golden.tolerance)
+
+
+def check_independence(model: Model, batch_size: int) -> None:
+    """Make sure that an image is the same bytes alone and in a batch; both sizes are warm then.
+
+    The CPU's kernels make the same bits at every size, so all that is looked for is a graph that
+    does not. That takes one full batch, which had to be warmed up anyway, and a few single rows.
+    """
+    if not are_rows_independent(runner_of_rows(model.session, model.spec, batch_size), batch_size):
+        raise ModelError(
+            "reproducibility strict: expected the same bytes of an image alone and in a batch, got "
+            "others: something in the graph looks at the whole batch, such as dynamic quantization "
+            "(DynamicQuantizeLinear), where static quantization would not; --reproducibility fast "
+            "serves without that promise"
+        )
 
 
 def warm_up(model: Model, batch_size: int) -> None:

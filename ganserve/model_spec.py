@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ganserve.artifact import Metadata
+from ganserve.batch_sizes import RunRows
+from ganserve.bound_session import BoundSession
 from ganserve.errors import ModelError
 from ganserve.latents import SEED_CONTRACT, draw_latents
 from ganserve.runtime import Session
@@ -80,6 +82,18 @@ def _fixed_sizes(value: GraphValue, element_type: str, *, dimensions: int) -> li
             f"dimensions after it, got {value.type} {value.shape}"
         )
     return sizes
+
+
+def runner_of_rows(session: Session | BoundSession, spec: ModelSpec, count: int) -> RunRows:
+    """Calls of the session with any of `count` known rows, for comparing what it makes of them."""
+    feeds = make_feeds(spec, count)
+
+    def run_rows(rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+        chosen = {name: values[rows] for name, values in feeds.items()}
+        images: NDArray[np.uint8] = session.run(["images"], chosen)[0]
+        return images
+
+    return run_rows
 
 
 def make_feeds(spec: ModelSpec, size: int, variant: int = 0) -> dict[str, NDArray[Any]]:

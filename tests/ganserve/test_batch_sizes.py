@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ganserve.batch_sizes import find_agreeing_sizes
+from ganserve.batch_sizes import are_rows_independent, find_agreeing_sizes
 
 SIZES = (1, 2, 4, 8)
 IMAGES = np.random.default_rng(0).integers(0, 255, (8, 2, 2, 3), np.uint8)  # below 255: see below
@@ -51,6 +51,27 @@ def test_where_a_position_matters_at_the_largest_none_agrees():
 def test_where_the_largest_does_not_repeat_itself_none_agrees():
     model = Model(lambda size, _: size == 8 and len(model.calls) % 2 == 0)
     assert find_agreeing_sizes(model, SIZES) == ()
+
+
+@pytest.mark.parametrize("row", [0, 3, 7])
+class TestRowsThatDependOnTheirNeighbours:
+    @staticmethod
+    def brighter_beside(row):
+        return lambda rows: IMAGES[rows] + np.uint8(row in rows)
+
+    @pytest.mark.parametrize("sizes", [SIZES, (8,)], ids=["several sizes", "one"])
+    def test_agree_at_no_size(self, row, sizes):
+        assert find_agreeing_sizes(self.brighter_beside(row), sizes) == ()
+
+    def test_are_not_independent(self, row):
+        assert not are_rows_independent(self.brighter_beside(row), 8)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_independent_rows_are_shown_so_by_few_calls(count):
+    model = Model()
+    assert are_rows_independent(model, count)
+    assert [len(call) for call in model.calls] == [count] + [1] * min(count, 3)
 
 
 def test_rows_are_called_at_several_positions_and_among_several_others():

@@ -133,6 +133,15 @@ def test_fast_takes_all_sizes(tmp_path, open_like_a_gpu):
     assert (model.run_batch(latents(1)) == reveal_pixels(latents(1), offset=1)).all()
 
 
+def test_strict_refuses_a_model_whose_images_depend_on_their_neighbours(tmp_path, open_like_a_gpu):
+    many = {"latent_dim": 64, "height": 8, "width": 8}  # not all are rounded away
+    anything = {"max_difference": 255, "differing_share": 1.0}
+    content = write_artifact(tmp_path, network="dynamic", **many, **anything).read_bytes()
+    with pytest.raises(ModelError, match="reproducibility strict: expected the same bits"):
+        open_like_a_gpu(content)
+    assert open_like_a_gpu(content, reproducibility="fast").batch_sizes == SIZES
+
+
 def test_strict_refuses_a_model_that_does_not_repeat_itself(tmp_path, open_like_a_gpu):
     content = never_the_same(write_artifact(tmp_path, differing_share=1.0))
     with pytest.raises(ModelError, match="reproducibility strict: expected the same bits"):

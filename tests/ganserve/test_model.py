@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ganserve.errors import ModelError, ProviderUnavailable, StartupError
+from ganserve.gpu_sessions import GpuSettings
 from ganserve.latents import draw_latents
 from ganserve.model import load_model
 from ganserve.runtime import can_use, check_runtime
@@ -197,6 +198,27 @@ class TestGoldenImages:
         path = write_artifact(tmp_path, class_names=["a", "b"][:classes])
         tolerance = {"max_difference": 0, "differing_share": 0.0}
         return golden_section(onnx.load(path), 4, 0) | {"tolerance": tolerance}
+
+
+class TestImagesThatDependOnTheirNeighbours:
+    """They pass as golden images, where these are known for what they are in one batch."""
+
+    @pytest.fixture
+    def path(self, tmp_path):
+        many = {"latent_dim": 64, "height": 8, "width": 8}  # not all are rounded away
+        anything = {"max_difference": 255, "differing_share": 1.0}
+        return write_artifact(tmp_path, network="dynamic", **many, **anything)
+
+    @pytest.mark.parametrize("sizes", [(1,), (1, 16), (8,)], ids=str)
+    def test_are_refused_whatever_sizes_are_called(self, path, sizes):
+        with pytest.raises(ModelError, match=f"{path}: .*alone and in a batch.*DynamicQuantize"):
+            load(path, warm_batch_sizes=sizes)
+
+    def test_are_served_where_nothing_is_promised(self, path):
+        with ThreadPoolExecutor(1) as executor:
+            model = load(path, gpu=GpuSettings(executor, reproducibility="fast"))
+        together = model.run_batch(latents(8, 64))
+        assert (together[:1] != model.run_batch(latents(1, 64))).any()
 
 
 def test_two_runtimes_are_refused():

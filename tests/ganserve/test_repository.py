@@ -322,7 +322,7 @@ async def test_a_version_that_is_not_there_is_unknown_also_where_none_serves(tmp
         for find in (repository.describe, describe_in_use(repository)):
             with pytest.raises(UnknownModel, match="'tiny' version 99: expected one of 2, 1"):
                 find("tiny", 99)
-        with pytest.raises(Loading, match="tiny/1/model.onnx: expected an ONNX file"):
+        with pytest.raises(Loading, match=r"tiny/1/model.onnx: expected an ONNX file"):
             describe_in_use(repository)("tiny", 1)
         write_artifact(tmp_path, version=3)
         load = repository._load = GatedLoad()

@@ -1,7 +1,8 @@
 """Writes tiny artifacts, right ones and broken ones, without torch.
 
 The `reveal` network's pixels show which latents (and label) made them, so a test can tell from an
-image whose it is; the `convolutional` network has sums long enough for rounding to matter.
+image whose it is; the `convolutional` network has sums long enough for rounding to matter; the
+`dynamic` one is `reveal` with latents quantized by what range they have in the batch.
 """
 
 import base64
@@ -10,7 +11,7 @@ import io
 import itertools
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from ganserve.latents import draw_latents
 
 SEED_CONTRACT = "philox4x32-10/box-muller/1"
 GOLDEN_SEEDS = (0, 1, 2**64 - 1)
-Network = Literal["reveal", "convolutional"]
+Network = Literal["reveal", "convolutional", "dynamic"]
 
 
 def write_artifact(
@@ -121,12 +122,14 @@ def build_network(
 ) -> onnx.ModelProto:
     """Build the graph: `latents` (and `labels`) to `images`, uint8 NHWC."""
     inputs = [helper.make_tensor_value_info("latents", TensorProto.FLOAT, ["batch", latent_dim])]
-    if network == "reveal":
+    if network in ("reveal", "dynamic"):
         nodes, constants = _reveal_nodes(latent_dim, height, width, channels, classes, offset)
     else:
         assert classes == 0
         height = width = 16
         nodes, constants = _convolutional_nodes(latent_dim, channels, offset)
+    if network == "dynamic":
+        nodes = [*_quantized_by_batch(nodes)]
     if classes:
         inputs.append(helper.make_tensor_value_info("labels", TensorProto.INT64, ["batch"]))
     shape = ["batch", height, width, channels]
@@ -178,6 +181,17 @@ def _reveal_nodes(
         helper.make_node("Reshape", ["bytes", "shape"], ["images"]),
     ]
     return nodes, constants
+
+
+def _quantized_by_batch(nodes: list[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    scale = ["scale", "zero_point"]
+    yield helper.make_node("DynamicQuantizeLinear", ["latents"], ["steps", *scale])
+    yield helper.make_node("DequantizeLinear", ["steps", *scale], ["rough_latents"])
+    for node in nodes:
+        for index, name in enumerate(node.input):
+            if name == "latents":
+                node.input[index] = "rough_latents"
+        yield node
 
 
 def _convolutional_nodes(

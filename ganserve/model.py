@@ -20,7 +20,7 @@ from ganserve.gpu_sessions import GpuSettings, open_on_gpu
 from ganserve.latents import draw_latents
 from ganserve.model_files import read_model_file
 from ganserve.model_spec import ModelSpec, make_feeds, read_spec, runner_of_rows
-from ganserve.onnx_file import check_onnx_file
+from ganserve.onnx_file import check_format, check_onnx_file
 from ganserve.onnx_weights import PartedFile, part
 from ganserve.providers import FIRST_PROVIDERS
 from ganserve.runtime import Session, one_line, open_session, resolve_device
@@ -73,6 +73,8 @@ def load_model(
         content = read_model_file(path, max_bytes)
         file = part(content)
         check_onnx_file(file.outline)
+        for handed_over in (file.graph, file.content):  # other bytes than those looked through
+            check_format(handed_over)
         # On the CPU first, wherever it is to run: what a GPU's options name stands in the graph.
         session = open_session(file, "cpu", threads)
         metadata = parse_metadata(session.get_modelmeta().custom_metadata_map.get("gan"))

@@ -70,8 +70,7 @@ def check_onnx_file(content: bytes) -> None:
     Raises:
         ModelError: it does not, or is no ONNX file.
     """
-    if content[4:8] == _FLATBUFFER_MARK:
-        raise ModelError("expected an ONNX file, got one in ONNX Runtime's own format")
+    check_format(content)
     try:
         model = _model_class().FromString(content)
     except DecodeError as error:
@@ -88,6 +87,16 @@ def check_onnx_file(content: bytes) -> None:
                 f"tensor {name}: expected its values in this file, got a reference to other data: "
                 "save the model as one file"
             )
+
+
+def check_format(content: bytes | memoryview) -> None:
+    """Make sure that ONNX Runtime will not take these bytes for a file in its own format.
+
+    Raises:
+        ModelError: it would.
+    """
+    if content[4:8] == _FLATBUFFER_MARK:
+        raise ModelError("expected an ONNX file, got one in ONNX Runtime's own format")
 
 
 def _check_operator(domain: bytes, operator: bytes) -> None:

@@ -10,6 +10,7 @@ from ganserve.errors import ModelError
 from ganserve.model import load_model
 from ganserve.model_files import read_model_file
 from ganserve.onnx_file import _REPEATED, _TABLE, check_onnx_file
+from ganserve.onnx_weights import part
 from tests.ganserve.tiny import build_network, publish, write_artifact
 
 REAL_NAMES = {"Training": "TrainingInfoProto"}
@@ -239,6 +240,19 @@ class TestLoading:
         monkeypatch.setattr("ganserve.model.open_session", None)  # calling it would be an error
         with pytest.raises(ModelError, match=r"2/model.onnx: tensor 'picks': expected its values"):
             load_model(path, "cpu", threads=1)
+
+    def test_the_graph_that_is_handed_over_is_not_taken_for_another_format(
+        self, tmp_path, monkeypatch
+    ):
+        """The mark stands where a length in front of it takes a byte more than in the outline."""
+        name = field(2, b"RTM" + b"n" * (ord("O") - 3))
+        content = field(7, name + field(5, field(9, bytes(1024))))
+        file = part(content)
+        assert file.graph[4:8] == b"ORTM" != file.outline[4:8]
+        check_onnx_file(file.outline)
+        monkeypatch.setattr("ganserve.model.open_session", None)  # calling it would be an error
+        with pytest.raises(ModelError, match="got one in ONNX Runtime's own format"):
+            load_model(publish(tmp_path, "tiny", 1, content), "cpu", threads=1)
 
     def test_a_file_that_is_too_large_is_not_read(self, tmp_path):
         path = write_artifact(tmp_path)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
 import grpc
 import numpy as np
@@ -70,8 +70,17 @@ def build_message(
     """Build the message of a request.
 
     Raises:
+        TypeError: the request has a name that says nothing.
         ValueError: no message can say this.
     """
+    known = ImageRequest.__annotations__
+    if unknown := sorted(request.keys() - known.keys()):
+        raise TypeError(f"unexpected {', '.join(unknown)}; expected some of {', '.join(known)}")
+    if image_format not in ("raw", *get_args(EncodedFormat)):
+        raise ValueError(
+            f"image_format: expected one of {', '.join(get_args(EncodedFormat))}, got "
+            f"{image_format!r}"
+        )
     sources = sorted({"seeds", "latents", "interpolation"} & request.keys())
     if len(sources) != 1:
         raise ValueError(

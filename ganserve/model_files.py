@@ -29,15 +29,20 @@ def check_root(root: Path) -> None:
     """Make sure that the repository can be read.
 
     Raises:
-        StartupError: it is missing, no folder, or not readable.
+        StartupError: it is missing, no folder, not readable, or that of a model.
     """
     try:
-        with os.scandir(root):
-            pass
+        models, _ = scan(root)
+        holds_versions = any(_candidate(root.name, entry) for entry in root.iterdir())
     except OSError as error:
         raise StartupError(
             f"models: expected a folder with NAME/VERSION/model.onnx, got {root}: {error.strerror}"
         ) from error
+    if holds_versions and not models:
+        raise StartupError(
+            f"models: expected a folder with NAME/VERSION/model.onnx, got {root}, which is that of "
+            "a model: give the folder above it"
+        )
 
 
 def scan(root: Path) -> tuple[dict[str, list[Candidate]], dict[str, OSError]]:

@@ -6,6 +6,7 @@ at once.
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,13 @@ _INTERRUPTED = 130
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
+        code = 0
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -65,6 +72,8 @@ def run(arguments: Sequence[str]) -> int:
     except UsageError as error:
         print(f"gantrain {name}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        raise
     except (RunError, DatasetError, OSError) as error:
         print(f"gantrain {name}: {error}", file=sys.stderr)
         return 1

@@ -103,7 +103,10 @@ class Evaluate(BaseModel):
         description="Where classifiers are kept; unset: GANTRAIN_CACHE_DIR, or ~/.cache/gantrain.",
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads; unset: the CPUs this process may use."
+        default=None,
+        ge=1,
+        le=1024,
+        description="CPU threads; unset: the CPUs this process may use.",
     )
     json_: CliToggleFlag[bool] = Field(default=False, alias="json", description="Print JSON.")
 

@@ -214,7 +214,7 @@ class TrainConfig(BaseModel):
         "auto", "where to compute; auto: CUDA where there is a device", may_change=True
     )
     threads: int | None = _setting(
-        None, "CPU threads; unset: the CPUs this process may use", may_change=True, ge=1
+        None, "CPU threads; unset: the CPUs this process may use", may_change=True, ge=1, le=1024
     )
     deterministic: bool = _setting(
         False,

@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _ACCURACIES = ("discriminator_accuracy_real", "discriminator_accuracy_fake")
 _PENALTY_NAMES = {"r1_penalty": "R1", "r2_penalty": "R2", "gradient_penalty": "gradient penalty"}
+_SMOOTHED_ROWS = 20
 _SESSION_START = 1  # tensorboard's SessionLog.START
 
 
@@ -111,6 +113,7 @@ class StatusLine:
 
     def __init__(self, images_seen: int, total_images: int, *, shown: bool = True) -> None:
         self._total = total_images
+        self._recent: deque[tuple[int, float]] = deque(maxlen=_SMOOTHED_ROWS)  # images, seconds
         self._shown = shown
         self._terminal = shown and sys.stderr.isatty()
         self._bar = tqdm(
@@ -145,8 +148,7 @@ class StatusLine:
         if self._terminal:
             self._bar.set_postfix_str(summary)
             return
-        rate = row["images_per_second"]
-        left = max(self._total - row["images_seen"], 0) / max(rate, 0.01)  # 0 after a long halt
+        left = max(self._total - row["images_seen"], 0) / max(self._rate(row), 0.01)
         penalties = "".join(
             f", {name} {row[key]:.3f}" for key, name in _PENALTY_NAMES.items() if key in row
         )
@@ -154,11 +156,22 @@ class StatusLine:
             "%d/%d images, %.0f images/s, %s left, %s%s",
             row["images_seen"],
             self._total,
-            rate,
+            row["images_per_second"],
             tqdm.format_interval(left),
             summary,
             penalties,
         )
+
+    def _rate(self, row: Mapping[str, Any]) -> float:
+        """Images a second over the last rows; single ones hold pictures to draw, or none."""
+        now = row["images_seen"], row["seconds"]
+        if self._recent and now[0] < self._recent[-1][0]:  # rolled back
+            self._recent.clear()
+        images, seconds = self._recent[0] if self._recent else now
+        self._recent.append(now)
+        if now == (images, seconds):
+            return float(row["images_per_second"])
+        return (now[0] - images) / max(now[1] - seconds, 1e-9)
 
 
 def summarize_row(row: Mapping[str, Any]) -> str:

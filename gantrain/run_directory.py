@@ -141,9 +141,9 @@ def check_same_run(run: RunDirectory, config: TrainConfig, data: DataFacts) -> N
         old = getattr(old_config, name)
         if new != old and not may_change(name):
             flag = name.replace("_", "-")
-            cause = " (whose default has changed with 0.7.0)" if name == "lr" else ""
+            origin = " (the default before 0.7.0)" if (name, old) == ("lr", 0.002) else ""
             raise RunError(
-                f"{run.path} holds a run with --{flag} {old}, asked for is {new}{cause}: give "
+                f"{run.path} holds a run with --{flag} {old}{origin}, asked for is {new}: give "
                 f"--{flag} {old} to resume it or choose another --run-dir"
             )
     if data.fingerprint != old_data.fingerprint:

@@ -331,3 +331,12 @@ def test_a_process_ends_though_a_thread_works_on(seconds):
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout, done.stderr) == (7, "said\n", "")
+
+
+def test_whoever_reads_may_have_enough():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "ganserve", "--version"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")

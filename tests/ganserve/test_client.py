@@ -218,6 +218,30 @@ def test_what_no_request_can_say_is_refused_before_a_call(request_, problem):
         client.generate(**request_)
 
 
+@pytest.mark.parametrize("name", ["modle", "timeout", "labels", "count"])
+async def test_an_argument_that_says_nothing_is_refused_before_a_call(name):
+    request = {"seeds": [1], name: 1}
+    problem = f"unexpected {name}; expected some of seeds, latents, "
+    with Client("localhost:1") as client:
+        with pytest.raises(TypeError, match=problem):
+            client.generate(**request)
+        with pytest.raises(TypeError, match=problem):
+            next(client.stream(**request))
+    async with AsyncClient("localhost:1") as client:
+        with pytest.raises(TypeError, match=problem):
+            await client.generate(**request)
+        with pytest.raises(TypeError, match=problem):
+            await anext(client.stream(**request))
+
+
+def test_a_format_that_there_is_not_is_refused_before_a_call():
+    with (
+        Client("localhost:1") as client,
+        pytest.raises(ValueError, match="expected one of png, jpeg, webp, got 'gif'"),
+    ):
+        client.generate_files("gif", seeds=[1])
+
+
 @pytest.mark.parametrize(
     ("request_", "code", "details"),
     [

@@ -148,6 +148,13 @@ def test_a_root_that_is_no_folder_is_refused(tmp_path, kind):
         check_root(root)
 
 
+def test_the_folder_of_a_model_is_refused_as_a_root(tmp_path):
+    write_artifact(tmp_path / "models", version=3)
+    check_root(tmp_path / "models")
+    with pytest.raises(StartupError, match=r"got .*/tiny, .* give the folder above it"):
+        check_root(tmp_path / "models" / "tiny")
+
+
 async def test_the_newest_version_serves(tmp_path):
     for version in (1, 2, 10):
         write_artifact(tmp_path, version=version, offset=version)

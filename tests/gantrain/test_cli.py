@@ -40,6 +40,15 @@ def test_without_a_command_help_is_shown_and_the_usage_is_wrong(capsys):
     assert "train" in capsys.readouterr().err
 
 
+def test_whoever_reads_may_have_enough():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "gantrain", "presets"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_the_version_is_that_of_the_distribution(capsys):
     assert gantrain("--version") == 0
     assert capsys.readouterr().out.startswith("gantrain 0.")

@@ -21,7 +21,7 @@ from gantrain.reporting import (
     truncate_metrics,
 )
 
-ROW = {"images_seen": 500, "images_per_second": 10.0}
+ROW = {"images_seen": 500, "seconds": 50.0, "images_per_second": 10.0}
 LOSSES = {"discriminator_loss": 0.69, "generator_loss": 0.7}
 ACCURACIES = {"discriminator_accuracy_real": 0.66, "discriminator_accuracy_fake": 0.6}
 
@@ -90,11 +90,24 @@ def test_the_status_line_tells_what_the_row_has(
     assert caplog.messages == [f"500/1000 images, 10 images/s, 00:50 left, {expected}"]
 
 
+def test_the_time_left_is_by_the_rate_of_several_rows(caplog: pytest.LogCaptureFixture):
+    def row(images: int, seconds: float, rate: float) -> dict[str, float]:
+        return {"images_seen": images, "seconds": seconds, "images_per_second": rate}
+
+    with caplog.at_level(logging.INFO), StatusLine(0, 1000) as status:
+        status.report(row(100, 10, 10))
+        status.report(row(200, 50, 2.5))  # pictures were drawn
+        status.report(row(300, 60, 10))
+        status.report(row(150, 70, 10))  # rolled back
+    told = [message.split(", ")[2] for message in caplog.messages]
+    assert told == ["01:30 left", "05:20 left", "02:55 left", "01:25 left"]
+
+
 def test_a_run_that_was_halted_for_a_night_still_tells_its_status(
     caplog: pytest.LogCaptureFixture,
 ):
     with caplog.at_level(logging.INFO), StatusLine(0, 1000) as status:
-        status.report({"images_seen": 64, "images_per_second": 0.0, **LOSSES})
+        status.report({"images_seen": 64, "seconds": 9e4, "images_per_second": 0.0, **LOSSES})
     assert "64/1000 images, 0 images/s" in caplog.text
 
 
@@ -113,7 +126,7 @@ def test_tensorboard_reads_every_scalar_and_picture_of_a_row(tmp_path: Path):
     events.add_picture(500, Image.fromarray(pixels))
     read = load_events(tmp_path / "tensorboard")
     tags = read.Tags()
-    assert tags["scalars"] == ["images_per_second", *LOSSES]
+    assert tags["scalars"] == ["seconds", "images_per_second", *LOSSES]
     assert [(e.step, e.value) for e in read.Scalars("generator_loss")] == [
         (500, pytest.approx(0.7))
     ]

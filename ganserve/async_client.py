@@ -139,6 +139,8 @@ class AsyncClient:
     async def _generate_hedged(
         self, message: pb.GenerateImagesRequest, seconds: float, hedge_after: float
     ) -> pb.GenerateImagesResponse:
+        """Ask twice, as `Client` does; where both fail the first says why."""
+
         async def ask(limit: float) -> pb.GenerateImagesResponse:
             return await self._stub.GenerateImages(message, timeout=limit, metadata=self._metadata)
 
@@ -147,8 +149,10 @@ class AsyncClient:
             ended, _ = await asyncio.wait(calls, timeout=hedge_after)
             if not ended:
                 calls.append(asyncio.create_task(ask(max(0.0, seconds - hedge_after))))
-                ended, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
-            return ended.pop().result()
+            for call_ended in asyncio.as_completed(calls):
+                with contextlib.suppress(grpc.RpcError):  # the other may still answer
+                    return await call_ended
+            return await calls[0]
         finally:
             for call in calls:
                 call.cancel()

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ganserve.client import AsyncClient, CallError, Client
 from ganserve.latents import draw_latents
+from ganserve.v1 import image_generation_pb2 as pb
 from tests.ganserve.conftest import eventually, metric
 from tests.ganserve.tiny import reveal_pixels, write_artifact
 
@@ -461,7 +462,7 @@ class TestSeveralServers:
     async def test_one_that_hangs_is_hedged(self, kind, repository, running_server):
         async with (
             running_server(repository) as server,
-            hanging_server() as hanging,
+            serving(Hanging()) as hanging,
             opened(kind, hanging, server, round_robin=True, hedge_after_seconds=0.05) as client,
         ):
             hedged = False
@@ -485,8 +486,32 @@ class TestSeveralServers:
                 await generate(client, seeds=[1], truncation=2)
 
     @both_kinds
+    @pytest.mark.parametrize(
+        "answered", [pytest.param(0, id="the first"), pytest.param(1, id="the second")]
+    )
+    async def test_of_hedged_calls_one_that_fails_leaves_it_to_the_other(self, kind, answered):
+        ends = (1 - answered, grpc.StatusCode.NOT_FOUND), (answered, grpc.StatusCode.OK)
+        async with (
+            serving(Ordered(*ends)) as server,
+            opened(kind, server, hedge_after_seconds=0.2) as client,
+        ):
+            assert (await generate(client, seeds=[1])).tolist() == [[[[answered]]]]
+
+    @both_kinds
+    @pytest.mark.parametrize("last", [0, 1])
+    async def test_where_both_hedged_calls_fail_the_first_says_why(self, kind, last):
+        codes = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.NOT_FOUND
+        ends = (1 - last, codes[1 - last]), (last, codes[last])
+        async with (
+            serving(Ordered(*ends)) as server,
+            opened(kind, server, hedge_after_seconds=0.2) as client,
+        ):
+            with pytest.raises(CallError, match="PERMISSION_DENIED: of call 0"):
+                await generate(client, seeds=[1])
+
+    @both_kinds
     async def test_a_hedged_call_ends_at_its_deadline(self, kind):
-        async with hanging_server() as hanging:
+        async with serving(Hanging()) as hanging:
             async with opened(kind, hanging, hedge_after_seconds=0.05) as client:
                 with pytest.raises(CallError, match=r"within 0\.3 s"):
                     await generate(client, seeds=[1], timeout_seconds=0.3)
@@ -536,15 +561,41 @@ class Hanging:
         raise AssertionError
 
 
+class Ordered:
+    """A server whose first two calls end in the order and with the codes that are given."""
+
+    address = ""
+
+    def __init__(self, *ends: tuple[int, grpc.StatusCode]) -> None:
+        self._places = {call: (place, code) for place, (call, code) in enumerate(ends)}
+        self._turns = [asyncio.Event() for _ in range(len(ends) + 1)]
+        self._calls = 0
+
+    async def answer(self, _request: bytes, context: Any) -> bytes:
+        call, self._calls = self._calls, self._calls + 1
+        place, code = self._places[call]
+        if call == 1:
+            self._turns[0].set()
+        await self._turns[place].wait()
+        try:
+            if code is not grpc.StatusCode.OK:
+                await context.abort(code, f"of call {call}")
+        finally:
+            self._turns[place + 1].set()
+        shape = {"count": 1, "height": 1, "width": 1, "channels": 1}
+        return pb.GenerateImagesResponse(**shape, pixels=bytes([call])).SerializeToString()
+
+
 @contextlib.asynccontextmanager
-async def hanging_server() -> AsyncIterator[Hanging]:
-    hanging, server = Hanging(), grpc.aio.server()
-    handlers = {"GenerateImages": grpc.unary_unary_rpc_method_handler(hanging.answer)}
+async def serving(answering: Any) -> AsyncIterator[Any]:
+    """Answer GenerateImages with its `answer`, and tell it its address."""
+    server = grpc.aio.server()
+    handlers = {"GenerateImages": grpc.unary_unary_rpc_method_handler(answering.answer)}
     service = "ganserve.v1.ImageGenerationService"
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
-    hanging.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    answering.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     try:
-        yield hanging
+        yield answering
     finally:
         await server.stop(0)

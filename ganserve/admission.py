@@ -1,9 +1,11 @@
 """Hides who may call and how much: tokens, and each client's share of the images."""
 
+import contextlib
 import ipaddress
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -12,7 +14,7 @@ from grpc.aio import ServicerContext
 
 from ganserve.calls import CallMetadata
 from ganserve.credentials import Tokens
-from ganserve.errors import RateLimited
+from ganserve.errors import Overloaded, RateLimited
 
 Context = ServicerContext[Any, Any]
 
@@ -66,6 +68,25 @@ class RateLimiter:
             )
         share.images -= images
 
+    @contextlib.contextmanager
+    def taking(self, client: str, images: int) -> Iterator[None]:
+        """Count images against a client's share, unless the queue turns out to be full.
+
+        Raises:
+            RateLimited: the share does not reach; says when it will.
+        """
+        self.take(client, images)
+        try:
+            yield
+        except Overloaded:
+            self._give_back(client, images)
+            raise
+
+    def _give_back(self, client: str, images: int) -> None:
+        share = self._shares.get(client)
+        if share is not None:  # else it was forgotten, and is whole
+            share.images += images
+
 
 class Admission:
     """Tells clients apart, and turns away those without a token or beyond their share."""
@@ -83,14 +104,15 @@ class Admission:
         """Whether a call may be made at all."""
         return self._tokens is None or self._identify(self._tokens, metadata) is not None
 
-    def take_images(self, context: Context, images: int) -> None:
-        """Count images against the share of whoever calls.
+    def taking_images(self, context: Context, images: int) -> AbstractContextManager[None]:
+        """Count images against the share of whoever calls, unless the queue turns out to be full.
 
         Raises:
-            RateLimited: the share does not reach.
+            RateLimited: on entering; the share does not reach.
         """
-        if self._rate_limiter is not None:
-            self._rate_limiter.take(self._client(context), images)
+        if self._rate_limiter is None:
+            return contextlib.nullcontext()
+        return self._rate_limiter.taking(self._client(context), images)
 
     def _client(self, context: Context) -> str:
         """The token that was presented, or else the address."""

@@ -119,11 +119,11 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         with self._repository.use(request.model_name, number) as (version, served):
             generation = parse_inference(request, served.spec, max_images=self._max_images)
             note_request(version.name, version.number, generation.count)
-            self._admission.take_images(context, generation.count)
-            rows, truncation = rows_of(generation, served.spec.latent_dim)
-            generated = await served.batcher.submit(
-                rows, generation.labels, deadline=deadline, truncation=truncation
-            )
+            with self._admission.taking_images(context, generation.count):
+                rows, truncation = rows_of(generation, served.spec.latent_dim)
+                generated = await served.batcher.submit(
+                    rows, generation.labels, deadline=deadline, truncation=truncation
+                )
             return self._respond(version, generated, request.id)
 
     def _is_model_ready(self, name: str, number: int | None) -> bool:

@@ -77,11 +77,11 @@ class ImageGenerationService(ImageGenerationServiceServicer):
             generation = parse_request(request, served.spec, max_images=self._limits.max_images)
             note_request(version.name, version.number, generation.count)
             self._check_encoder(generation)
-            self._admission.take_images(context, generation.count)
-            rows, truncation = rows_of(generation, served.spec.latent_dim)
-            generated = await served.batcher.submit(
-                rows, generation.labels, deadline=deadline, truncation=truncation
-            )
+            with self._admission.taking_images(context, generation.count):
+                rows, truncation = rows_of(generation, served.spec.latent_dim)
+                generated = await served.batcher.submit(
+                    rows, generation.labels, deadline=deadline, truncation=truncation
+                )
             reply = await self._respond(version, served, generation, generated, first=0)
             version.count_images(generation.count)
             return reply
@@ -97,27 +97,27 @@ class ImageGenerationService(ImageGenerationServiceServicer):
             generation = parse_request(request, served.spec, max_images=self._limits.max_images)
             note_request(version.name, version.number, generation.count)
             self._check_encoder(generation)
-            self._admission.take_images(context, generation.count)
-            rows, truncation = rows_of(generation, served.spec.latent_dim)
-            labels = generation.labels
-            chunk_images = max(1, self._limits.chunk_bytes // served.spec.image_bytes)
+            with self._admission.taking_images(context, generation.count):
+                rows, truncation = rows_of(generation, served.spec.latent_dim)
+                labels = generation.labels
+                chunk_images = max(1, self._limits.chunk_bytes // served.spec.image_bytes)
 
-            async def make(first: int) -> Reply:
-                chunk = slice(first, first + chunk_images)
-                generated = await served.batcher.submit(
-                    rows[chunk],
-                    None if labels is None else labels[chunk],
-                    deadline=deadline,
-                    truncation=truncation,
-                    admitted=first > 0,
-                )
-                return await self._respond(version, served, generation, generated, first=first)
+                async def make(first: int) -> Reply:
+                    chunk = slice(first, first + chunk_images)
+                    generated = await served.batcher.submit(
+                        rows[chunk],
+                        None if labels is None else labels[chunk],
+                        deadline=deadline,
+                        truncation=truncation,
+                        admitted=first > 0,
+                    )
+                    return await self._respond(version, served, generation, generated, first=first)
 
-            starts = range(0, generation.count, chunk_images)
-            async for first, reply in one_ahead(make, starts):
-                # Before it is sent: a caller that leaves may have received it.
-                version.count_images(min(chunk_images, generation.count - first))
-                yield reply
+                starts = range(0, generation.count, chunk_images)
+                async for first, reply in one_ahead(make, starts):
+                    # Before it is sent: a caller that leaves may have received it.
+                    version.count_images(min(chunk_images, generation.count - first))
+                    yield reply
 
     async def ListModels(self, _: pb.ListModelsRequest, __: Context) -> pb.ListModelsResponse:
         """Describe every version that has a state."""

@@ -1,7 +1,7 @@
 import pytest
 
 from ganserve.admission import RateLimiter, peer_address
-from ganserve.errors import RateLimited
+from ganserve.errors import Overloaded, RateLimited
 
 
 class Clock:
@@ -46,6 +46,23 @@ def test_a_refusal_costs_nothing(clock):
     for _ in range(100):
         refused(limiter, "a", 6)
     limiter.take("a", 5)
+
+
+def test_what_the_queue_has_no_room_for_is_given_back(clock):
+    limiter = RateLimiter(10.0, 20, clock=clock)
+    for _ in range(100):
+        with pytest.raises(Overloaded), limiter.taking("a", 15):
+            raise Overloaded("the queue is full", retry_seconds=1)
+    with limiter.taking("a", 15):
+        pass
+    assert refused(limiter, "a", 6) == pytest.approx(0.1)
+
+
+def test_what_fails_later_was_made_and_is_not_given_back(clock):
+    limiter = RateLimiter(10.0, 20, clock=clock)
+    with pytest.raises(RuntimeError), limiter.taking("a", 20):
+        raise RuntimeError
+    refused(limiter, "a", 1)
 
 
 def test_clients_do_not_share(clock):

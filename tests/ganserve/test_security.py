@@ -23,6 +23,8 @@ from ganserve.channel_security import ChannelSecurity, open_async_channel
 from ganserve.cli import run
 from ganserve.client import CallError, Client
 from ganserve.errors import StartupError
+from ganserve.inference.v2 import open_inference_pb2 as inference_pb
+from ganserve.inference.v2.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 from tests.ganserve.certificates import AROUND, Authority
@@ -471,6 +473,46 @@ class TestRateLimits:
                 assert await code_of(stub.GenerateImages(request(8, "none"))) is Code.NOT_FOUND
             assert await code_of(stub.GenerateImages(request(8))) is Code.OK
 
+    @pytest.mark.parametrize("method", ["GenerateImages", "StreamImages", "ModelInfer"])
+    async def test_what_a_full_queue_refuses_costs_nothing(
+        self, method, token_file, repository, running_server
+    ):
+        settings = {"rate_limit_images_per_second": 0.01, "rate_limit_burst_images": 8}
+        settings |= {"queue_size": 8, "max_images_per_request": 8, "max_wait_seconds": 60}
+        async with (
+            running_server(repository, token_file=token_file, **settings) as server,
+            connected(server) as stub,
+        ):
+            pending = server.metrics.pending_images
+            filling = stub.GenerateImages(request(8), metadata=bearer(OTHER))
+            await eventually(lambda: pending._value.get() == 8)
+            for _ in range(3):
+                error = await failure(ask(stub, server, method))
+                assert "the queue is full" in error.details()
+            filling.cancel()
+            await eventually(lambda: pending._value.get() == 0)
+            call = stub.GenerateImages(request(8), metadata=bearer(TOKEN))
+            await eventually(lambda: call.done() or pending._value.get() == 8)
+            assert not call.done(), "it would be beyond its share"
+            call.cancel()
+
+
+async def ask(stub, server, method):
+    """Ask for 8 images in one of the ways there are."""
+    if method == "ModelInfer":
+        infer = inference_pb.ModelInferRequest(model_name="tiny")
+        infer.inputs.add(
+            name="seeds",
+            datatype="UINT64",
+            shape=[8],
+            contents=inference_pb.InferTensorContents(uint64_contents=range(8)),
+        )
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            inference = GRPCInferenceServiceStub(channel)
+            return await inference.ModelInfer(infer, metadata=bearer(TOKEN))
+    call = getattr(stub, method)(request(8), metadata=bearer(TOKEN))
+    return await (call.read() if method == "StreamImages" else call)
+
 
 class TestLimits:
     async def test_calls_beyond_the_limit_are_refused_and_health_is_not_starved(
@@ -565,13 +607,13 @@ class TestLimits:
             connected(server) as stub,
         ):
             peers, codes = set(), []
-            take_images = server.admission.take_images
+            taking_images = server.admission.taking_images
 
             def note(context, images):
                 peers.add(context.peer())
-                take_images(context, images)
+                return taking_images(context, images)
 
-            server.admission.take_images = note
+            server.admission.taking_images = note
             end = time.monotonic() + 1.5
             while time.monotonic() < end:
                 codes.append(await code_of(stub.GenerateImages(request())))

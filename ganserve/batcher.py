@@ -19,8 +19,9 @@ from ganserve.call_times import CallTimes
 from ganserve.cpus import let_others_first
 from ganserve.entries import Batch, Entry, Generated, Part, gather
 from ganserve.errors import DeadlineExceeded, Overloaded, RequestError, ShuttingDown
+from ganserve.further_parts import FurtherParts
 from ganserve.growth import Growth
-from ganserve.metrics import Metrics
+from ganserve.metrics import AbandonReason, Metrics
 from ganserve.row_queue import RowQueue
 
 RunBatch = Callable[[NDArray[np.float32], NDArray[np.int64] | None], NDArray[np.uint8]]
@@ -61,7 +62,7 @@ class Batcher:
             batch_sizes: The only sizes the model is called with; batches are padded up to the
                 next one. The largest is `max_batch_size`. None: every size, nothing is padded.
             max_wait_seconds: How long the oldest row may wait for its batch to fill up.
-            queue_size: Rows that may wait.
+            queue_size: Rows that may wait; where one further part is larger, its rows.
             instances: Model calls at the same time.
             inline_seconds: Model calls that are expected to be shorter than this are made in the
                 event loop where no worker is busy: changing threads would take longer.
@@ -84,10 +85,12 @@ class Batcher:
         self._compute_seconds = metrics.compute_seconds.labels(model_name)
         self._batch_images = metrics.batch_images.labels(model_name)
         self._padding_images = metrics.padding_images.labels(model_name)
+        self._abandoned_images = metrics.abandoned_images
 
         self._loop = asyncio.get_running_loop()
         self._arrived: list[Entry] = []  # in this turn of the event loop, on the way to the queue
         self._arrived_rows = 0
+        self._further_parts = FurtherParts(queue_size)
         self._growth = Growth()
         self._changed = threading.Condition(threading.Lock())
         self._queue = RowQueue(metrics)  # of the event loop and the workers
@@ -113,7 +116,8 @@ class Batcher:
         """Wait for the images of these seeds or latents.
 
         The latents of seeds are multiplied by `truncation`; given ones are taken as they are.
-        `admitted` marks a further part of a call that was admitted before: it is never refused.
+        `admitted` marks a further part of a call that was admitted before: where the queue is full
+        it waits for room.
 
         Raises:
             Overloaded: the queue is full.
@@ -126,13 +130,18 @@ class Batcher:
             return await entry.answer
         except asyncio.CancelledError:
             on_time = time.monotonic() < deadline - DEADLINE_SLACK_SECONDS
-            self._enqueue_arrived()
-            with self._changed:
-                self._queue.abandon(entry, "cancelled" if on_time else "deadline")
+            self._abandon(entry, "cancelled" if on_time else "deadline")
             raise
+        finally:
+            if admitted:
+                self._further_parts.end(entry)
+            if self._further_parts:
+                self._let_in()
 
     async def close(self) -> None:
         """Refuse what is new, answer what was accepted, stop the workers."""
+        self._further_parts.lift_limit()
+        self._let_in()
         self._enqueue_arrived()
         with self._changed:
             self._closing = True
@@ -143,15 +152,33 @@ class Batcher:
     def _admit(self, entry: Entry, admitted: bool) -> None:
         if self._closing:
             raise ShuttingDown("the model is being taken out of service")
-        # Only this thread adds to what waits, so without the lock it can at most be too strict.
-        waiting = self._queue.waiting + self._arrived_rows
-        if waiting + entry.size > self._queue_size and not admitted:
+        if admitted:
+            self._further_parts.add(entry)
+            self._let_in()
+            return
+        waiting = self._waiting() + self._further_parts.kept_rows()
+        if waiting + entry.size > self._queue_size:
             wait = waiting * self._call_times.seconds_per_row / self._instances
             raise Overloaded(
                 f"the queue is full: {waiting} images wait, {entry.size} more would pass the "
                 f"limit of {self._queue_size}",
                 retry_seconds=min(max(wait, 0.01), 10.0),
             )
+        self._arrive(entry)
+
+    def _let_in(self) -> None:
+        """Let further parts enter; called whenever rows have left the queue or a part has ended."""
+        while (entry := self._further_parts.let_in(self._waiting())) is not None:
+            self._arrive(entry)
+
+    def _waiting(self) -> int:
+        """Rows in the queue and on the way to it, for admission.
+
+        Only this thread adds to them, so without the lock it can at most be too strict.
+        """
+        return self._queue.waiting + self._arrived_rows
+
+    def _arrive(self, entry: Entry) -> None:
         if not self._arrived:
             self._loop.call_soon(self._start_arrived)
         self._arrived.append(entry)
@@ -165,9 +192,18 @@ class Batcher:
             if notify and self._idle and self._queue:
                 self._changed.notify()
 
+    def _abandon(self, entry: Entry, reason: AbandonReason) -> None:
+        """Take out what is left of an entry whose caller has gone."""
+        if entry in self._further_parts:
+            self._abandoned_images.labels(reason).inc(entry.size)
+            return
+        self._enqueue_arrived()
+        with self._changed:
+            self._queue.abandon(entry, reason)
+
     def _start_arrived(self) -> None:
         """Bring what arrived to the model: here and now if that is quick, else by a worker."""
-        waiting = self._queue.waiting + self._arrived_rows
+        waiting = self._waiting()
         is_quick = self._is_quick(waiting)
         if is_quick and waiting < self._max_batch_size and self._is_growing():
             self._loop.call_soon(self._start_arrived)
@@ -248,6 +284,8 @@ class Batcher:
         share = self._queue.waiting if alone else -(-self._queue.waiting // (1 + self._idle))
         room = min(self._max_batch_size, max(share, -(-self._max_batch_size // 2)))
         parts, late = self._queue.take(room)
+        if self._further_parts:
+            self._loop.call_soon_threadsafe(self._let_in)
         for entry in late:
             error = DeadlineExceeded("the deadline passed before the images were generated")
             self._loop.call_soon_threadsafe(_refuse, entry, error)

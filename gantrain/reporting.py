@@ -171,7 +171,7 @@ class StatusLine:
         self._recent.append(now)
         if now == (images, seconds):
             return float(row["images_per_second"])
-        return (now[0] - images) / max(now[1] - seconds, 1e-9)
+        return float((now[0] - images) / max(now[1] - seconds, 1e-9))
 
 
 def summarize_row(row: Mapping[str, Any]) -> str:

@@ -192,16 +192,184 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
         assert sample(batcher, "ganserve_pending_images") == 0
 
 
-async def test_a_further_part_of_an_admitted_call_is_never_refused():
-    model = GatedModel()
-    async with running(model, queue_size=2) as batcher:
-        first = start(batcher, 1)
-        await model.has_started()
-        waiting, part = start(batcher, 2, 3), start(batcher, 4, admitted=True)
-        await settle()
-        model.release()
-        assert ((await part).pixels == images(4)).all()
-        await asyncio.gather(first, waiting)
+class TestFurtherParts:
+    """Of calls that were admitted before."""
+
+    async def test_they_wait_for_room_and_are_never_refused(self):
+        model = GatedModel()
+        async with running(model, queue_size=2) as batcher:
+            first = start(batcher, 1)
+            await model.has_started()
+            waiting, part = start(batcher, 2, 3), start(batcher, 4, admitted=True)
+            await settle()
+            assert sample(batcher, "ganserve_pending_images") == 2
+            model.release()
+            assert ((await part).pixels == images(4)).all()
+            await asyncio.gather(first, waiting)
+
+    async def test_they_leave_half_of_the_queue_to_calls_that_come(self):
+        model = GatedModel()
+        async with running(model, queue_size=8) as batcher:
+            first = start(batcher, 1)
+            await model.has_started()
+            parts = [start(batcher, value, value + 1, admitted=True) for value in range(10, 20, 2)]
+            await settle()
+            assert sample(batcher, "ganserve_pending_images") == 4
+            calls = [start(batcher, value) for value in (20, 21, 22, 23)]
+            await settle()
+            assert sample(batcher, "ganserve_pending_images") == 8
+            with pytest.raises(Overloaded):
+                await start(batcher, 24)
+            model.release()
+            answers = [answer.pixels for answer in await asyncio.gather(*parts, *calls)]
+            assert (np.concatenate(answers) == images(*range(10, 24))).all()
+            await first
+
+    async def test_calls_that_come_do_not_overtake_the_part_whose_turn_it_is(self):
+        model = GatedModel()
+        async with running(model, queue_size=4, max_batch_size=1) as batcher:
+            calls = [start(batcher, 1)]
+            await model.has_started()
+            calls += [start(batcher, value) for value in (2, 3, 4, 5)]
+            part = start(batcher, 6, 7, admitted=True)
+            for batch in range(2):
+                await settle()
+                with pytest.raises(Overloaded, match="more would pass the limit of 4"):
+                    await start(batcher, 8)
+                assert sample(batcher, "ganserve_pending_images") == 4 - batch
+                model.release(1)
+                await model.has_started()
+            await calls[1]
+            await settle()
+            assert sample(batcher, "ganserve_pending_images") == 4, "the part is in"
+            model.release()
+            assert ((await part).pixels == images(6, 7)).all()
+            await asyncio.gather(*calls)
+
+    async def test_one_larger_than_the_queue_enters_once_nothing_waits(self):
+        model = GatedModel()
+        async with running(model, queue_size=2) as batcher:
+            first = start(batcher, 1)
+            await model.has_started()
+            waiting = start(batcher, 2)
+            parts = [start(batcher, *range(10, 15), admitted=True) for _ in range(3)]
+            await settle()
+            assert sample(batcher, "ganserve_pending_images") == 1
+            model.release()
+            for part in parts:
+                assert ((await part).pixels == images(*range(10, 15))).all()
+            await asyncio.gather(first, waiting)
+
+    async def test_one_whose_caller_has_gone_makes_way_for_the_next(self):
+        model = GatedModel()
+        async with running(model, queue_size=2) as batcher:
+            first = start(batcher, 1)
+            await model.has_started()
+            call = start(batcher, 2)
+            leaver, stayer = (start(batcher, *values, admitted=True) for values in ((3, 4), (5,)))
+            await settle()
+            assert sample(batcher, "ganserve_pending_images") == 1
+            leaver.cancel()
+            await settle()
+            assert sample(batcher, "ganserve_pending_images") == 2
+            model.release()
+            assert ((await stayer).pixels == images(5)).all()
+            await asyncio.gather(first, call)
+        assert leaver.cancelled()
+        assert model.batches == [[1], [2, 5]]
+        assert sample(batcher, "ganserve_abandoned_images_total", reason="cancelled") == 2
+
+    async def test_a_call_that_has_gone_makes_way_for_them(self):
+        model = GatedModel()
+        async with running(model, queue_size=2) as batcher:
+            first = start(batcher, 1)
+            await model.has_started()
+            leaver, part = start(batcher, 2, 3), start(batcher, 4, admitted=True)
+            await settle()
+            leaver.cancel()
+            await settle()
+            assert sample(batcher, "ganserve_pending_images") == 1
+            model.release()
+            assert ((await part).pixels == images(4)).all()
+            await first
+
+    async def test_one_past_its_deadline_never_reaches_the_model(self):
+        model = GatedModel()
+        async with running(model, queue_size=1) as batcher:
+            first = start(batcher, 1)
+            await model.has_started()
+            waiting, late = start(batcher, 2), start(batcher, 3, seconds=0, admitted=True)
+            await settle()
+            model.release()
+            with pytest.raises(DeadlineExceeded):
+                await late
+            await asyncio.gather(first, waiting)
+        assert model.batches == [[1], [2]]
+
+    async def test_a_fault_of_the_model_does_not_hold_them_up(self):
+        model = GatedModel()
+        model.fails_on = 1
+        async with running(model, queue_size=2) as batcher:
+            faulty = start(batcher, 1, 1)
+            await model.has_started()
+            waiting = start(batcher, 1, 1)
+            part = start(batcher, 2, 3, admitted=True)
+            await settle()
+            model.release()
+            assert ((await part).pixels == images(2, 3)).all()
+            for request in (faulty, waiting):
+                with pytest.raises(RuntimeError):
+                    await request
+
+    async def test_closing_answers_them(self):
+        model = GatedModel()
+        async with running(model, queue_size=2) as batcher:
+            first = start(batcher, 1)
+            await model.has_started()
+            parts = [start(batcher, 2, 3, admitted=True) for _ in range(3)]
+            await settle()
+            closing = asyncio.ensure_future(batcher.close())
+            await settle()
+            model.release()
+            await closing
+            for part in parts:
+                assert ((await part).pixels == images(2, 3)).all()
+            await first
+
+    async def test_under_random_load_the_queue_stays_bounded_and_everyone_is_answered(self):
+        random = np.random.default_rng(9)
+        model = GatedModel(is_open=True)
+        async with running(model, queue_size=16, instances=2) as batcher:
+            peaks = [0.0]
+
+            async def stream(values, leaves):
+                for _ in range(10):
+                    part = start(batcher, *values, admitted=True)
+                    if random.random() < 0.1:
+                        await asyncio.sleep(0)
+                        part.cancel()
+                    await asyncio.wait([part])
+                    peaks.append(sample(batcher, "ganserve_pending_images"))
+                    if not part.cancelled():
+                        assert (part.result().pixels == images(*values)).all()
+                        if leaves:
+                            return
+
+            async def call(value):
+                for _ in range(20):
+                    with contextlib.suppress(Overloaded):
+                        assert ((await start(batcher, value)).pixels == images(value)).all()
+                        peaks.append(sample(batcher, "ganserve_pending_images"))
+                    await asyncio.sleep(0)
+
+            streams = [
+                stream(random.integers(0, 120, size=random.integers(1, 17)), random.random() < 0.2)
+                for _ in range(30)
+            ]
+            async with asyncio.timeout(60):
+                await asyncio.gather(*streams, *map(call, range(30)))
+            assert max(peaks) <= 16
+            assert sample(batcher, "ganserve_pending_images") == 0
 
 
 async def test_a_cancelled_caller_leaves_its_batchmates_unharmed():

@@ -166,6 +166,7 @@ async def test_labels_reach_the_model_with_their_rows():
 async def test_idle_workers_share_a_request():
     model = GatedModel()
     async with running(model, instances=2, max_batch_size=8) as batcher:
+        await eventually(lambda: batcher._idle == 2)
         request = start(batcher, *range(8))
         await model.has_started()
         await model.has_started()

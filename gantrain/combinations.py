@@ -2,6 +2,9 @@
 
 from collections.abc import Collection
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gantrain.config import HIGHEST_DEFAULT_LR, TrainConfig
 from gantrain.losses import create_loss
 from gantrain.networks import DISCRIMINATORS, GENERATORS, Shape, most_inputs
@@ -11,6 +14,8 @@ _SMOOTHED = ("bce", "saturating", "least-squares")
 # Up to so many inputs, as at 28x28 with 32 filters, the default learning rate is the highest. At
 # 64x64, where 64 filters make 8,192, that one left all bounds: see docs/benchmarks.md.
 _INPUTS_AT_HIGHEST_LR = 1024
+# Of --r1-weight and --r2-weight, for points of variance 1 in each direction.
+_POINTS_PENALTY = 0.04
 _OF_ADAM, _OF_RMSPROP = ("beta1", "beta2"), ("rho",)
 
 
@@ -46,6 +51,24 @@ def choose_lr(config: TrainConfig) -> float:
     assert config.discriminator is not None
     inputs = most_inputs(config.discriminator, network_shape(config))
     return float(f"{HIGHEST_DEFAULT_LR * min(1, _INPUTS_AT_HIGHEST_LR / inputs):.3g}")
+
+
+def penalty_for_images(image_size: int) -> float:
+    """The default of `--r1-weight` and `--r2-weight`, with the relativistic loss.
+
+    The same picture at twice the size spreads the gradient over four times the pixels and has a
+    quarter of its squared norm, so an even hand needs four times the weight.
+    """
+    return 0.5 * (image_size / 32) ** 2
+
+
+def penalty_for_points(points: NDArray[np.float32]) -> float:
+    """The same for points [count, 2]: twice as far apart, they have a quarter of the gradient.
+
+    Rounded, for sums differ in their last digits between machines, and settings must not.
+    """
+    variance = points.var(axis=0, dtype=np.float64).mean()
+    return float(f"{_POINTS_PENALTY * variance:.3g}")
 
 
 def misfit(config: TrainConfig) -> str | None:

@@ -2,12 +2,11 @@
 
 import logging
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gantrain.class_labels import count_classes
-from gantrain.combinations import choose_lr, misfit
+from gantrain.combinations import choose_lr, misfit, penalty_for_images, penalty_for_points
 from gantrain.config import TrainConfig
 from gantrain.datasets import Dataset
 from gantrain.errors import RunError
@@ -16,10 +15,6 @@ from gantrain.run_directory import DataFacts
 from gantrain.stacked_mnist import STACKED_KIND
 
 logger = logging.getLogger(__name__)
-
-# Defaults of --r1-weight and --r2-weight, with the relativistic loss, for points of variance 1 in
-# each direction: points twice as far apart have a quarter of the squared gradient.
-_POINTS_PENALTY = 0.04
 
 
 def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
@@ -36,15 +31,11 @@ def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
         )
     if isinstance(data, PointSet):
         count = len(data.points)
-        variance = data.points.var(axis=0, dtype=np.float64).mean()
-        # Rounded, for sums differ in their last digits between machines, and settings must not.
-        weight = float(f"{_POINTS_PENALTY * variance:.3g}")
+        weight = penalty_for_points(data.points)
         changes: dict[str, object] = {"flip": "off"}
     else:
         count, channels, size, _ = data.images.shape
-        # The same picture at twice the size spreads the gradient over four times the pixels and
-        # has a quarter of its squared norm, so an even hand needs four times the weight.
-        weight = 0.5 * (size / 32) ** 2
+        weight = penalty_for_images(size)
         # Grey images are mostly digits and letters, which mirrored are others; stacked ones too.
         may_flip = channels == 3 and data.kind != STACKED_KIND
         flip = config.flip if config.flip != "auto" else ("on" if may_flip else "off")

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from gantrain import advice
+from gantrain.combinations import has_penalty
 from gantrain.config import TrainConfig
 
 Row = Mapping[str, Any]
@@ -97,6 +98,11 @@ class _Evidence:
         """Median of a value over rows, the recent ones unless others are given."""
         values = [row[name] for row in (self.recent if rows is None else rows) if name in row]
         return float(np.median(values)) if values else None
+
+    @property
+    def steadying(self) -> advice.Advice:
+        """What steadies the run, which may have gone back already."""
+        return advice.steady(self.config, self.rows[-1].get("rollbacks", 0))
 
     @property
     def matching(self) -> bool:
@@ -194,7 +200,7 @@ def _diverging(evidence: _Evidence) -> Finding | None:
     if not told:
         return None
     since = f"Since {half / 2:.0f} to {half:.0f} images"
-    return Finding("diverging", f"{since} {told}.", advice.steady(evidence.config))
+    return Finding("diverging", f"{since} {told}.", evidence.steadying)
 
 
 def _imbalance(evidence: _Evidence) -> Finding | None:
@@ -208,7 +214,7 @@ def _imbalance(evidence: _Evidence) -> Finding | None:
         f"The discriminator is right about {_percent(real)} of the reals and {_percent(fake)} of "
         f"the fakes (healthy is {_HEALTHY})"
     )
-    bound = _OVERWHELMS_PENALISED if advice.is_penalised(config) else _OVERWHELMS
+    bound = _OVERWHELMS_PENALISED if has_penalty(config) else _OVERWHELMS
     # A critic that estimates a distance is meant to tell the two apart.
     meant = config.loss == "wasserstein" and (evidence.improving or not evidence.measured)
     if accuracy >= bound and not meant:
@@ -297,7 +303,7 @@ def _oscillation(evidence: _Evidence) -> Finding | None:
             told = f"The generator's loss swings between {low:.3g} and {high:.3g}"
     if not told:
         return None
-    return Finding("oscillating", f"{told}.", advice.steady(evidence.config))
+    return Finding("oscillating", f"{told}.", evidence.steadying)
 
 
 def _memorisation(evidence: _Evidence) -> Finding | None:

@@ -85,6 +85,7 @@ LAYERS = {
         {"checkup", "settling", "presets", "data_check", "onnx_graph", "precision_distance"},
         {"datasets", "sampling", "step_means", "curves", "diagnostics", "integer_graph"},
         {"advice"},
+        {"changes"},
         {"combinations", "pictures", "steps", "sample_statistics", "integer_layers"},
         {"reporting", "run_directory", "image_decoding", "celeba_folders", "publishing"},
         {"checkpoint", "image_folders", "idx_files", "cifar_files", "stacked_mnist"},

@@ -283,7 +283,8 @@ FOOLED = {
         pytest.param(
             {"preset": "dcgan-2015"},
             {"duplicates": 0.9},
-            "--loss bce without a gradient penalty: use --loss relativistic --discriminator dcgan",
+            "--loss bce without a gradient penalty: use --loss relativistic --r1-weight 0.5 "
+            "--r2-weight 0.5 --discriminator dcgan",
             id="collapse-with-batch-norm",
         ),
         pytest.param(

@@ -51,6 +51,7 @@ class Checkup:
             () if self._labels is None else count_classes(self._labels, data.class_names)
         )
         self._reference: Reference | None = None
+        self._rolled_back: list[str] = []  # why, each time since the last row
         self._seconds = 0.0  # spent on diagnosis by this process
         self._rows = self._read_rows(images_seen)
         self._state = next(
@@ -59,8 +60,9 @@ class Checkup:
         self._events = self._open_events(images_seen)
         self._newest: tuple[int, torch.nn.Module] | None = None
 
-    def roll_back(self, images_seen: int) -> None:
-        """Forget what came after a position."""
+    def roll_back(self, images_seen: int, why: str) -> None:
+        """Forget what came after a position, save why: the next row tells it."""
+        self._rolled_back.append(why)
         self._rows = self._read_rows(images_seen)
         self._events = self._open_events(images_seen)
 
@@ -77,10 +79,26 @@ class Checkup:
         Raises:
             RunError: it could not be written.
         """
+        if self._rolled_back:
+            row = {**row, "rolled_back": "; ".join(self._rolled_back)}
+            self._rolled_back = []
         append_metrics(self._run.metrics_file, row)
         self._rows.append(row)
         if self._events:
             self._events.add_row(row)
+
+    def record_divergence(self, row: dict[str, Any], what: str) -> None:
+        """Write that the run has diverged by this row, whose numbers are not shown beside others.
+
+        It comes after the newest checkpoint, so a resume or a rollback drops it.
+
+        Raises:
+            RunError: it could not be written.
+        """
+        told = {name: row[name] for name in ("images_seen", "seconds", "lr", "rollbacks")}
+        told["diverged"] = what
+        told["diagnosis"] = diagnose([*self._rows, told], self._config).state
+        append_metrics(self._run.metrics_file, told)
 
     def save_samples(self, state: TrainState) -> None:
         """Draw the first seeds: a grid and a scored sheet, or a scatter plot of points.

@@ -156,20 +156,26 @@ def _too_early(evidence: _Evidence) -> bool:
 
 
 def _diverged(evidence: _Evidence) -> Finding | None:
-    """Values that are not finite, or logits without any bound; never too early to tell."""
+    """Values that are not finite, or logits without any bound; never too early to tell.
+
+    A run that they ended has said itself what was wrong, for JSON knows no such numbers.
+    """
     row = evidence.rows[-1]
+    told = row.get("diverged") or _lost_bounds(row, evidence.config)
+    if not told:
+        return None
+    return Finding("diverged", f"By {row['images_seen']} images {told}.", evidence.steadying)
+
+
+def _lost_bounds(row: Row, config: TrainConfig) -> str:
+    """What of a row is not finite or without any bound, empty if nothing is."""
     values = {name: value for name, value in row.items() if isinstance(value, float)}
     lost = next((name for name, value in values.items() if not math.isfinite(value)), None)
-    if lost is None and _logit_size(row, evidence.config) <= _ABSURD_LOGITS:
-        return None
-    told = (
-        f"{lost} became {row[lost]}" if lost else f"logits are as large as {row['logit_size']:.3g}"
-    )
-    return Finding(
-        "diverged",
-        f"By {row['images_seen']} images {told}.",
-        advice.steady(evidence.config),
-    )
+    if lost:
+        return f"{lost} became {row[lost]}"
+    if _logit_size(row, config) > _ABSURD_LOGITS:
+        return f"logits are as large as {row['logit_size']:.3g}"
+    return ""
 
 
 def _logit_size(row: Row, config: TrainConfig) -> float:

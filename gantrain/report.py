@@ -127,15 +127,25 @@ def mark_code(text: str) -> Markup:
 
 def describe_state(run: RunDirectory, config: TrainConfig, rows: Sequence[dict[str, Any]]) -> str:
     """Where the run is, in words."""
-    images_seen = rows[-1]["images_seen"] if rows else 0
-    seconds = round(rows[-1].get("seconds", 0)) if rows else 0
+    last = rows[-1] if rows else {}
+    images_seen = last.get("images_seen", 0)
+    seconds = round(last.get("seconds", 0))
     progress = f"{images_seen:,} of {config.total_images:,} images"
     share = f"{images_seen / config.total_images:.0%}".replace("%", " %")
-    if images_seen >= config.total_images:
-        return f"Finished: {images_seen:,} images seen in {timedelta(seconds=seconds)}"
+    rollbacks = last.get("rollbacks", 0)
+    back = f", {rollbacks} {'rollback' if rollbacks == 1 else 'rollbacks'}" if rollbacks else ""
+    if images_seen >= config.total_images and "diverged" not in last:
+        return f"Finished: {images_seen:,} images seen in {timedelta(seconds=seconds)}{back}"
     if is_training(run):
-        return f"Training now: {progress} seen ({share}) in {timedelta(seconds=seconds)}"
-    return f"Stopped at {progress} ({share}); the same `gantrain train` command resumes it"
+        return f"Training now: {progress} seen ({share}) in {timedelta(seconds=seconds)}{back}"
+    if "diverged" in last:
+        start = "last checkpoint" if checkpoint_paths(run.checkpoints) else "start"
+        return (
+            f"Ended by divergence at {progress} ({share}{back}): {last['diverged']}; the same "
+            f"`gantrain train` command tries again from the {start}, and the advice below says "
+            "what steadies a run"
+        )
+    return f"Stopped at {progress} ({share}{back}); the same `gantrain train` command resumes it"
 
 
 def is_training(run: RunDirectory) -> bool:

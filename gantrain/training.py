@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from gantrain.advice import say_how_to_go_on
 from gantrain.batches import DataOrder, load_batch, stream_seed
 from gantrain.checkpoint import (
     TrainState,
@@ -56,15 +57,14 @@ _ABSURD_LOGIT = 1e6  # float32 still holds its square, but no image deserves suc
 
 
 class Diverged(RunError):
-    """Numbers have left all bounds; `what` names them, the message says what steadies a run."""
+    """Numbers have left all bounds; `what` names them, the message says where and when too."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, images_seen: int, weights: str | None) -> None:
         super().__init__(
-            f"{what}; the last checkpoint before it is kept. A lower --lr or larger --r1-weight "
-            "and --r2-weight steady a run; they need a new --run-dir. --on-divergence rollback "
-            "goes back and halves the learning rate by itself"
+            f"{what} by {images_seen} images (first weights not finite: "
+            f"{weights or 'none of the weights yet'})"
         )
-        self.what = what
+        self.what = f"{what} (first weights not finite: {weights})" if weights else what
 
 
 def train(config: TrainConfig) -> TrainState:
@@ -147,13 +147,15 @@ def train(config: TrainConfig) -> TrainState:
                     try:
                         check_bounds(row, state)
                     except Diverged as diverged:
+                        if checkup:  # before it is known whether the run ends here
+                            checkup.record_divergence(row, diverged.what)
                         before = state.images_seen
                         roll_back(state, run, config, diverged, len(facts.class_names))
                         order = data_order(len(examples), config, state)
                         status.advance(state.images_seen - before)
                         clock.go_back(state.images_seen)
                         if checkup:
-                            checkup.roll_back(state.images_seen)
+                            checkup.roll_back(state.images_seen, str(diverged))
                         continue
                     if checkup and diagnosis_due:
                         row |= checkup.diagnose(state, row, clock, urgent=finished)
@@ -293,11 +295,14 @@ def roll_back(
     Raises:
         RunError: rolling back is not asked for, or has not helped often enough.
     """
+    how = say_how_to_go_on(config, state.rollbacks)
     if config.on_divergence == "stop":
-        raise diverged
+        kept = "the last checkpoint before it is kept"
+        raise RunError(f"{diverged}; {kept}. {how}") from diverged
     rollbacks = state.rollbacks + 1
     if rollbacks > _MAX_ROLLBACKS:
-        raise RunError(f"{diverged}; {_MAX_ROLLBACKS} rollbacks have not helped") from diverged
+        vain = f"{_MAX_ROLLBACKS} rollbacks have not helped"
+        raise RunError(f"{diverged}; {vain}. {how}") from diverged
     if state.rolled_back_to is not None and read_ranks().first:
         # Nothing good has been saved since the last time: what was gone back to leads astray.
         discard_checkpoint(run.checkpoints, state.rolled_back_to)
@@ -310,7 +315,7 @@ def roll_back(
     logger.warning(
         "%s. Rolling back to %d images with %g of the learning rate and another order of the data "
         "(%d of %d)",
-        *(diverged.what, state.images_seen, ROLLBACK_LR**rollbacks, rollbacks, _MAX_ROLLBACKS),
+        *(diverged, state.images_seen, ROLLBACK_LR**rollbacks, rollbacks, _MAX_ROLLBACKS),
     )
 
 
@@ -362,7 +367,4 @@ def check_bounds(row: dict[str, float], state: TrainState) -> None:
     if value is None and weights is None:
         return
     what = f"{value} became {row[value]:g}" if value else "weights became nan or infinite"
-    raise Diverged(
-        f"{what} by {state.images_seen} images (first weights not finite: "
-        f"{weights or 'none of the weights yet'})"
-    )
+    raise Diverged(what, state.images_seen, weights)

@@ -1,5 +1,6 @@
 """Every preset trains, resumes to the same bits, and shows what it makes."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,9 @@ def test_a_run_that_diverges_goes_back_with_a_lower_learning_rate_and_another_or
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["images_seen"] for row in rows] == sorted({row["images_seen"] for row in rows})
     assert {row["lr"] for row in rows} == {config.generator_lr / 4}
+    told = [row["rolled_back"] for row in rows if "rolled_back" in row]
+    assert told == [rows[0]["rolled_back"]], "the first row since then tells it, once"
+    assert re.fullmatch(r".* by 12 images \(.*\); .* by (4|8|12) images \(.*\)", told[0])
     assert all(row["images_per_second"] > 0 for row in rows)
     assert all(values.isfinite().all() for values in state.generator.parameters())
 
@@ -175,5 +179,10 @@ def break_newest(run_dir: Path) -> None:
 def test_rollbacks_that_do_not_help_end_the_run(tmp_path: Path):
     more = {"on_divergence": "rollback", "r1_weight": 1e38, "log_every": 4}
     config = settings("dcgan", tmp_path / "run", **more)
-    with pytest.raises(RunError, match="3 rollbacks have not helped"):
+    with pytest.raises(RunError, match="3 rollbacks have not helped") as ended:
         train(config)
+    assert "--r1-weight 1e+38: use 0.0312" in str(ended.value)
+    assert "--on-divergence" not in str(ended.value), "the run goes back by itself"
+    assert "1e+39" not in str(ended.value)
+    last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert (last["diagnosis"], last["rollbacks"]) == ("diverged", 3)

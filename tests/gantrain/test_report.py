@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
+from gantrain.advice import steady
+from gantrain.checkpoint import checkpoint_paths, load_checkpoint
 from gantrain.config import TrainConfig
 from gantrain.diagnostics import diagnose
 from gantrain.errors import RunError
@@ -105,6 +108,40 @@ def test_an_interrupted_run_says_how_to_go_on(run: RunDirectory):
         "Stopped at 1,024 of 4,096 images (25 %); the same <code>gantrain train</code>"
         in report(run)
     )
+
+
+def test_a_run_that_diverged_says_so_until_it_has_gone_past_it(run: RunDirectory):
+    change_config(run, run_dir=run.path, total_images=1040)
+    config, _ = run.read()
+    newest = checkpoint_paths(run.checkpoints)[0]
+    good = newest.read_bytes()
+    values = load_checkpoint(newest)
+    values["generator_optimizer"]["state"][0]["exp_avg_sq"] *= float("nan")
+    torch.save(values, newest)
+    # One step more, the last: a run that diverges there has not finished.
+    with pytest.raises(RunError, match="became nan"):
+        train(config)
+    page = report(run)
+    assert (
+        "Ended by divergence at 1,040 of 1,040 images (100 %): weights became nan or infinite "
+        "(first weights not finite: generator.project.weight); the same <code>gantrain train</code>"
+        " command tries again from the last checkpoint" in page
+    )
+    assert '<p class="verdict">diverged</p>' in page
+    assert f"<li>{steady(config)[0]}</li>" in page
+    assert list_diagnoses(read_metrics(run.metrics_file))[-1] == (1040, "diverged")
+    newest.write_bytes(good)
+    train(config)
+    page = report(run)
+    assert "Finished: 1,040 images seen" in page
+    assert "diverged" not in page.split("<h2")[1], "what the run got past is no finding"
+    assert "diverged" not in run.metrics_file.read_text()
+
+
+def test_a_run_that_went_back_says_how_often(run: RunDirectory):
+    for count, told in ((1, "0:01:05, 1 rollback"), (2, "0:01:05, 2 rollbacks")):
+        append_metrics(run.metrics_file, {"images_seen": 1025, "seconds": 65.0, "rollbacks": count})
+        assert told in report(run)
 
 
 def test_a_run_in_progress_says_so_and_is_not_disturbed(run: RunDirectory):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -299,6 +300,11 @@ def test_numbers_that_leave_the_reals_stop_the_run_and_keep_the_last_good_checkp
     torch.save(values, newest)
     with pytest.raises(RunError, match=r"became (nan|inf) by 80 images .*first weights not finite"):
         train(resolve({**settings, "total_images": 128}))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in lines]  # NaN is no JSON
+    assert rows[-1]["images_seen"] == 80
+    assert re.match(r"\w+ became (nan|inf) \(first weights not finite: \w+\.", rows[-1]["diverged"])
+    assert rows[-1]["diagnosis"] == "diverged"
     assert checkpoint_paths(tmp_path / "run" / "checkpoints")[0] == newest
     assert load_checkpoint(newest)["images_seen"] == 64
 

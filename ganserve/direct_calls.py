@@ -265,12 +265,17 @@ class _DirectCall:
             self._send(None, code, details)
 
     def drop(self) -> None:
-        """End a call that nobody answers."""
-        if self._code is None and not self._gone:
-            late = self.time_remaining() == 0.0  # its caller may not have seen it yet
-            self._code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
-            number, name = self._code.value
-            self._core_call.cancel(number, name)
+        """End a call that nobody answers.
+
+        The core itself ends one whose deadline has passed: told to, it would keep 80 bytes of each.
+        """
+        if self._code is not None or self._gone:
+            return
+        if self.time_remaining() == 0.0:
+            self._code = grpc.StatusCode.DEADLINE_EXCEEDED
+        else:
+            self._code = grpc.StatusCode.CANCELLED
+            self._core_call.cancel(cygrpc.StatusCode.cancelled, "cancelled")
 
     def _send(self, message: Any, code: grpc.StatusCode, details: str) -> None:  # noqa: ANN401
         self._code = code

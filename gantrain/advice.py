@@ -21,6 +21,7 @@ _USUAL_SIZE = 32  # pixels, while nothing has settled the size of the images
 _PENALTIES = ("r1_weight", "r2_weight")
 _GRADIENT_PENALTY = 10.0  # Gulrajani et al. 2017
 _HEAVY = 100  # times the usual weight: the loss is next to nothing beside such a penalty
+_HALF_LIFE = TrainConfig.model_fields["ema_half_life_images"].default
 _IN_A_SENTENCE = 2  # pieces of advice
 
 
@@ -221,7 +222,7 @@ def _average(config: TrainConfig) -> str:
         return ""
     return try_values(
         config,
-        {"ema_half_life_images": 32_000},
+        {"ema_half_life_images": _HALF_LIFE},
         "use",
         why=", for the average of the generator swings less than any of its states (Yazici et al. "
         "2019)",

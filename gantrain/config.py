@@ -204,7 +204,7 @@ class TrainConfig(BaseModel):
         None, "clip each element of the gradients to plus or minus this", gt=0
     )
     ema_half_life_images: int = _setting(
-        32_000, "half-life of the averaged generator, in images seen; 0: no averaging", ge=0
+        500_000, "half-life of the averaged generator, in images seen; 0: no averaging", ge=0
     )
     ema_ramp_up: float = _setting(
         0.05, "the half-life is at most this share of the images seen so far", gt=0, le=1

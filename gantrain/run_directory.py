@@ -13,6 +13,9 @@ from gantrain.checkpoint import PARTIAL_SUFFIX, atomic_write
 from gantrain.config import TrainConfig, may_change
 from gantrain.errors import RunError
 
+# Settings that shape the weights and once had other defaults: until which version.
+_EARLIER_DEFAULTS = {("lr", 0.002): "0.7.0", ("ema_half_life_images", 32_000): "0.8.0"}
+
 
 @dataclass(frozen=True)
 class DataFacts:
@@ -141,7 +144,8 @@ def check_same_run(run: RunDirectory, config: TrainConfig, data: DataFacts) -> N
         old = getattr(old_config, name)
         if new != old and not may_change(name):
             flag = name.replace("_", "-")
-            origin = " (the default before 0.7.0)" if (name, old) == ("lr", 0.002) else ""
+            before = _EARLIER_DEFAULTS.get((name, old))
+            origin = f" (the default before {before})" if before else ""
             raise RunError(
                 f"{run.path} holds a run with --{flag} {old}{origin}, asked for is {new}: give "
                 f"--{flag} {old} to resume it or choose another --run-dir"

@@ -247,7 +247,12 @@ def test_each_step_leaves_the_other_network_alone():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        pytest.param({"lr": 0.5}, r"--lr 0\.00\d+, asked for is 0\.5", id="setting"),
+        pytest.param({"filters": 5}, "--filters 4, asked for is 5", id="setting"),
+        pytest.param(
+            {"lr": 0.5},
+            r"--lr 0\.002 \(the default before 0\.7\.0\), asked for is 0\.5",
+            id="earlier-default",
+        ),
         pytest.param({"image_size": 16}, "--image-size 8, asked for is 16", id="size"),
         pytest.param({"seed": 5}, "--seed 0, asked for is 5", id="seed"),
     ],
@@ -255,6 +260,18 @@ def test_each_step_leaves_the_other_network_alone():
 def test_a_run_is_not_resumed_with_other_settings(change, message: str, small_run: Path):
     with pytest.raises(RunError, match=message):
         train(resolve({**SMALL, "run_dir": small_run, "total_images": 2048, **change}))
+
+
+def test_a_run_of_before_names_the_default_that_it_had(small_run: Path, tmp_path: Path):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    content = (run / "config.json").read_text()
+    (run / "config.json").write_text(
+        content.replace('"ema_half_life_images": 500000', '"ema_half_life_images": 32000')
+    )
+    told = r"--ema-half-life-images 32000 \(the default before 0\.8\.0\), asked for is 500000"
+    with pytest.raises(RunError, match=told):
+        train(resolve({**SMALL, "run_dir": run, "total_images": 1040}))
+    train(resolve({**SMALL, "run_dir": run, "total_images": 1040, "ema_half_life_images": 32_000}))
 
 
 def test_a_run_is_not_resumed_on_other_data(tmp_path: Path):

@@ -46,7 +46,7 @@ def main() -> NoReturn:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
-        code = 0
+        code = 1
     leave_working_threads(code, seconds=1)
     sys.exit(code)
 

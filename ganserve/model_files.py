@@ -32,13 +32,13 @@ def check_root(root: Path) -> None:
         StartupError: it is missing, no folder, not readable, or that of a model.
     """
     try:
-        models, _ = scan(root)
         holds_versions = any(_candidate(root.name, entry) for entry in root.iterdir())
+        is_of_a_model = holds_versions and not scan(root)[0]
     except OSError as error:
         raise StartupError(
             f"models: expected a folder with NAME/VERSION/model.onnx, got {root}: {error.strerror}"
         ) from error
-    if holds_versions and not models:
+    if is_of_a_model:
         raise StartupError(
             f"models: expected a folder with NAME/VERSION/model.onnx, got {root}, which is that of "
             "a model: give the folder above it"

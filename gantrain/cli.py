@@ -41,7 +41,7 @@ def main() -> NoReturn:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
-        code = 0
+        code = 1  # it may have been a run's status line
     sys.exit(code)
 
 
@@ -245,9 +245,8 @@ def _evaluate(command: Evaluate) -> int:
         cache=command.cache_dir,
     )
     print(evaluation.to_json() if command.json_ else evaluation.describe(), flush=True)
-    if (
-        command.source.is_dir()
-    ):  # after minutes of work: a folder that takes no file costs no numbers
+    # Last, for a folder that takes no file must not cost the numbers.
+    if command.source.is_dir():
         write_evaluation(evaluation, command.source)
     return 0
 

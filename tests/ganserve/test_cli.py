@@ -339,4 +339,4 @@ def test_whoever_reads_may_have_enough():
     command = [sys.executable, "-m", "ganserve", "--version"]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (done.returncode, done.stderr) == (1, b"")

@@ -82,10 +82,11 @@ def serving(
 
 
 @contextlib.contextmanager
-def echoing(reply_bytes: int) -> Iterator[Process]:
-    """The server that does nothing."""
+def echoing(reply_bytes: int, *model: str) -> Iterator[Process]:
+    """The server that does nothing, or only runs a model: its file and its latents' length."""
     port = free_port()
-    with running([str(FOLDER / "serving_echo.py"), str(port), str(reply_bytes)], port) as process:
+    command = [str(FOLDER / "serving_echo.py"), str(port), str(reply_bytes), *model]
+    with running(command, port) as process:
         yield process
 
 

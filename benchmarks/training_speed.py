@@ -1,14 +1,14 @@
 """How fast is our loop, beside PyTorch's `dcgan` example with the same networks and data?
 
     python benchmarks/training_speed.py [--rounds 3] [--steps 20] [--size 64] [--threads N]
-                                        [--mnist DIR] [--record]
+                                        [--mnist DIR] [--device cuda] [--record]
 
 The example's step is written down here as its source has it: discriminator on reals, then on fakes,
 then the generator, with a sigmoid at the end, BCELoss, Adam without fusing, the discriminator's
 weight gradients computed in the generator's step too, and its `.item()` calls. Ours is an ordinary
 `gantrain.training.train` of preset `dcgan-2015`. Both train the same networks on the same images in
 memory, in batches of 64, turn by turn, each time in a process of its own; rates are images a second
-of wall time after a few steps to warm up. bf16 runs only where the processor has it. The flagship
+of wall time after a few steps to warm up. bf16 runs only where the device has it. The flagship
 is measured beside itself with PyTorch's layers and with the second derivatives of its penalties
 left to autograd.
 
@@ -43,14 +43,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from training_speed_kinds import BATCH, IMAGES, KINDS, ConstantBatch, settings
+from training_speed_kinds import BATCH, IMAGES, KINDS, ConstantBatch, settings, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 # What each kind is compared with; the others with the example.
 BASELINES = dict.fromkeys(
     ("flagship", "flagship, bf16", "flagship, constant batch"), "flagship, autograd"
 )
-IDENTICAL_BAR, BF16_BAR, LOADING_BAR = 1.3, 2.0, 0.97
+CPU_BARS, GPU_BARS = (1.3, 2.0), (5.0, 5.0)  # over the example: identical mathematics, bf16
+LOADING_BAR = 0.97
 
 
 def make_folder(folder: Path, size: int, count: int) -> Path:
@@ -66,7 +67,7 @@ def rate_of(kind: str, data: Path, options: argparse.Namespace) -> float:
     """Images a second of one kind, in a process of its own."""
     command = [sys.executable, str(ROOT / "benchmarks" / "training_speed_kinds.py"), kind]
     command += [f"--size={options.size}", f"--steps={options.steps}", f"--data={data}"]
-    command += [f"--threads={options.threads}"]
+    command += [f"--threads={options.threads}", f"--device={options.device}"]
     output = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
     return float(output.split()[-1])
 
@@ -93,20 +94,21 @@ class BytesMoved(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def floor_seconds(constant: ConstantBatch) -> dict[str, float]:
-    """What a step computes and moves, and how long this machine needs for that at best."""
+def floor_seconds(constant: ConstantBatch, device: torch.device) -> dict[str, float]:
+    """What a step computes and moves, and how long this device needs for that at best."""
     counter = FlopCounterMode(display=False)
     with counter:
         constant.step(0)
     with BytesMoved() as moved:
         constant.step(1)
-    one, other = torch.rand(2048, 2048), torch.rand(2048, 2048)
-    wide = torch.rand(64 * 2**20 // 4)
+    side = 8192 if device.type == "cuda" else 2048
+    one, other = torch.rand(2, side, side, device=device)
+    wide = torch.rand(64 * 2**20 // 4, device=device)
     target = torch.empty_like(wide)
-    product = best_seconds(lambda: torch.mm(one, other))
-    copy = best_seconds(lambda: target.copy_(wide))
+    product = best_seconds(lambda: torch.mm(one, other), device)
+    copy = best_seconds(lambda: target.copy_(wide), device)
     operations, bytes_moved = float(counter.get_total_flops()), float(moved.total)
-    peak, bandwidth = 2 * 2048**3 / product, 2 * wide.nbytes / copy
+    peak, bandwidth = 2 * side**3 / product, 2 * wide.nbytes / copy
     return {
         "operations a step": operations,
         "operations a second at best": peak,
@@ -117,12 +119,14 @@ def floor_seconds(constant: ConstantBatch) -> dict[str, float]:
     }
 
 
-def best_seconds(work: Callable[[], object], repeats: int = 10) -> float:
+def best_seconds(work: Callable[[], object], device: torch.device, repeats: int = 10) -> float:
     """The shortest of several times."""
     times = []
     for _ in range(repeats):
+        wait_for(device)
         started = time.perf_counter()
         work()
+        wait_for(device)
         times.append(time.perf_counter() - started)
     return min(times)
 
@@ -156,13 +160,14 @@ def spread(values: list[float], digits: int = 1) -> str:
 def measure(options: argparse.Namespace, folder: Path) -> list[str]:
     """Everything, as lines of Markdown."""
     data = make_folder(folder / "images", options.size, IMAGES)
-    kinds = [kind for kind in KINDS if has_bf16() or "bf16" not in kind]
+    device = torch.device(options.device)
+    kinds = [kind for kind in KINDS if has_bf16(device) or "bf16" not in kind]
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(options.rounds):
         for kind, found in rates.items():
             found.append(rate_of(kind, data, options))
         print({name: round(values[-1], 1) for name, values in rates.items()}, flush=True)
-    lines = bar_lines(rates)
+    lines = bar_lines(rates, GPU_BARS if device.type == "cuda" else CPU_BARS)
     lines += ["", "| what | images/s | over what | ratio |", "|---|---|---|---|"]
     for name, values in rates.items():
         baseline = BASELINES.get(name, "example")
@@ -170,28 +175,28 @@ def measure(options: argparse.Namespace, folder: Path) -> list[str]:
             f"| {name} | {spread(values)} | {baseline} | {spread(ratios(rates, name), 2)} |"
         )
     torch.set_num_threads(options.threads)
-    constant = ConstantBatch(
-        settings("dcgan-2015", data, folder / "floor", options.threads, options.steps)
-    )
+    floor = "dcgan-2015", data, folder / "floor", options.threads, options.steps
+    constant = ConstantBatch(settings(*floor, device=options.device))
     step_seconds = BATCH / statistics.median(rates["ours"])
-    return [*lines, "", *floor_lines(floor_seconds(constant), step_seconds)]
+    return [*lines, "", *floor_lines(floor_seconds(constant, device), step_seconds)]
 
 
-def bar_lines(rates: dict[str, list[float]]) -> list[str]:
+def bar_lines(rates: dict[str, list[float]], bars_over_example: tuple[float, float]) -> list[str]:
     """The bars as a table, by the medians over rounds."""
+    identical_bar, bf16_bar = bars_over_example
     fed = zip(rates["ours"], rates["ours, constant batch"], strict=True)
     bars = [
-        ("identical mathematics over the example", IDENTICAL_BAR, ratios(rates, "ours")),
+        ("identical mathematics over the example", identical_bar, ratios(rates, "ours")),
         ("real data over one constant batch", LOADING_BAR, [mine / one for mine, one in fed]),
     ]
     if "ours, bf16" in rates:
-        bars.insert(1, ("bf16 over the example", BF16_BAR, ratios(rates, "ours, bf16")))
+        bars.insert(1, ("bf16 over the example", bf16_bar, ratios(rates, "ours, bf16")))
     lines = ["| bar | value | measured | met |", "|---|---|---|---|"]
     for what, bar, values in bars:
         met = "yes" if statistics.median(values) >= bar else "no"
         lines.append(f"| {what} | at least {bar} | {spread(values, 3)} | {met} |")
     if "ours, bf16" not in rates:
-        lines.append(f"| bf16 | at least {BF16_BAR} | not run: the processor has no bf16 | - |")
+        lines.append(f"| bf16 | at least {bf16_bar} | not run: the device has no bf16 | - |")
     return lines
 
 
@@ -212,8 +217,10 @@ def floor_lines(floor: dict[str, float], step_seconds: float) -> list[str]:
     return lines
 
 
-def has_bf16() -> bool:
-    """Whether this processor multiplies in bfloat16 by itself."""
+def has_bf16(device: torch.device) -> bool:
+    """Whether this device multiplies in bfloat16 by itself."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return "avx512_bf16" in cpu_information()
 
 
@@ -237,6 +244,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--mnist", help="folder of MNIST, for the peak memory")
     parser.add_argument("--record", action="store_true", help="write into benchmarks/results/")
     options = parser.parse_args()
@@ -248,6 +256,8 @@ def main() -> int:
     command = f"python benchmarks/{Path(__file__).name} {arguments_given()}"
     today = datetime.now(UTC).date()
     machine = f"{processor()}, {torch.backends.cpu.get_cpu_capability()}"
+    if options.device == "cuda":
+        machine = f"{torch.cuda.get_device_name()}, {machine}"
     heading = [
         "# Training speed beside PyTorch's example",
         "",

@@ -1,6 +1,7 @@
 """Kinds of training whose speed is compared, each run in a process of its own.
 
     python benchmarks/training_speed_kinds.py KIND --size 64 --steps 20 --threads 2 --data DIR
+                                              [--device cuda]
 
 Prints images a second of wall time after a few steps to warm up. Kinds: `example` is PyTorch's own;
 `ours` and `ours, bf16` are `gantrain train` with preset `dcgan-2015`, `flagship` and `flagship,
@@ -44,12 +45,13 @@ _NEVER = 10**9  # images
 class Example:
     """PyTorch's example: its networks, its optimizers, its step."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.device = device
         shape = Shape(image_size=size, channels=3, latent_dim=LATENTS, filters=64, kernel_size=4)
         generator, discriminator = create_networks("dcgan-2015", "dcgan-2015", shape, seed=0)
         make_plain(generator, discriminator)
-        self.generator = generator
-        self.discriminator = nn.Sequential(discriminator, nn.Sigmoid())
+        self.generator = generator.to(device)
+        self.discriminator = nn.Sequential(discriminator, nn.Sigmoid()).to(device)
         self.images = torch.rand(IMAGES, 3, size, size) * 2 - 1
         self.criterion = nn.BCELoss()
         self.optimizers = [
@@ -62,13 +64,13 @@ class Example:
         discriminator_optimizer, generator_optimizer = self.optimizers
         start = index * BATCH % len(self.images)
         self.discriminator.zero_grad()
-        reals = self.images[start : start + BATCH]
-        labels = torch.full((BATCH,), 1.0)
+        reals = self.images[start : start + BATCH].to(self.device)
+        labels = torch.full((BATCH,), 1.0, device=self.device)
         output = self.discriminator(reals)
         real_loss = self.criterion(output, labels)
         real_loss.backward()
         real_mean = output.mean().item()
-        fakes = self.generator(torch.randn(BATCH, LATENTS))
+        fakes = self.generator(torch.randn(BATCH, LATENTS, device=self.device))
         labels.fill_(0.0)
         output = self.discriminator(fakes.detach())
         fake_loss = self.criterion(output, labels)
@@ -93,10 +95,10 @@ class ConstantBatch:
         data = load_source(config.data)
         assert isinstance(data, Dataset)
         self.config = settle_config(config, data)
-        size = data.images.shape[-1]
-        self.state: TrainState = create_state(self.config, torch.device("cpu"))
-        self.noise = torch.Generator()
-        reals = torch.rand(BATCH, 3, size, size) * 2 - 1
+        size, device = data.images.shape[-1], torch.device(config.device)
+        self.state: TrainState = create_state(self.config, device)
+        self.noise = torch.Generator(device)
+        reals = torch.rand(BATCH, 3, size, size, device=device) * 2 - 1
         self.reals: Tensor = reals.to(memory_format=torch.channels_last)
 
     def step(self, index: int) -> None:
@@ -149,13 +151,21 @@ def settings(
     return resolve({**values, **more})
 
 
-def rate_of(step: Callable[[int], object], steps: int) -> float:
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done all it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def rate_of(step: Callable[[int], object], steps: int, device: torch.device) -> float:
     """Images a second over some steps, after a few that do not count."""
     for index in range(WARM_UP):
         step(index)
+    wait_for(device)
     started = time.perf_counter()
     for index in range(steps):
         step(WARM_UP + index)
+    wait_for(device)
     return steps * BATCH / (time.perf_counter() - started)
 
 
@@ -175,24 +185,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
     whose, _, how = options.kind.partition(", ")
     if whose == "example":  # whose users have the C library as it is
-        print(rate_of(Example(options.size).step, options.steps))
+        print(rate_of(Example(options.size, device).step, options.steps, device))
         return
     keep_buffers()
     preset = "dcgan" if whose == "flagship" else "dcgan-2015"
     with tempfile.TemporaryDirectory() as folder:
         place = options.data, Path(folder) / "run", options.threads, options.steps
         if how in ("", "bf16"):
-            print(rate_of_our_loop(settings(preset, *place, precision=how or "fp32")))
+            run = settings(preset, *place, precision=how or "fp32", device=options.device)
+            print(rate_of_our_loop(run))
             return
-        constant = ConstantBatch(settings(preset, *place))
+        constant = ConstantBatch(settings(preset, *place, device=options.device))
         if how == "autograd":
             make_plain(constant.state.generator, constant.state.discriminator)
             constant.state.discriminator = PlainDiscriminator(constant.state.discriminator)
-        print(rate_of(constant.step, options.steps))
+        print(rate_of(constant.step, options.steps, device))
 
 
 if __name__ == "__main__":

@@ -46,16 +46,16 @@ LAYERS = {
             "metrics",
             "memory",
         }
-        | {"replies"},
+        | {"accepting", "replies"},
         {"tallies", "encoding", "listening", "messages", "client_messages", "client_channel"}
-        | {"accepting", "providers"}
+        | {"direct_calls", "providers"}
         | {"load_plan"},
         {
             *(
                 "batch_sizes",
                 "certificates",
                 "deadlines",
-                "direct_calls",
+                "core_call",
                 "wire_format",
                 "call_times",
                 "config",

@@ -164,7 +164,7 @@ async def test_a_call_that_is_taken_directly_does_not_reach_grpc_aio(monkeypatch
         with pytest.raises(grpc.aio.AioRpcError, match="unknown method") as error:
             await call(b"x")
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert [type(details).__module__ for details in asked] == ["ganserve.direct_calls"]
+    assert [type(details).__module__ for details in asked] == ["ganserve.core_call"]
 
 
 async def test_where_calls_cannot_be_taken_directly_grpc_aio_answers(monkeypatch):

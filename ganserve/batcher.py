@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ganserve.answers import Answers, refuse
 from ganserve.call_times import CallTimes
 from ganserve.cpus import let_others_first
 from ganserve.entries import Batch, Entry, Generated, Part, gather
-from ganserve.errors import DeadlineExceeded, Overloaded, RequestError, ShuttingDown
+from ganserve.errors import DeadlineExceeded, Overloaded, ShuttingDown
 from ganserve.further_parts import FurtherParts
 from ganserve.growth import Growth
 from ganserve.metrics import AbandonReason, Metrics
@@ -81,10 +82,7 @@ class Batcher:
         self._inline_seconds = inline_seconds
         self._on_batch = on_batch
 
-        self._queue_seconds = metrics.queue_seconds.labels()
-        self._compute_seconds = metrics.compute_seconds.labels(model_name)
-        self._batch_images = metrics.batch_images.labels(model_name)
-        self._padding_images = metrics.padding_images.labels(model_name)
+        self._answers = Answers(image_shape, metrics, model_name)
         self._abandoned_images = metrics.abandoned_images
 
         self._loop = asyncio.get_running_loop()
@@ -288,26 +286,16 @@ class Batcher:
             self._loop.call_soon_threadsafe(self._let_in)
         for entry in late:
             error = DeadlineExceeded("the deadline passed before the images were generated")
-            self._loop.call_soon_threadsafe(_refuse, entry, error)
+            self._loop.call_soon_threadsafe(refuse, entry, error)
         return parts
 
     def _run(self, parts: list[Part]) -> Batch:
-        latents, labels = gather(parts, self._latent_dim)
-        rows = len(latents)
-        padding = self._padding(rows)
-        if padding:
-            latents = np.concatenate([latents, np.zeros((padding, self._latent_dim), np.float32)])
-            if labels is not None:
-                labels = np.concatenate([labels, np.zeros(padding, np.int64)])
+        latents, labels = gather(parts, self._latent_dim, self._batch_sizes)
         started_at = time.monotonic()
         images = self._run_batch(latents, labels)
         seconds = time.monotonic() - started_at
-        assert images.shape == (rows + padding, *self._image_shape), images.shape
+        assert images.shape == (len(latents), *self._image_shape), images.shape
         return Batch(parts, images, started_at, seconds)
-
-    def _padding(self, rows: int) -> int:
-        """How many rows are missing for the next size that the model is called with."""
-        return next((size - rows for size in self._batch_sizes if size >= rows), 0)
 
     def _fail(self, parts: list[Part], cause: Exception, began: float) -> None:
         """Fail the entries of a batch; their other rows need not reach the model any more."""
@@ -321,50 +309,12 @@ class Batcher:
         for part in parts:
             error = RuntimeError("the model failed on a batch")
             error.__cause__ = cause
-            self._loop.call_soon_threadsafe(_refuse, part.entry, error)
+            self._loop.call_soon_threadsafe(refuse, part.entry, error)
 
-    # In the event loop again. A caller that has gone has cancelled its future.
+    # In the event loop again.
 
     def _finish(self, batch: Batch) -> None:
-        """Hand the images out; answer the entries whose last rows these were."""
-        offset = 0
-        for entry, start, stop in batch.parts:
-            images = batch.images[offset : offset + stop - start]
-            offset += stop - start
-            if start == 0:
-                entry.queue_seconds = batch.started_at - entry.admitted_at
-                exemplar = None if entry.trace is None else entry.trace.exemplar
-                self._queue_seconds.observe(entry.queue_seconds, exemplar)
-            entry.compute_seconds += batch.seconds
-            entry.done += stop - start
-            if stop - start == entry.size:
-                entry.pixels = images  # all of them: nothing to copy
-            else:
-                if entry.pixels is None:
-                    entry.pixels = np.empty((entry.size, *self._image_shape), np.uint8)
-                entry.pixels[start:stop] = images
-            if entry.done == entry.size and not entry.answer.done():
-                entry.answer.set_result(
-                    Generated(entry.pixels, entry.queue_seconds, entry.compute_seconds)
-                )
-        self._compute_seconds.observe(batch.seconds, _exemplar(batch.parts))
-        self._batch_images.observe(offset)
-        if offset < len(batch.images):
-            self._padding_images.inc(len(batch.images) - offset)
-        self._call_times.note(offset, batch.seconds)
+        self._answers.hand_out(batch)
+        self._call_times.note(batch.rows, batch.seconds)
         if self._on_batch is not None:
             self._on_batch(batch, None)
-
-
-def _exemplar(parts: list[Part]) -> dict[str, str] | None:
-    """The first of the traces that some rows of a batch belong to."""
-    for part in parts:
-        if part.entry.trace is not None and part.entry.trace.exemplar is not None:
-            return dict(part.entry.trace.exemplar)
-    return None
-
-
-def _refuse(entry: Entry, error: RequestError | RuntimeError) -> None:
-    if not entry.answer.done():
-        entry.answer.set_exception(error)
-        entry.answer.exception()  # a caller cancelled just now will not look at it

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -77,33 +78,52 @@ class Batch(NamedTuple):
     """What one model call made of its parts."""
 
     parts: list[Part]
-    images: NDArray[np.uint8]  # [rows, height, width, channels]
+    images: NDArray[np.uint8]  # [rows and padding, height, width, channels]
     started_at: float
     seconds: float
 
+    @property
+    def rows(self) -> int:
+        """How many the parts have together; there are more images where the batch was padded."""
+        return sum(stop - start for _, start, stop in self.parts)
+
 
 def gather(
-    parts: list[Part], latent_dim: int
+    parts: list[Part], latent_dim: int, batch_sizes: Sequence[int] = ()
 ) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
     """Bring the rows of a batch together: latents [rows, latent_dim] and labels [rows].
+
+    Both are padded with zeros up to the next of these sizes, which ascend; without any, not.
+    """
+    latents = _gather_latents(parts, latent_dim)
+    pieces = [entry.labels[start:stop] for entry, start, stop in parts if entry.labels is not None]
+    labels = np.concatenate(pieces) if pieces else None
+    padding = next((size - len(latents) for size in batch_sizes if size >= len(latents)), 0)
+    if padding:
+        latents = np.concatenate([latents, np.zeros((padding, latent_dim), np.float32)])
+        if labels is not None:
+            labels = np.concatenate([labels, np.zeros(padding, np.int64)])
+    return latents, labels
+
+
+def _gather_latents(parts: list[Part], latent_dim: int) -> NDArray[np.float32]:
+    """The latents of a batch, [rows, latent_dim].
 
     Seeds are drawn all at once, for with few of them most of the time goes into NumPy's calls.
     """
     seeded = [part for part in parts if part.entry.rows.dtype == np.uint64]
     drawn = _draw(seeded, latent_dim) if seeded else np.empty((0, latent_dim), np.float32)
-    latents = drawn
-    if len(seeded) < len(parts):
-        pieces: list[NDArray[np.float32]] = []
-        offset = 0
-        for entry, start, stop in parts:
-            if entry.rows.dtype == np.uint64:
-                pieces.append(drawn[offset : offset + stop - start])
-                offset += stop - start
-            else:
-                pieces.append(entry.rows[start:stop].astype(np.float32, copy=False))
-        latents = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
-    labels = [entry.labels[start:stop] for entry, start, stop in parts if entry.labels is not None]
-    return latents, np.concatenate(labels) if labels else None
+    if len(seeded) == len(parts):
+        return drawn
+    pieces: list[NDArray[np.float32]] = []
+    offset = 0
+    for entry, start, stop in parts:
+        if entry.rows.dtype == np.uint64:
+            pieces.append(drawn[offset : offset + stop - start])
+            offset += stop - start
+        else:
+            pieces.append(entry.rows[start:stop].astype(np.float32, copy=False))
+    return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
 
 def _draw(parts: list[Part], latent_dim: int) -> NDArray[np.float32]:

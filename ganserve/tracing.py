@@ -108,7 +108,7 @@ class Tracing:
         riders = [(part, traced) for part in batch.parts if (traced := _traced(part)) is not None]
         if not riders:
             return
-        rows = sum(stop - start for _, start, stop in batch.parts)
+        rows = batch.rows
         offset = time.time_ns() - time.monotonic_ns()
         span = self._batches.start_span(
             "batch",

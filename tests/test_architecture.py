@@ -29,7 +29,7 @@ LAYERS = {
         {"cuda_graphs", "model_spec"},
         {"bound_session"},
         {"runtime"},
-        {"credentials", "row_queue", "further_parts"},
+        {"credentials", "answers", "row_queue", "further_parts"},
         {"entries", "log_format"},
         {"calls", "client"},
         {"async_client"},

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from ganserve.errors import (
 from ganserve.memory import return_free_memory
 from ganserve.metrics import Metrics
 from ganserve.model import Model
-from ganserve.model_files import Candidate, scan
+from ganserve.model_files import Candidate
 from ganserve.model_series import ModelSeries
+from ganserve.repository_folder import RepositoryFolder
 from ganserve.versions import ModelState, Served, Version, newest
 
 logger = logging.getLogger(__name__)
@@ -54,13 +55,13 @@ class Repository:
         versions: Sequence[tuple[str, int]] = (),
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        self._root = root
+        wanted = frozenset(versions) if version_policy == "specific" else None
+        self._folder = RepositoryFolder(root, wanted)
         self._load = load
         self._start_batcher = start_batcher
         self._series = ModelSeries(metrics)
         self._default_model = default_model
         self._version_policy = version_policy
-        self._wanted = frozenset(versions)
         self._on_change = on_change
         self._names: list[str] = []
         self._versions: list[Version] = []
@@ -68,8 +69,6 @@ class Repository:
         # another takes its place.
         self._serving: dict[str, dict[int, Version]] = {}
         self._retirements: set[asyncio.Task[None]] = set()
-        self._scan_errors: set[str] = set()
-        self._missing: set[tuple[str, int]] = set()  # wanted, but not on disk
         # One thread for all: each would keep memory of its own that a model leaves behind.
         self._loader = ThreadPoolExecutor(
             max_workers=1, thread_name_prefix="models", initializer=let_others_first
@@ -158,17 +157,13 @@ class Repository:
         self._loader.shutdown(wait=False, cancel_futures=True)  # what loads now is of no use
 
     async def _look(self) -> None:
-        try:
-            found, unreadable = await asyncio.to_thread(scan, self._root)
-        except OSError as error:
-            self._report_scan_errors([error])
+        seen = await self._folder.look()
+        if seen is None:
             return
-        self._report_scan_errors(unreadable.values())
-        if self._version_policy == "specific":
-            found = self._choose(found, unreadable)
+        found, unreadable = seen
         self._names = sorted({*found, *(name for name in self._names if name in unreadable)})
         known = {*found, *self._serving, *(version.name for version in self._versions)}
-        for name in sorted(known - unreadable.keys()):
+        for name in sorted(name for name in known if name not in unreadable):
             await self._refresh_model(name, found.get(name, []))
         self.settled = True
         self._on_change()
@@ -232,21 +227,6 @@ class Repository:
             self._series.forget_model(name)  # no version is left whose retirement would do so
         elif not candidates:
             self._series.hide(name)
-
-    def _choose(
-        self, found: dict[str, list[Candidate]], unreadable: Container[str]
-    ) -> dict[str, list[Candidate]]:
-        """Leave only what the policy `specific` names; say what of it is not there."""
-        there_are = {(name, c.version) for name, candidates in found.items() for c in candidates}
-        missing = {(name, n) for name, n in self._wanted - there_are if name not in unreadable}
-        for name, number in sorted(missing - self._missing):  # one line a change, not one a poll
-            logger.warning("model %s version %d is to serve, but is not there", name, number)
-        self._missing = missing
-        chosen = {
-            name: [c for c in candidates if (name, c.version) in self._wanted]
-            for name, candidates in found.items()
-        }
-        return {name: candidates for name, candidates in chosen.items() if candidates}
 
     def _keep_serving(self, name: str, numbers: set[int]) -> None:
         """Retire all other versions of a model."""
@@ -344,12 +324,6 @@ class Repository:
         self._loader.submit(_let_go, version)
         logger.info("model %s version %d is retired", version.name, version.number)
         self._on_change()
-
-    def _report_scan_errors(self, errors: Iterable[OSError]) -> None:
-        problems = {f"{error.filename}: {error.strerror}" for error in errors}
-        for problem in sorted(problems - self._scan_errors):  # one line an outage, not one a poll
-            logger.error("cannot be read, what serves goes on: %s", problem)
-        self._scan_errors = problems
 
 
 def _let_go(version: Version) -> None:

@@ -22,7 +22,7 @@ LAYERS = {
         {"tracing"},
         {"inference_request"},
         {"repository", "request", "interceptors"},
-        {"model_series"},
+        {"model_series", "repository_folder"},
         {"versions"},
         {"batcher", "model", "admission"},
         {"gpu_sessions"},

@@ -10,7 +10,6 @@ from endurance_models import tiny
 from endurance_processes import MEGABYTE, Books, Footprint, calling, serving
 
 _MOST_GROWTH = 10 * MEGABYTE
-_LEAK_BYTES = 100
 _LOOKS = 20
 _CONCURRENCY = 32
 # An image a reply, so that a stream can be left in its midst; a queue that is never full.

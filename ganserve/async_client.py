@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -18,7 +18,7 @@ from ganserve.client_messages import (
     ImageRequest,
     build_message,
     read_pixels,
-    to_call_error,
+    readable_errors,
 )
 from ganserve.client_streams import StreamProgress
 from ganserve.encoding import to_picture
@@ -85,7 +85,7 @@ class AsyncClient:
         message = build_message(request, self._model, "raw")
         timeout = request.get("timeout_seconds", self._timeout_seconds)
         progress = StreamProgress(message, timeout)
-        with self._readable_errors(timeout):
+        with readable_errors(self._address, timeout):
             while True:
                 call = self._stub.StreamImages(
                     progress.message, timeout=progress.remaining_seconds, metadata=self._metadata
@@ -104,7 +104,7 @@ class AsyncClient:
     async def models(self, *, timeout_seconds: float | None = None) -> list[pb.Model]:
         """List what serves and what could not be loaded, by name, newest version first."""
         timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
-        with self._readable_errors(timeout):
+        with readable_errors(self._address, timeout):
             reply = await self._stub.ListModels(
                 pb.ListModelsRequest(), timeout=timeout, metadata=self._metadata
             )
@@ -129,7 +129,7 @@ class AsyncClient:
         self, message: pb.GenerateImagesRequest, request: ImageRequest
     ) -> pb.GenerateImagesResponse:
         timeout = request.get("timeout_seconds", self._timeout_seconds)
-        with self._readable_errors(timeout):
+        with readable_errors(self._address, timeout):
             if self._hedge_after_seconds is not None:
                 return await self._generate_hedged(message, timeout, self._hedge_after_seconds)
             return await self._stub.GenerateImages(
@@ -157,10 +157,3 @@ class AsyncClient:
             for call in calls:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
-
-    @contextlib.contextmanager
-    def _readable_errors(self, timeout: float) -> Iterator[None]:
-        try:
-            yield
-        except grpc.RpcError as error:
-            raise to_call_error(error, self._address, timeout) from None

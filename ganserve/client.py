@@ -1,6 +1,5 @@
 """Hides channel, retries and messages behind calls that take seeds and return images."""
 
-import contextlib
 import queue
 from collections.abc import Iterator
 from types import TracebackType
@@ -20,7 +19,7 @@ from ganserve.client_messages import (
     ImageRequest,
     build_message,
     read_pixels,
-    to_call_error,
+    readable_errors,
 )
 from ganserve.client_streams import StreamProgress
 from ganserve.encoding import to_picture
@@ -114,7 +113,7 @@ class Client:
         message = build_message(request, self._model, "raw")
         timeout = request.get("timeout_seconds", self._timeout_seconds)
         progress = StreamProgress(message, timeout)
-        with self._readable_errors(timeout):
+        with readable_errors(self._address, timeout):
             while True:
                 call = self._stub.StreamImages(
                     progress.message, timeout=progress.remaining_seconds, metadata=self._metadata
@@ -132,7 +131,7 @@ class Client:
     def models(self, *, timeout_seconds: float | None = None) -> list[pb.Model]:
         """List what serves and what could not be loaded, by name, newest version first."""
         timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
-        with self._readable_errors(timeout):
+        with readable_errors(self._address, timeout):
             reply = self._stub.ListModels(
                 pb.ListModelsRequest(), timeout=timeout, metadata=self._metadata
             )
@@ -157,7 +156,7 @@ class Client:
         self, message: pb.GenerateImagesRequest, request: ImageRequest
     ) -> pb.GenerateImagesResponse:
         timeout = request.get("timeout_seconds", self._timeout_seconds)
-        with self._readable_errors(timeout):
+        with readable_errors(self._address, timeout):
             if self._hedge_after_seconds is not None:
                 return self._generate_hedged(message, timeout, self._hedge_after_seconds)
             return self._stub.GenerateImages(message, timeout=timeout, metadata=self._metadata)
@@ -189,10 +188,3 @@ class Client:
         finally:
             for call in calls:
                 call.cancel()
-
-    @contextlib.contextmanager
-    def _readable_errors(self, timeout: float) -> Iterator[None]:
-        try:
-            yield
-        except grpc.RpcError as error:
-            raise to_call_error(error, self._address, timeout) from None

@@ -50,8 +50,20 @@ class ImageRequest(TypedDict, total=False):
     timeout_seconds: float
 
 
-def to_call_error(error: grpc.RpcError, address: str, timeout: float) -> CallError:
-    """Say in a line what failed; `timeout` is in seconds."""
+@contextlib.contextmanager
+def readable_errors(address: str, timeout: float) -> Iterator[None]:
+    """Say in a line what failed; `timeout` is in seconds.
+
+    Raises:
+        CallError: instead of gRPC's error.
+    """
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise _to_call_error(error, address, timeout) from None
+
+
+def _to_call_error(error: grpc.RpcError, address: str, timeout: float) -> CallError:
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)  # a call that was started
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:

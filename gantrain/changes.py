@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gantrain.combinations import find_contradiction, has_penalty
+from gantrain.combinations import find_contradiction, flag, has_penalty
 from gantrain.config import TrainConfig
 from gantrain.networks import DISCRIMINATORS
 
@@ -23,7 +23,7 @@ def try_values(config: TrainConfig, changes: Changes, word: str = "try", why: st
     told = ", ".join(
         f"{word} {_spell({name: value})}"
         if isinstance(value, bool)
-        else f"{_flag(name)} {_spell_value(_present(config, name))}: {word} {_spell_value(value)}"
+        else f"{flag(name)} {_spell_value(_present(config, name))}: {word} {_spell_value(value)}"
         for name, value in changes.items()
     )
     return f"{told}, with {_spell(beside)}{why}" if beside else f"{told}{why}"
@@ -75,16 +75,12 @@ def _spell(changes: Changes) -> str:
     given = []
     for name, value in changes.items():
         if isinstance(value, bool):
-            given.append(_flag(name) if value else f"--no-{name.replace('_', '-')}")
+            given.append(flag(name) if value else f"--no-{name.replace('_', '-')}")
         elif value is not None:
-            given.append(f"{_flag(name)} {_spell_value(value)}")
-    left_out = [_flag(name) for name, value in changes.items() if value is None]
+            given.append(f"{flag(name)} {_spell_value(value)}")
+    left_out = [flag(name) for name, value in changes.items() if value is None]
     return " ".join(given) + (f" and leave {', '.join(left_out)} out" if left_out else "")
 
 
 def _spell_value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

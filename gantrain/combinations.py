@@ -109,7 +109,7 @@ def _contradiction_of_networks(config: TrainConfig) -> str | None:
     if holds == "points":
         for name in ("image_size", "channels", "max_data_images"):
             if getattr(config, name) is not None:
-                return f"{_flag(name)}: --data {config.data} holds points, not images"
+                return f"{flag(name)}: --data {config.data} holds points, not images"
         if config.precision != "fp32":
             return f"--precision {config.precision}: points need fp32; leave it out"
         if config.augmentations:
@@ -184,7 +184,7 @@ def _unused_setting(config: TrainConfig, given: Collection[str]) -> str | None:
     unused = _OF_RMSPROP if config.optimizer == "adam" else _OF_ADAM
     for name in unused:
         if name in given:
-            return f"{_flag(name)}: --optimizer {config.optimizer} has no such setting"
+            return f"{flag(name)}: --optimizer {config.optimizer} has no such setting"
     if "ema_ramp_up" in given and not config.ema_half_life_images:
         return "--ema-ramp-up: --ema-half-life-images 0 turns the averaging off"
     assert config.generator is not None
@@ -193,7 +193,7 @@ def _unused_setting(config: TrainConfig, given: Collection[str]) -> str | None:
     for name in ("filters", "kernel_size"):
         if name in given and not any(name in kind.leaves_open for kind in kinds):
             return (
-                f"{_flag(name)}: --generator {config.generator} and --discriminator "
+                f"{flag(name)}: --generator {config.generator} and --discriminator "
                 f"{config.discriminator} have fixed sizes; leave it out"
             )
     if "discriminator_filters" in given and "filters" not in kinds[1].leaves_open:
@@ -204,5 +204,6 @@ def _unused_setting(config: TrainConfig, given: Collection[str]) -> str | None:
     return None
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """A setting as it is given on the command line."""
     return f"--{name.replace('_', '-')}"

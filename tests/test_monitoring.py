@@ -8,7 +8,6 @@ import contextlib
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -31,6 +30,7 @@ from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 from tests.deploy.manifests import DEPLOY
 from tests.deploy.queries import Query, adapter_names, exported
 from tests.ganserve.certificates import Authority
+from tests.ganserve.conftest import free_port
 from tests.ganserve.tiny import publish, write_artifact
 
 ROOT = DEPLOY.parent
@@ -131,13 +131,6 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         load(address, authority.ca, folder / "models"),
     ):
         yield found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes]) -> None:

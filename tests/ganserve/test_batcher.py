@@ -13,7 +13,7 @@ from ganserve.batcher import Batcher
 from ganserve.errors import DeadlineExceeded, Overloaded, ShuttingDown
 from ganserve.latents import draw_latents
 from ganserve.metrics import Metrics
-from tests.ganserve.conftest import eventually
+from tests.ganserve.conftest import eventually, settle
 
 SHAPE = (1, 2, 1)
 
@@ -74,12 +74,6 @@ def images(*values):
 def start(batcher, *values, seconds=60.0, **arguments):
     deadline = time.monotonic() + seconds
     return asyncio.ensure_future(batcher.submit(rows(*values), deadline=deadline, **arguments))
-
-
-async def settle():
-    """Let every task that can run do so."""
-    for _ in range(5):
-        await asyncio.sleep(0)
 
 
 def sample(batcher, name, **labels):

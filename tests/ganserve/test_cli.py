@@ -16,6 +16,7 @@ from PIL import Image
 from ganserve.cli import run
 from ganserve.grid import make_grid
 from ganserve.latents import draw_latents
+from tests.ganserve.conftest import free_port
 from tests.ganserve.tiny import reveal_pixels, write_artifact
 
 COMMANDS = ["serve", "generate", "models", "load-test"]
@@ -45,12 +46,6 @@ def process(*arguments: str, **environment: str):
             yield started
         finally:
             started.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 async def test_many_seeds_become_one_picture(repository, running_server, tmp_path, capsys):

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import io
-import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from PIL import Image
 from ganserve.client import AsyncClient, CallError, Client
 from ganserve.latents import draw_latents
 from ganserve.v1 import image_generation_pb2 as pb
-from tests.ganserve.conftest import eventually, metric
+from tests.ganserve.conftest import eventually, free_port, metric
 from tests.ganserve.tiny import reveal_pixels, write_artifact
 
 SEEDS = [3, 0, 2**64 - 1, 3]
@@ -33,12 +32,6 @@ async def ask(server, question: Callable[[Client], Any], **settings) -> Any:
             return question(client)
 
     return await asyncio.to_thread(put)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 async def test_seeds_become_pixels(repository, running_server):

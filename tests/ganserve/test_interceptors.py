@@ -20,7 +20,7 @@ from ganserve.errors import (
 )
 from ganserve.interceptors import Interceptor
 from ganserve.metrics import Metrics
-from tests.ganserve.conftest import eventually
+from tests.ganserve.conftest import eventually, failure
 
 SERVICE = "test.Service"
 
@@ -155,12 +155,6 @@ async def handled_soon(channel, key, count=1):
 async def anything(call):
     async for _ in call:
         pass
-
-
-async def failure(call):
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await call
-    return error.value
 
 
 async def test_each_kind_of_call_is_answered_and_counted():

@@ -24,7 +24,7 @@ from ganserve.inference.v2 import open_inference_pb2 as pb
 from ganserve.inference.v2.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from ganserve.latents import draw_latents
 from ganserve.v1 import image_generation_pb2 as our_pb
-from tests.ganserve.conftest import connected, metric
+from tests.ganserve.conftest import connected, failure, metric
 from tests.ganserve.tiny import publish, reveal_pixels, write_artifact
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,12 +70,6 @@ def images_of(response):
 async def inferring(server):
     async with grpc.aio.insecure_channel(server.address) as channel:
         yield GRPCInferenceServiceStub(channel)
-
-
-async def failure(call):
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await call
-    return error.value
 
 
 async def details_of(error, kind):

@@ -25,6 +25,7 @@ from ganserve.model import load_model
 from ganserve.model_files import check_root, scan
 from ganserve.repository import Repository
 from ganserve.versions import ModelState
+from tests.ganserve.conftest import eventually, settle
 from tests.ganserve.tiny import publish, write_artifact
 
 LOAD = partial(load_model, device="cpu", threads=1)
@@ -94,18 +95,6 @@ def describe_in_use(repository):
 async def pixels_of(served, latents=(0, 0, 0, 0)):
     rows = np.array([latents], np.float32)
     return (await served.batcher.submit(rows, deadline=time.monotonic() + 20)).pixels
-
-
-async def until(condition):
-    """Wait for what a retirement does in its own time."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.002)
-
-
-async def settle():
-    for _ in range(5):
-        await asyncio.sleep(0)
 
 
 def remove(path):
@@ -320,7 +309,7 @@ async def test_a_version_that_is_not_there_is_unknown_also_where_none_serves(tmp
     load = GatedLoad(held_from=2)
     async with opened(tmp_path, load) as repository:
         refreshing = asyncio.ensure_future(repository.refresh())
-        await until(lambda: load.loads == 2)
+        await eventually(lambda: load.loads == 2)
         for find in (repository.describe, describe_in_use(repository)):
             with pytest.raises(Loading, match="'tiny': is being loaded"):  # who knows what comes
                 find("tiny", 99)
@@ -381,7 +370,7 @@ async def test_a_call_that_came_early_waits_for_the_first_models(tmp_path):
     async with opened(tmp_path, load) as repository:
         early = asyncio.ensure_future(repository.wait_for_first_look("b"))
         refreshing = asyncio.ensure_future(repository.refresh())
-        await until(lambda: load.loads == 2)
+        await eventually(lambda: load.loads == 2)
         assert serving(repository, "a") == 1
         await asyncio.wait_for(repository.wait_for_first_look("a"), 1)  # serves
         assert not early.done()
@@ -655,7 +644,7 @@ class TestVersionPolicies:
             write_artifact(tmp_path, version=3)
             remove(paths[1])
             await repository.refresh()
-            await until(lambda: [number for _, number, _ in states(repository)] == [3, 2])
+            await eventually(lambda: [number for _, number, _ in states(repository)] == [3, 2])
             assert serving(repository) == 3
             remove(tmp_path / "tiny" / "3" / "model.onnx")
             await repository.refresh()
@@ -672,7 +661,7 @@ class TestVersionPolicies:
             await repository.refresh()
             with repository.use("tiny", 1) as (_, served):
                 assert (await pixels_of(served) == 137).all()
-            await until(lambda: len(repository.versions) == 2)
+            await eventually(lambda: len(repository.versions) == 2)
 
     async def test_specific_serves_what_is_named_and_nothing_else(self, tmp_path, caplog):
         for version in (1, 2, 3):
@@ -710,7 +699,7 @@ class TestSeriesOfVersions:
                 await repository.refresh()
                 with repository.use("tiny", None) as (version, _):
                     version.count_images(number)
-                await until(lambda: len(repository.versions) == 1)
+                await eventually(lambda: len(repository.versions) == 1)
             counts = [
                 sample(repository, "ganserve_images_total", model="tiny", version=str(number))
                 for number in range(1, 6)
@@ -738,7 +727,7 @@ class TestSeriesOfVersions:
             remove(path)
             path.parent.parent.rmdir()
             await repository.refresh()
-            await until(lambda: models_with_series(repository) == {"other"})
+            await eventually(lambda: models_with_series(repository) == {"other"})
 
     async def test_nor_does_one_that_never_served(self, tmp_path):
         for version in (1, 2):

@@ -28,7 +28,7 @@ from ganserve.inference.v2.open_inference_pb2_grpc import GRPCInferenceServiceSt
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 from tests.ganserve.certificates import AROUND, Authority
-from tests.ganserve.conftest import connected, eventually, fetch, metric
+from tests.ganserve.conftest import connected, eventually, failure, fetch, metric
 from tests.ganserve.tiny import write_artifact
 
 TOKEN, OTHER = "correct-horse-battery-staple", "another-token-altogether"
@@ -85,12 +85,6 @@ def bearer(token):
 async def secured(server, **files):
     async with open_async_channel(server.address, ChannelSecurity(**files), []) as channel:
         yield ImageGenerationServiceStub(channel)
-
-
-async def failure(call):
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await call
-    return error.value
 
 
 async def code_of(call):

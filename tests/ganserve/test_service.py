@@ -11,7 +11,7 @@ from ganserve.latents import draw_latents, interpolate_latents
 from ganserve.messages import write
 from ganserve.service import one_ahead
 from ganserve.v1 import image_generation_pb2 as pb
-from tests.ganserve.conftest import connected, metric
+from tests.ganserve.conftest import connected, metric, settle
 from tests.ganserve.tiny import publish, reveal_pixels, write_artifact
 
 RAW, PNG, JPEG, WEBP = 1, 2, 3, 4
@@ -28,12 +28,6 @@ def expected(*seeds, **settings):
 def pixels_of(response):
     shape = (response.count, response.height, response.width, response.channels)
     return np.frombuffer(response.pixels, np.uint8).reshape(shape)
-
-
-async def settle():
-    """Let every task that can run do so."""
-    for _ in range(5):
-        await asyncio.sleep(0)
 
 
 async def failure(call):

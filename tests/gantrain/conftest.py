@@ -1,6 +1,7 @@
 """Runs small enough to train in a test, and disks small enough to fill."""
 
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gantrain.checkpoint import checkpoint_paths
 from gantrain.presets import resolve
 from gantrain.training import train
 
@@ -21,6 +23,13 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "small"
     train(resolve({**SMALL, "run_dir": run_dir, "total_images": 1024}))
     return run_dir
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], run_dir: Path) -> None:
+    """Wait until a run that goes on has saved one."""
+    while not checkpoint_paths(run_dir / "checkpoints"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
 
 
 # Classes of unequal size that differ in brightness alone, in the order of their labels.

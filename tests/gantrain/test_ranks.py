@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from gantrain.errors import RunError
 from gantrain.presets import resolve
 from gantrain.ranks import Ranks, read_ranks
 from gantrain.training import train
-from tests.gantrain.conftest import SMALL
+from tests.gantrain.conftest import SMALL, wait_for_checkpoint
 
 STEPS = 20
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -80,12 +79,6 @@ def workers_of(process: subprocess.Popen[str]) -> Iterator[tuple[int, int]]:
         ranks = [int(value[5:]) for value in variables if value.startswith(b"RANK=")]
         if ranks:
             yield ranks[0], int(child)
-
-
-def wait_for_checkpoint(process: subprocess.Popen[str], run_dir: Path) -> None:
-    while not checkpoint_paths(run_dir / "checkpoints"):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
 
 
 def rows_of(run_dir: Path) -> list[dict[str, float]]:

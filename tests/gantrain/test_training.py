@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +32,14 @@ from gantrain.training import (
     create_state,
     train,
 )
-from tests.gantrain.conftest import IMAGES, SHADES, SMALL, nearest_class, tile_shades
+from tests.gantrain.conftest import (
+    IMAGES,
+    SHADES,
+    SMALL,
+    nearest_class,
+    tile_shades,
+    wait_for_checkpoint,
+)
 
 TOTAL = 1024
 
@@ -46,12 +52,6 @@ def command(run_dir: Path, *more: str) -> list[str]:
 
 def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_checkpoint(process: subprocess.Popen[str], run_dir: Path) -> None:
-    while not checkpoint_paths(run_dir / "checkpoints"):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
 
 
 def final_weights(run_dir: Path) -> dict[str, object]:

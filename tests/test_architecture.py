@@ -1,6 +1,7 @@
 """The house rules that a program can check: who imports whom, what is needed, what is generated."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -209,6 +210,17 @@ def test_the_table_names_only_what_exists():
         f"{package}.{name}" for package in LAYERS for layer in LAYERS[package] for name in layer
     }
     assert placed - set(GENERATED) <= set(MODULES)
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_the_document_names_every_module_once(package):
+    page = (ROOT / "docs/architecture.md").read_text()
+    table = page.partition(f"| {package} | hides |\n|---|---|\n")[2].partition("\n\n")[0]
+    first_cells = " ".join(row.split("|")[1] for row in table.splitlines())
+    names = {name.split(".")[1] for name in list_modules(package) if "." in name} - {"__main__"}
+    folders = {path.parent.name + "/" for path in (ROOT / package).glob("*/__init__.py")}
+    expected = {name for name in names if f"{name}/" not in folders} | folders
+    assert sorted(re.findall(r"`([\w/]+)`", first_cells)) == sorted(expected)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from ganserve.batcher import Batcher
+from ganserve.call_times import CallTimes
 from ganserve.errors import DeadlineExceeded, Overloaded, ShuttingDown
 from ganserve.latents import draw_latents
 from ganserve.metrics import Metrics
@@ -169,6 +170,14 @@ async def test_idle_workers_share_a_request():
     assert sorted(model.batches) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
+async def test_idle_workers_do_not_share_what_is_half_a_batch_or_less():
+    model = GatedModel(is_open=True)
+    async with running(model, instances=2, max_batch_size=8) as batcher:
+        await eventually(lambda: batcher._idle == 2)
+        assert ((await start(batcher, *range(4))).pixels == images(*range(4))).all()
+    assert model.batches == [[0, 1, 2, 3]]
+
+
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
     model = GatedModel()
     async with running(model, queue_size=4) as batcher:
@@ -185,6 +194,24 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
         model.release()
         await asyncio.gather(first, waiting, last)
         assert sample(batcher, "ganserve_pending_images") == 0
+
+
+@pytest.mark.parametrize("instances", [1, 2])
+async def test_more_workers_have_a_refused_caller_come_back_sooner(instances):
+    model = GatedModel()
+    async with running(model, queue_size=4, instances=instances) as batcher:
+        requests = []
+        for value in range(instances):
+            requests.append(start(batcher, value))
+            await model.has_started()
+        requests.append(start(batcher, 2, 3, 4))
+        await settle()
+        with pytest.raises(Overloaded) as refusal:
+            await start(batcher, 5, 6)
+        model.release()
+        await asyncio.gather(*requests)
+    guess = CallTimes().seconds_per_row  # no call has ended yet
+    assert refusal.value.retry_seconds == pytest.approx(3 * guess / instances)
 
 
 class TestFurtherParts:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 
 import grpc
 import pytest
@@ -93,6 +94,14 @@ async def test_every_call_is_answered_once_with_its_own_reply(count, direct_meth
         replies = await asyncio.gather(*(call(b"%d" % number) for number in range(count)))
         assert replies == [b"%d" % number for number in range(count)]
         assert service.begun == count
+
+
+async def test_a_server_at_rest_takes_no_cpu(direct_methods):
+    async with serving(direct_methods) as (_, _, call):
+        assert await call(b"x") == b"x"
+        before = time.thread_time()  # of this thread, which runs the event loop
+        await asyncio.sleep(0.5)
+        assert time.thread_time() - before < 0.02
 
 
 async def test_calls_under_way_do_not_keep_others_from_being_taken(direct_methods):

@@ -53,6 +53,16 @@ async def test_a_caller_who_cancels_is_not_mistaken_for_the_deadline():
     assert await task is False
 
 
+async def test_a_caller_who_cancels_at_the_deadline_has_left():
+    deadlines = Deadlines(20)
+    task = asyncio.ensure_future(wait_for_ever(deadlines))
+    await asyncio.sleep(0)
+    deadlines._ends[task] = 0.0  # its time is up
+    deadlines._cancel_late()
+    task.cancel()
+    assert await task is False
+
+
 async def test_a_task_without_a_deadline_has_none():
     deadlines = Deadlines(0.01)
     assert not deadlines.has_passed()

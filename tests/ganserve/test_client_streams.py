@@ -1,0 +1,57 @@
+import grpc
+import numpy as np
+import pytest
+
+from ganserve.client_streams import StreamProgress
+from ganserve.v1 import image_generation_pb2 as pb
+
+Code = grpc.StatusCode
+
+
+def chunk(first, *values, version="3"):
+    """Images of one grey pixel each."""
+    return pb.GenerateImagesResponse(
+        pixels=bytes(values),
+        count=len(values),
+        height=1,
+        width=1,
+        channels=1,
+        first_index=first,
+        model=pb.ModelIdentity(version=version),
+    )
+
+
+def progress():
+    return StreamProgress(pb.GenerateImagesRequest(), timeout_seconds=60)
+
+
+def test_another_attempt_leaves_out_what_has_come_and_nothing_else():
+    stream = progress()
+    first = [chunk(0, 10, 11, 12)]
+    again = [chunk(0, 10, 11), chunk(2, 12, 13), chunk(4, 14)]  # in chunks of another size
+    taken = [images for response in first + again for images in stream.take(response)]
+    assert np.concatenate(taken).ravel().tolist() == [10, 11, 12, 13, 14]
+
+
+def test_another_attempt_is_held_to_the_version_that_has_come():
+    stream = progress()
+    list(stream.take(chunk(0, 10, version="7")))
+    assert stream.message.model_version == "7"
+
+
+@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.CANCELLED])
+def test_a_server_may_be_lost_four_times(code):
+    stream = progress()
+    list(stream.take(chunk(0, 10)))
+    assert [stream.may_go_on(code) for _ in range(6)] == [True] * 4 + [False] * 2
+
+
+def test_a_stream_that_has_not_begun_is_left_to_grpcs_own_attempts():
+    assert not progress().may_go_on(Code.UNAVAILABLE)
+
+
+@pytest.mark.parametrize("code", [Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.NOT_FOUND])
+def test_what_another_server_would_say_too_ends_the_stream(code):
+    stream = progress()
+    list(stream.take(chunk(0, 10)))
+    assert not stream.may_go_on(code)

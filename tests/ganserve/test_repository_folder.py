@@ -1,0 +1,67 @@
+import errno
+import os
+
+import pytest
+
+from ganserve.repository_folder import RepositoryFolder
+from tests.ganserve.tiny import publish
+
+
+async def found(folder):
+    seen = await folder.look()
+    assert seen is not None
+    versions, unreadable = seen
+    numbers = {name: [one.version for one in candidates] for name, candidates in versions.items()}
+    return numbers, set(unreadable)
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name, version in (("a", 1), ("a", 2), ("b", 1)):
+        publish(tmp_path, name, version, b"not looked into")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        pytest.param(None, {"a": [2, 1], "b": [1]}, id="all"),
+        pytest.param(frozenset({("a", 1)}), {"a": [1]}, id="named"),
+        pytest.param(frozenset(), {}, id="none"),
+    ],
+)
+async def test_what_may_serve(root, wanted, expected):
+    assert await found(RepositoryFolder(root, wanted)) == (expected, set())
+
+
+async def test_a_model_that_cannot_be_read_is_told_once_and_its_versions_are_not_missed(
+    root, caplog
+):
+    (root / "c").symlink_to("c")  # an error for whoever follows it, even for root
+    folder = RepositoryFolder(root, frozenset({("a", 1), ("c", 1)}))
+    for _ in range(2):
+        assert await found(folder) == ({"a": [1]}, {"c"})
+    assert [record.getMessage() for record in caplog.records] == [
+        f"cannot be read, what serves goes on: {root / 'c'}: {os.strerror(errno.ELOOP)}"
+    ]
+
+
+async def test_what_is_missing_is_told_again_once_it_was_there(root, caplog):
+    folder = RepositoryFolder(root, frozenset({("d", 1)}))
+    for _ in range(2):
+        await folder.look()
+    path = publish(root, "d", 1, b"not looked into")
+    await folder.look()
+    path.unlink()
+    await folder.look()
+    assert caplog.text.count("model d version 1 is to serve, but is not there") == 2
+
+
+async def test_a_folder_that_cannot_be_read_tells_nothing_of_its_models(root, caplog):
+    folder = RepositoryFolder(root, None)
+    root.rename(root.with_name("away"))
+    for _ in range(2):
+        assert await folder.look() is None
+    root.with_name("away").rename(root)
+    assert (await folder.look())[0].keys() == {"a", "b"}
+    assert caplog.text.count("cannot be read, what serves goes on") == 1

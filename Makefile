@@ -5,9 +5,9 @@ INSTALLED := .venv/.installed
 # Its dependencies do not agree with ours.
 CHECKOV := .venv/checkov
 CHECKOV_VERSION := 3.3.30
+CHECKOV_INSTALLED := $(CHECKOV)/.installed-$(CHECKOV_VERSION)
 # Those that need neither data nor the demo's run; the others' first lines say what to give them.
 BENCHMARKS := autoscaler doctor mixtures ranks rolling_update serving training_speed
-CHECKOV_INSTALLED := $(CHECKOV)/.installed-$(CHECKOV_VERSION)
 
 .PHONY: demo test check check-deploy protos docs bench images images-offline clean help
 .DELETE_ON_ERROR:

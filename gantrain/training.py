@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -275,9 +276,14 @@ def data_order(count: int, config: TrainConfig, state: TrainState) -> DataOrder:
     return DataOrder(count, config.batch_size, seed)
 
 
+def find_newest(run: RunDirectory) -> dict[str, Any] | None:
+    """The newest good checkpoint that the first rank finds, for all ranks."""
+    return broadcast(newest_good_checkpoint(run.checkpoints) if read_ranks().first else None)
+
+
 def restore_newest(state: TrainState, run: RunDirectory) -> None:
-    """Take over the newest good checkpoint that the first rank finds, where there is one."""
-    values = broadcast(newest_good_checkpoint(run.checkpoints) if read_ranks().first else None)
+    """Take over the newest good checkpoint, where there is one."""
+    values = find_newest(run)
     if values is not None:
         state.load_state_dict(values)
         logger.info("resuming %s at %d images", run.path, state.images_seen)
@@ -306,7 +312,7 @@ def roll_back(
     if state.rolled_back_to is not None and read_ranks().first:
         # Nothing good has been saved since the last time: what was gone back to leads astray.
         discard_checkpoint(run.checkpoints, state.rolled_back_to)
-    values = broadcast(newest_good_checkpoint(run.checkpoints) if read_ranks().first else None)
+    values = find_newest(run)
     if values is None:  # it diverged before the first one
         device = next(state.generator.parameters()).device
         values = create_state(config, device, class_count).state_dict()

@@ -246,7 +246,8 @@ class Batcher:
                 self._fail(parts, error, began)
             else:
                 self._loop.call_soon_threadsafe(self._finish, batch)
-                del batch  # or the last batch would stay while no other comes
+                del batch
+            del parts  # or the last batch, and all images of its calls, would stay till the next
 
     def _next_parts(self) -> list[Part]:
         """Wait for rows and take them; empty when closing and nothing is left."""

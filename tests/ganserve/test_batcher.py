@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -703,6 +704,12 @@ async def test_a_large_request_in_the_event_loop_leaves_turns_to_others():
             turns += 1
         assert len((await large).pixels) == 40
     assert turns >= 10
+
+
+async def test_images_are_let_go_while_no_other_batch_comes():
+    async with running(GatedModel(is_open=True), instances=2) as batcher:
+        one, several = [weakref.ref((await start(batcher, *v)).pixels) for v in ([1], range(9))]
+        await eventually(lambda: one() is None and several() is None)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux")

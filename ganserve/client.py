@@ -76,6 +76,7 @@ class Client:
         options = make_channel_options(retries=retries, round_robin=round_robin)
         self._channel = open_channel(address, security, options)
         self._stub = ImageGenerationServiceStub(self._channel)
+        self._closed = False
 
     def generate(self, **request: Unpack[ImageRequest]) -> NDArray[np.uint8]:
         """Generate images as an array [n, height, width, channels]; see `ImageRequest`."""
@@ -123,7 +124,7 @@ class Client:
                         yield from progress.take(response)
                     return
                 except grpc.RpcError:
-                    if not progress.may_go_on(call.code()):
+                    if self._closed or not progress.may_go_on(call.code()):
                         raise
                 finally:
                     call.cancel()  # the caller may have stopped early
@@ -139,6 +140,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; calls under way fail with CANCELLED."""
+        self._closed = True
         self._channel.close()
 
     def __enter__(self) -> Self:

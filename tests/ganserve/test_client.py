@@ -143,6 +143,21 @@ async def test_a_stream_that_is_not_read_to_its_end_is_cancelled(repository, run
     assert (first == expected_pixels([0])).all()
 
 
+async def test_a_stream_whose_client_is_closed_says_that_it_was_cancelled(
+    repository, running_server
+):
+    async with running_server(repository, chunk_bytes=1, max_images_per_request=2000) as server:
+
+        def read_on(client: Client) -> None:
+            stream = client.stream(seeds=range(2000))
+            next(stream)
+            client.close()
+            list(stream)
+
+        with pytest.raises(CallError, match="CANCELLED"):
+            await ask(server, read_on)
+
+
 async def test_replies_above_the_default_limit_arrive(tmp_path, running_server):
     write_artifact(tmp_path / "models", height=64, width=64)
     async with running_server(tmp_path / "models") as server:

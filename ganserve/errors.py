@@ -26,6 +26,10 @@ class ModelError(ValueError):
     """An artifact that cannot be served; the message names the file and what is wrong in it."""
 
 
+class UnreadableModel(ModelError):
+    """The artifact cannot be read, which says nothing of what is in it."""
+
+
 class ProviderUnavailable(ModelError):
     """The execution provider that was asked for is not the one in use."""
 

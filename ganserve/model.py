@@ -15,7 +15,7 @@ from ganserve.artifact import Golden, check_golden_image, parse_metadata
 from ganserve.batch_sizes import are_rows_independent
 from ganserve.bound_session import BoundSession
 from ganserve.config import Device
-from ganserve.errors import ModelError, ProviderUnavailable
+from ganserve.errors import ModelError, ProviderUnavailable, UnreadableModel
 from ganserve.gpu_sessions import GpuSettings, open_on_gpu
 from ganserve.latents import draw_latents
 from ganserve.model_files import read_model_file
@@ -65,6 +65,7 @@ def load_model(
 
     Raises:
         ModelError: the file cannot be served.
+        UnreadableModel: it cannot be read, which may pass.
         ProviderUnavailable: it could, but not on this device.
     """
     sizes_of = warm_batch_sizes if callable(warm_batch_sizes) else lambda _: warm_batch_sizes
@@ -104,7 +105,7 @@ def load_model(
         for batch_size in sorted(sizes):
             warm_up(model, batch_size)
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UnreadableModel(f"{path}: cannot be read: {error.strerror}") from error
     except ModelError as error:
         raise type(error)(f"{path}: {error}") from error
     except Exception as error:  # the file is not ours to trust, ONNX Runtime raises many kinds

@@ -101,6 +101,17 @@ def read_model_file(path: Path, max_bytes: int) -> memoryview:
         return content[:read].toreadonly()  # it may have become shorter meanwhile
 
 
+def can_be_read(path: Path) -> bool:
+    """Whether a file opens and gives at least its first byte."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - as above
+            file.read(1)
+    except OSError:
+        return False
+    return True
+
+
 def _candidates(folder: Path) -> list[Candidate]:
     try:
         entries = list(folder.iterdir())

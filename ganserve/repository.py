@@ -18,11 +18,12 @@ from ganserve.errors import (
     ProviderUnavailable,
     StartupError,
     UnknownModel,
+    UnreadableModel,
 )
 from ganserve.memory import return_free_memory
 from ganserve.metrics import Metrics
 from ganserve.model import Model
-from ganserve.model_files import Candidate
+from ganserve.model_files import Candidate, can_be_read
 from ganserve.model_series import ModelSeries
 from ganserve.repository_folder import RepositoryFolder
 from ganserve.versions import ModelState, Served, Version, newest
@@ -211,7 +212,7 @@ class Repository:
 
     async def _refresh_model(self, name: str, candidates: list[Candidate]) -> None:
         """Bring those of these candidates, newest first, into service that the policy wants."""
-        self._forget_failures(name, candidates)
+        await self._forget_failures(name, candidates)
         stay = set()
         for candidate in candidates:
             if self._version_of(candidate) is None:
@@ -240,14 +241,15 @@ class Repository:
         for number in serving.keys() - numbers:
             self._retire(serving[number])
 
-    def _forget_failures(self, name: str, candidates: list[Candidate]) -> None:
-        self._versions = [
-            version
-            for version in self._versions
-            if version.state is not ModelState.FAILED
-            or version.name != name
-            or version.candidate in candidates
-        ]
+    async def _forget_failures(self, name: str, candidates: list[Candidate]) -> None:
+        """Leave only those that a further attempt would come to as well."""
+        failed = [v for v in self._versions if v.name == name and v.state is ModelState.FAILED]
+        for version in failed:
+            if version.candidate not in candidates or (
+                # Rights and volumes come back, and the file is the same as before.
+                version.unreadable and await asyncio.to_thread(can_be_read, version.candidate.path)
+            ):
+                self._versions.remove(version)
 
     def _show_failures(self, name: str) -> None:
         failed = (v for v in self._versions if v.name == name and v.state is ModelState.FAILED)
@@ -296,12 +298,14 @@ class Repository:
     def _fail(self, version: Version, error: ModelError) -> None:
         version.state = ModelState.FAILED
         version.error = str(error)
+        version.unreadable = isinstance(error, UnreadableModel)
         self._series.fail(version)
         if isinstance(error, ProviderUnavailable) and not self.settled:
             raise StartupError(version.error) from error
         logger.error(
-            "model %s version %d cannot be served until its file changes: %s",
-            *(version.name, version.number, version.error),
+            "model %s version %d cannot be served until its file %s: %s",
+            *(version.name, version.number),
+            *("can be read" if version.unreadable else "changes", version.error),
         )
 
     def _retire(self, version: Version) -> None:

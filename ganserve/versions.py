@@ -35,6 +35,7 @@ class Version:
     state: ModelState = ModelState.LOADING
     served: Served | None = None  # set where READY, or RETIRING and in use
     error: str = ""  # set where FAILED
+    unreadable: bool = False  # FAILED only because its file cannot be read
     calls: int = 0  # under way
     idle: asyncio.Event = field(default_factory=asyncio.Event)  # retired, and no call under way
     count_images: Callable[[float], None] = lambda _: None  # that were answered with

@@ -1,7 +1,9 @@
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -100,6 +102,18 @@ async def pixels_of(served, latents=(0, 0, 0, 0)):
 def remove(path):
     path.unlink()
     path.parent.rmdir()
+
+
+@contextlib.contextmanager
+def leased(path):
+    """Keep everybody from opening a file, even root; it stays the same."""
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # sent to us when somebody tries
+    try:
+        with path.open("r+b") as file:
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            yield
+    finally:
+        signal.signal(signal.SIGIO, before)
 
 
 def loop(path):
@@ -520,6 +534,21 @@ class TestAVersionThatCannotBeRead:
             write_artifact(tmp_path, version=3)
             await repository.refresh()
             assert serving(repository) == 3
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="files have leases on Linux")
+    async def test_whose_file_can_be_read_again_is_loaded_though_it_is_the_same(
+        self, tmp_path, caplog
+    ):
+        path = write_artifact(tmp_path)
+        async with opened(tmp_path) as repository:
+            with leased(path):
+                for _ in range(2):
+                    await repository.refresh()
+                assert states(repository) == [("tiny", 1, "FAILED")]
+                assert caplog.text.count("cannot be served until its file can be read: ") == 1
+            await repository.refresh()
+            assert states(repository) == [("tiny", 1, "READY")]
+            assert sample(repository, "ganserve_model_failed_versions", model="tiny") == 0
 
     async def test_alone_is_listed_as_failed(self, tmp_path):
         (tmp_path / "tiny").mkdir()

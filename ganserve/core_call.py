@@ -36,7 +36,8 @@ class CoreCall:
     def __init__(self, details: CallDetails, event: Any) -> None:  # noqa: ANN401
         self.details = details
         self._core_call = event.call
-        self._deadline: float = event.call_details.deadline  # on the clock of time.time
+        # On time.monotonic, for the clock of time.time, in which it comes, may be set meanwhile.
+        self._deadline: float = event.call_details.deadline - time.time() + time.monotonic()
         self._trailing: Metadata = ()
         self._code: grpc.StatusCode | None = None
         self._gone = False
@@ -111,7 +112,7 @@ class CoreCall:
         """Seconds until the caller's deadline, None where it set none."""
         if self._deadline > _NO_DEADLINE:
             return None
-        return max(self._deadline - time.time(), 0.0)
+        return max(self._deadline - time.monotonic(), 0.0)
 
     def set_trailing_metadata(self, metadata: Metadata) -> None:
         """What goes with the status."""

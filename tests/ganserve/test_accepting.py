@@ -38,8 +38,9 @@ class Service(grpc.GenericRpcHandler):
             return grpc.unary_unary_rpc_method_handler(self.answer)
         return None
 
-    async def answer(self, request, _):
+    async def answer(self, request, context):
         self.begun += 1
+        self.context = context
         if request == b"fail":
             raise ValueError(request)
         try:
@@ -200,6 +201,19 @@ async def test_who_leaves_is_not_worked_for(how, direct_methods):
             await channel.close()
         await eventually(lambda: service.ended == ["cancelled"])
         await channel.close()
+
+
+@pytest.mark.parametrize("seconds", [-3600, 3600])
+async def test_the_time_that_remains_does_not_change_with_the_clock(seconds, monkeypatch):
+    async with serving([METHOD]) as (service, _, call):
+        service.open.clear()
+        answer = asyncio.ensure_future(call(b"x", timeout=20))
+        await eventually(lambda: service.begun == 1)
+        time_before = time.time
+        monkeypatch.setattr(time, "time", lambda: time_before() + seconds)
+        assert 0 < service.context.time_remaining() < 60
+        service.open.set()
+        assert await answer == b"x"
 
 
 async def test_what_a_handler_raises_is_an_error_of_its_call_alone(direct_methods):

@@ -14,6 +14,8 @@ from ganserve.png import encode_pngs
 
 # Handing work to a thread costs about as much as encoding a small image, so a thread gets several.
 _IMAGES_PER_CHUNK = 4
+# Of pixels, some tens of milliseconds of work: then a thread turns to what others wait for.
+_MOST_CHUNK_BYTES = 1024 * 1024
 _DEFAULT_JPEG_QUALITY = 90
 # A PNG of 64x64 RGB takes less time than two changes of threads.
 _INLINE_PNG_BYTES = 16 * 1024
@@ -92,24 +94,32 @@ class Encoder:
     async def encode(
         self, pixels: NDArray[np.uint8], image_format: ImageFormat, quality: int | None = None
     ) -> list[bytes]:
-        """Images [n, height, width, channels] as one file each, in order."""
+        """Images [n, height, width, channels] as one file each, in order.
+
+        Calls take turns, so a large one does not hold up a small one.
+        """
         if self._closed:
             raise RuntimeError("the encoder is closed")
         if image_format is ImageFormat.PNG and pixels.size <= _INLINE_PNG_BYTES:
             return encode_images(pixels, image_format)
-        chunks = min(self._threads, -(-len(pixels) // _IMAGES_PER_CHUNK))
+        least = min(self._threads, -(-len(pixels) // _IMAGES_PER_CHUNK))
+        chunks = min(len(pixels), max(least, -(-pixels.size // _MOST_CHUNK_BYTES)))
+        waiting = enumerate(np.array_split(pixels, max(chunks, 1)))
+        encoded: dict[int, list[bytes]] = {}
         loop = asyncio.get_running_loop()
+
+        async def encode_in_turn() -> None:
+            for index, chunk in waiting:
+                encoded[index] = await loop.run_in_executor(
+                    self._pool, encode_images, chunk, image_format, quality
+                )
+
         self.pending_images += len(pixels)
         try:
-            parts = await asyncio.gather(
-                *(
-                    loop.run_in_executor(self._pool, encode_images, chunk, image_format, quality)
-                    for chunk in np.array_split(pixels, max(chunks, 1))
-                )
-            )
+            await asyncio.gather(*(encode_in_turn() for _ in range(min(chunks, self._threads))))
         finally:
             self.pending_images -= len(pixels)
-        return [image for part in parts for image in part]
+        return [image for index in sorted(encoded) for image in encoded[index]]
 
     def close(self) -> None:
         """Finish what has begun and end the threads."""

@@ -1,5 +1,6 @@
 """Encoding: what arrives is what was sent, in order, and always the same bytes."""
 
+import asyncio
 import contextlib
 import io
 from collections.abc import Iterator
@@ -98,6 +99,15 @@ async def test_the_number_of_threads_changes_no_byte(threads):
     with running(Encoder(threads)) as encoder:
         encoded = await encoder.encode(pixels, ImageFormat.JPEG, 70)
     assert encoded == [encode_image(image, ImageFormat.JPEG, 70) for image in pixels]
+
+
+async def test_a_small_call_is_not_held_up_by_a_large_one():
+    with running(Encoder(threads=2)) as encoder:
+        large = asyncio.ensure_future(encoder.encode(noise(512, 64, 64, 3), ImageFormat.WEBP))
+        await asyncio.sleep(0)
+        await encoder.encode(noise(1, 64, 64, 3), ImageFormat.WEBP)
+        assert not large.done()
+        assert len(await large) == 512
 
 
 async def test_a_closed_encoder_refuses_work():

@@ -67,11 +67,12 @@ class RunningMeans:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Count one step's values."""
+    def add(self, values: dict[str, Tensor], steps: int = 1) -> None:
+        """Count one step's values, or the means of several."""
         for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
+            total = value * steps
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+            self._counts[name] = self._counts.get(name, 0) + steps
 
     def take(self) -> dict[str, float]:
         """Return the means and start over."""

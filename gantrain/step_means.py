@@ -36,13 +36,15 @@ class StepMeans:
         return self._means.take()
 
     def _sum_up(self) -> None:
+        steps = {name: len(kept) for name, kept in self._logits.items()}  # all of one batch size
         logits = {name: torch.cat(kept) for name, kept in self._logits.items()}
         self._logits = {}
         if "real_logits" in logits:
-            self._means.add(self._judge(logits["real_logits"], logits["fake_logits"]))
+            judged = self._judge(logits["real_logits"], logits["fake_logits"])
+            self._means.add(judged, steps["real_logits"])
         if "generator_logits" in logits:
             error = 1 - torch.sigmoid(logits["generator_logits"])
-            self._means.add({"generator_error": error.mean()})
+            self._means.add({"generator_error": error.mean()}, steps["generator_logits"])
 
     def _judge(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         if self._threshold is None:

@@ -1,0 +1,44 @@
+"""Tests of the numbers of a row: every step counts alike, however many there are."""
+
+import pytest
+import torch
+
+from gantrain.step_means import StepMeans
+
+
+@pytest.mark.parametrize("steps", [1, 256, 257, 600])
+def test_each_step_counts_alike_in_what_is_made_of_logits(steps: int):
+    means = StepMeans("bce")
+    for step in range(steps):
+        right = torch.full((4,), 1.0 if step < 256 else -1.0)
+        means.add({"real_logits": right, "fake_logits": -right, "generator_loss": right.mean()})
+        means.add({"generator_logits": right})
+    row = means.take()
+    share = min(steps, 256) / steps
+    sigmoids = torch.sigmoid(torch.tensor([1.0, -1.0])).tolist()
+    error = share * sigmoids[1] + (1 - share) * sigmoids[0]
+    assert row == pytest.approx(
+        {
+            "generator_loss": 2 * share - 1,
+            "discriminator_accuracy_real": share,
+            "discriminator_accuracy_fake": share,
+            "discriminator_error": error,
+            "real_logits": 2 * share - 1,
+            "fake_logits": 1 - 2 * share,
+            "logit_size": 1.0,
+            "generator_error": error,
+        },
+        abs=1e-5,
+    )
+
+
+def test_more_updates_of_one_network_than_of_the_other_count_by_themselves():
+    means = StepMeans("relativistic")
+    for step in range(100):
+        for update in range(5):
+            logits = torch.full((2,), float(5 * step + update))
+            means.add({"real_logits": logits, "fake_logits": logits - 1})
+        means.add({"generator_logits": torch.full((2,), 50.0 if step < 52 else -50.0)})
+    row = means.take()
+    assert row["real_logits"] == pytest.approx(249.5)
+    assert row["generator_error"] == pytest.approx(0.48)

@@ -52,8 +52,10 @@ class Checkup:
         )
         self._reference: Reference | None = None
         self._rolled_back: list[str] = []  # why, each time since the last row
-        self._seconds = 0.0  # spent on diagnosis by this process
         self._rows = self._read_rows(images_seen)
+        looks = [row for row in self._rows if "diagnosis_seconds" in row]
+        # Spent on diagnosis, however often the run was resumed, as its seconds are counted.
+        self._seconds: float = looks[-1]["diagnosis_seconds"] if looks else 0.0
         self._state = next(
             (row["diagnosis"] for row in reversed(self._rows) if "diagnosis" in row), ""
         )

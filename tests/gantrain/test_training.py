@@ -326,6 +326,20 @@ def test_numbers_that_leave_the_reals_stop_the_run_and_keep_the_last_good_checkp
     assert load_checkpoint(newest)["images_seen"] == 64
 
 
+def test_a_resumed_run_has_not_its_share_of_time_for_diagnosis_once_more(tmp_path: Path):
+    settings = {**SMALL, "run_dir": tmp_path / "run", "diagnose_every": 256}
+    train(resolve({**settings, "total_images": 512}))
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows[-1]["diagnosis_seconds"] = 1000.0  # far more than its share
+    metrics.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    train(resolve({**settings, "total_images": 1024}))
+    looks = [row for row in read_metrics(tmp_path / "run") if "diagnosis_seconds" in row]
+    positions = [row["images_seen"] for row in looks]
+    assert positions[-2:] == [512, 1024], "that at 768 is put off, the last one never is"
+    assert looks[-1]["diagnosis_seconds"] > 1000
+
+
 def test_a_broken_weight_is_named():
     state = create_state(settled(), torch.device("cpu"))
     with torch.no_grad():

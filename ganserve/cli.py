@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version as installed_version
@@ -160,10 +161,14 @@ def _write_grid(client: "Client", command: Generate, out: Path) -> None:
 
 def _write_files(client: "Client", command: Generate, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    written = Counter[int]()
     for request in _split(command):
         files = client.generate_files("png", **request)
         for seed, content in zip(request["seeds"], files, strict=True):
-            (out / f"{seed}.png").write_bytes(content)
+            written[seed] += 1
+            # One seed may be asked for with several classes: each image is a file of its own.
+            again = f"-{written[seed]}" if written[seed] > 1 else ""
+            (out / f"{seed}{again}.png").write_bytes(content)
     print(out)
 
 

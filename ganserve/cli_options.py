@@ -18,7 +18,7 @@ from ganserve.seed_ranges import SeedList
 
 
 def is_folder(out: str) -> bool:
-    """Whether `--out` asks for one file a seed: it ends in a slash or is a folder already."""
+    """Whether `--out` asks for one file an image: it ends in a slash or is a folder already."""
     return out.endswith("/") or Path(out).is_dir()
 
 
@@ -88,7 +88,8 @@ class Generate(BaseModel):
         description="Smaller gives more typical and less varied images. Unset: 1.",
     )
     out: Annotated[str, AfterValidator(_check_out)] = Field(
-        description="FILE.png: one picture of all images; FOLDER/: one PNG file a seed.",
+        description="FILE.png: one picture of all images; FOLDER/: one file an image, SEED.png, "
+        "and SEED-2.png and so on where a seed is asked for again.",
     )
     timeout_seconds: TimeoutSeconds = 30.0
     tls_ca: TlsCa = None

@@ -108,6 +108,23 @@ async def test_labels_stay_with_their_seeds_over_many_calls(labels, tmp_path, ru
     assert (made == expected).all()
 
 
+async def test_one_seed_in_several_classes_is_one_file_each(tmp_path, running_server):
+    write_artifact(tmp_path / "models", class_names=("cat", "dog"))
+    out = tmp_path / "images"
+    async with running_server(tmp_path / "models") as server:
+        code = await run_beside(
+            "generate",
+            *("--address", server.address, "--seeds", "7,7,8,7", "--out", f"{out}/"),
+            *("--class-labels", "0,1,0,0"),
+        )
+    assert code == 0
+    assert {path.name for path in out.iterdir()} == {"7.png", "7-2.png", "8.png", "7-3.png"}
+    latents = draw_latents(np.array([7, 7, 7], np.uint64), 4)
+    expected = reveal_pixels(latents, np.array([0, 1, 0]))
+    for name, pixels in zip(("7", "7-2", "7-3"), expected, strict=True):
+        assert (np.asarray(Image.open(out / f"{name}.png")) == pixels).all()
+
+
 async def test_models_are_listed_as_a_table(tmp_path, running_server, capsys):
     write_artifact(tmp_path / "models", "pets", 3, class_names=("cat", "dog"), channels=1)
     broken = tmp_path / "models" / "zoo" / "1" / "model.onnx"

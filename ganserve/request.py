@@ -141,7 +141,7 @@ def check_labels(field: str, labels: NDArray[np.int64], classes: int) -> None:
 def check_truncation(field: str, truncation: float) -> float:
     """Refuse what is outside of (0, 1]."""
     if not 0 < truncation <= 1:
-        raise InvalidRequest(field, f"expected more than 0 and at most 1, got {truncation:g}")
+        raise InvalidRequest(field, f"expected more than 0 and at most 1, got {truncation}")
     return truncation
 
 

@@ -158,6 +158,12 @@ def test_formats_and_qualities_are_taken(number, image_format, quality):
             pytest.param("truncation", "at most 1", with_seeds(1, truncation=value), id=str(value))
             for value in (0, -1, 1.01, float("nan"), float("inf"))
         ),
+        pytest.param(
+            "truncation",
+            r"at most 1, got 1\.0000001",
+            with_seeds(1, truncation=1 + 2**-23),
+            id="the next number after 1",
+        ),
         pytest.param("format", "IMAGE_FORMAT_PNG, .*got 99", with_seeds(1, format=99), id="format"),
         pytest.param("quality", "none for PNG", with_seeds(1, quality=90), id="quality of PNG"),
         pytest.param(

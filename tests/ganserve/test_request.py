@@ -188,6 +188,22 @@ def test_a_bad_field_is_named_with_what_came(field, problem, fields):
 
 
 @pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        pytest.param([1], [1, 1, 1, 1, 1], id="one for all"),
+        pytest.param([0, 1, 1, 0, 1], [0, 1, 1, 0, 1], id="one each"),
+    ],
+)
+def test_labels_of_an_interpolation_are_those_of_its_frames(given, taken):
+    walk = {"interpolation": {"seeds": [1, 2, 3], "frames_per_segment": 2}}
+    labels = parse(("a", "b"), class_labels=given, **walk).labels
+    assert labels is not None
+    assert labels.tolist() == taken
+    with pytest.raises(InvalidRequest, match="1 label for all images or 5, one for each, got 3"):
+        parse(("a", "b"), class_labels=[0, 1, 0], **walk)  # one for each seed
+
+
+@pytest.mark.parametrize(
     ("labels", "problem"),
     [
         pytest.param([], "expected 1 label for all images or 3, one for each, got 0", id="none"),

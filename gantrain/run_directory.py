@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from gantrain.checkpoint import PARTIAL_SUFFIX, atomic_write
+from gantrain.checkpoint import PARTIAL_SUFFIX, atomic_write, checkpoint_paths
 from gantrain.config import TrainConfig, may_change
 from gantrain.errors import RunError
 
@@ -135,9 +135,15 @@ def check_same_run(run: RunDirectory, config: TrainConfig, data: DataFacts) -> N
     """Compare with what the folder's run was started with, where there is one.
 
     Raises:
-        RunError: a setting that shapes the weights, or the data, differ.
+        RunError: a setting that shapes the weights, or the data, differ; or there are checkpoints
+            and nothing that says of what run.
     """
     if not run.config_file.exists():
+        if checkpoint_paths(run.checkpoints):
+            raise RunError(
+                f"{run.path} holds checkpoints but no {run.config_file.name}, which says of what "
+                "run they are: put it back to resume that run, or choose another --run-dir"
+            )
         return
     old_config, old_data = run.read()
     for name, new in config:

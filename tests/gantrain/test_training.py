@@ -274,6 +274,19 @@ def test_a_run_of_before_names_the_default_that_it_had(small_run: Path, tmp_path
     train(resolve({**SMALL, "run_dir": run, "total_images": 1040, "ema_half_life_images": 32_000}))
 
 
+def test_checkpoints_that_nothing_says_the_run_of_are_not_resumed(small_run: Path, tmp_path: Path):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    (run / "config.json").rename(tmp_path / "config.json")
+    before = {path: path.read_bytes() for path in checkpoint_paths(run / "checkpoints")}
+    for change in ({}, {"filters": 8}, {"optimizer": "rmsprop"}):
+        with pytest.raises(RunError, match=r"checkpoints but no config\.json.* put it back to res"):
+            train(resolve({**SMALL, "run_dir": run, "total_images": 2048, **change}))
+    assert {path: path.read_bytes() for path in checkpoint_paths(run / "checkpoints")} == before
+    assert not (run / "config.json").exists()
+    (tmp_path / "config.json").rename(run / "config.json")
+    assert train(resolve({**SMALL, "run_dir": run, "total_images": 1040})).images_seen == 1040
+
+
 def test_a_run_is_not_resumed_on_other_data(tmp_path: Path):
     def save_images(shade: int) -> None:
         (tmp_path / "data").mkdir(exist_ok=True)

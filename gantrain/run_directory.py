@@ -88,14 +88,29 @@ class RunDirectory:
                 f"{self.path} holds no run: there is no {self.config_file.name} in it"
             ) from None
         except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-            reason = str(error).splitlines()[0]
-            raise RunError(f"{self.config_file} cannot be used: {reason}") from error
+            raise RunError(
+                f"{self.config_file} cannot be used: {_describe(error)}; put back the file that "
+                "the run was begun with, or use the version of gantrain that wrote it"
+            ) from error
 
     def write(self, config: TrainConfig, data: DataFacts) -> None:
         """Record the settings and the facts of the data."""
         values = {"config": config.model_dump(mode="json"), "data": asdict(data)}
         with atomic_write(self.config_file) as file:
             file.write(json.dumps(values, indent=2).encode() + b"\n")
+
+
+def _describe(error: Exception) -> str:
+    """What is wrong with a config.json, on one line that names the setting."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            return f"{name} is no setting that this version knows"
+        return f"{name}: {first['msg']} (got {first['input']!r})"
+    if isinstance(error, KeyError | TypeError):
+        return f'expected "config" and "data" as `gantrain train` writes them ({error})'
+    return str(error).splitlines()[0]
 
 
 @contextmanager

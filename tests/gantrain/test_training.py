@@ -287,6 +287,36 @@ def test_checkpoints_that_nothing_says_the_run_of_are_not_resumed(small_run: Pat
     assert train(resolve({**SMALL, "run_dir": run, "total_images": 1040})).images_seen == 1040
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        pytest.param(
+            lambda values: {**values, "config": {**values["config"], "lr": 5}},
+            "lr: Input should be less than or equal to 1 .got 5.; put back the file",
+            id="value",
+        ),
+        pytest.param(
+            lambda values: {**values, "config": {**values["config"], "tempo": 1}},
+            "tempo is no setting that this version knows; .*use the version of gantrain that wrote",
+            id="setting-of-a-later-version",
+        ),
+        pytest.param(
+            lambda values: {"config": values["config"]},
+            "expected .config. and .data.",
+            id="part",
+        ),
+        pytest.param(lambda _: [], "expected .config. and .data.", id="list"),
+    ],
+)
+def test_a_run_whose_settings_cannot_be_read_says_which(
+    spoil, message: str, small_run: Path, tmp_path: Path
+):
+    values = json.loads((small_run / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(spoil(values)))
+    with pytest.raises(RunError, match=rf"config\.json cannot be used: {message}"):
+        RunDirectory(tmp_path).read()
+
+
 def test_a_run_is_not_resumed_on_other_data(tmp_path: Path):
     def save_images(shade: int) -> None:
         (tmp_path / "data").mkdir(exist_ok=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from gantrain.combinations import find_contradiction
+from gantrain.combinations import find_contradiction, misfit
 from gantrain.config import TrainConfig
 from gantrain.errors import UsageError
 from gantrain.networks import GENERATORS, Shape, count_parameters, create_networks
@@ -324,7 +324,7 @@ def describe_preset(name: str) -> dict[str, Any]:
     """One preset whole: its settings, and its networks' parameters in Keras' way of counting.
 
     Raises:
-        UsageError: there is no such preset.
+        UsageError: there is no such preset, or its networks cannot make images of its size.
     """
     preset = find_preset(name)
     config = resolve({"preset": name, "data": "", "run_dir": ""})
@@ -339,6 +339,9 @@ def describe_preset(name: str) -> dict[str, Any]:
         kernel_size=config.kernel_size,
         classes=_REFERENCE_CLASSES if config.conditional else 0,
     )
+    counted_at = {"image_size": shape.image_size, "channels": shape.channels}
+    if problem := misfit(config.model_copy(update=counted_at)):
+        raise UsageError(f"--generator {config.generator}: {problem}")
     return {
         "name": name,
         "summary": preset.summary,

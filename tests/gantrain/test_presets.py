@@ -286,6 +286,14 @@ def test_a_conditional_preset_is_described_with_its_classes(tmp_path, capsys):
     assert "at 64x64x3 with 10 classes" in capsys.readouterr().out
 
 
+def test_a_preset_whose_networks_cannot_make_its_size_is_refused_by_name(tmp_path, capsys):
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"settings": {"generator": "faces", "image_size": 20}}))
+    assert gantrain(["presets", str(file)]) == 2
+    told = "gantrain presets: --generator faces: image_size: expected a multiple of 8, got 20\n"
+    assert capsys.readouterr().err == told
+
+
 @pytest.mark.parametrize("named", [{}, {"preset": "dcgan"}, {"preset": "points"}], ids=str)
 @pytest.mark.parametrize("data", POINT_SETS)
 def test_the_flagship_for_points_is_another_preset(data, named):

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Collection
 from typing import Any
 
@@ -38,6 +39,15 @@ def check_runtime(installed: Collection[str] | None = None) -> None:
         raise StartupError(
             "ONNX Runtime is not installed: pip install 'ganserve[cpu]' or 'ganserve[gpu]'"
         )
+
+
+def keep_runtime_silent() -> None:
+    """Have ONNX Runtime report to nobody, unless the variable says otherwise already.
+
+    Its telemetry writes an id and a database below the home folder and sends events to its makers.
+    It begins with the import, so this comes before.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def runtime_version() -> str:

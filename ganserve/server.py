@@ -26,7 +26,7 @@ from ganserve.metrics import Metrics, MetricsServer
 from ganserve.model_files import check_root
 from ganserve.open_inference import OpenInferenceService
 from ganserve.running_server import RunningServer
-from ganserve.runtime import check_runtime
+from ganserve.runtime import check_runtime, keep_runtime_silent
 from ganserve.service import ImageGenerationService, Limits
 from ganserve.v1 import image_generation_pb2, image_generation_pb2_grpc
 
@@ -77,6 +77,7 @@ async def running(config: ServerConfig) -> AsyncIterator[RunningServer]:
         StartupError: the settings, the installation or the ports do not allow it.
     """
     check_runtime()
+    keep_runtime_silent()
     check_root(config.models)
     check_engine_cache(config.tensorrt_cache)
     metrics = Metrics(CollectorRegistry())

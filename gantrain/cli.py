@@ -36,6 +36,8 @@ _INTERRUPTED = 130
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
+    # ONNX Runtime reports to its makers else, and keeps an id below the home folder for it.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()

@@ -296,6 +296,21 @@ def start_process():
 
 
 class TestProcess:
+    def test_the_runtime_reports_to_nobody_and_nothing_is_written(
+        self, repository, start_process, tmp_path, monkeypatch
+    ):
+        home = tmp_path / "home"
+        home.mkdir()
+        monkeypatch.setenv("HOME", str(home))
+        for name in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        process = start_process("--models", repository, "--drain-seconds", 0)
+        process.wait_until_serving()
+        process.process.terminate()
+        status, log = process.end()
+        assert status == 0, log
+        assert [*home.rglob("*")] == []  # telemetry would keep its id and its database there
+
     def test_a_signal_with_nothing_to_do_ends_it_at_once(self, repository, start_process):
         process = start_process("--models", repository, "--drain-seconds", 0)
         process.wait_until_serving()

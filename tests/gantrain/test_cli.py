@@ -49,6 +49,19 @@ def test_whoever_reads_may_have_enough():
     assert (done.returncode, done.stderr) == (1, b"")
 
 
+def test_the_runtime_reports_to_nobody(small_run, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    command = [sys.executable, "-m", "gantrain", "export", str(small_run)]
+    command += ["--repository", str(tmp_path / "models"), "--name", "small"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [*home.rglob("*onnx*")] == []  # its telemetry would keep an id and a database there
+
+
 def test_the_version_is_that_of_the_distribution(capsys):
     assert gantrain("--version") == 0
     assert capsys.readouterr().out.startswith("gantrain 0.")

@@ -54,6 +54,10 @@ def core_server(aio_server: object) -> Any:  # noqa: ANN401 - published without 
     return None
 
 
+def _without_token(metadata: Metadata) -> Metadata:
+    return [pair for pair in metadata if pair[0] != "authorization"]
+
+
 class DirectCalls:
     """Takes calls of some methods off a server that has not started yet.
 
@@ -179,7 +183,9 @@ class DirectCalls:
         end = cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)
         event.call.start_server_batch((end,), call.closed)
         if not self._may_call(event.invocation_metadata):
-            # Strangers fill no memory with their messages.
+            # Strangers fill no memory with their messages. They stay strangers, for a token that
+            # becomes known only now would have the handler answer the empty message.
+            call.details = CallDetails(method, _without_token(event.invocation_metadata))
             return partial(call.begin, self._answer, b"")
         self.unfinished[call] = time.monotonic()
         message = cygrpc.ReceiveMessageOperation(_NO_FLAGS)

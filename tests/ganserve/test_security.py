@@ -32,6 +32,7 @@ from tests.ganserve.conftest import connected, eventually, failure, fetch, metri
 from tests.ganserve.tiny import write_artifact
 
 TOKEN, OTHER = "correct-horse-battery-staple", "another-token-altogether"
+LATE = "a-token-of-tomorrow"
 Code = grpc.StatusCode
 
 
@@ -318,6 +319,28 @@ class TestTokens:
         ):
             call = channel.stream_stream(f"/{method}")(nothing())
             assert await code_of(call.read()) is Code.UNAUTHENTICATED
+
+    async def test_they_are_refused_though_their_token_becomes_known_meanwhile(
+        self, token_file, repository, running_server
+    ):
+        async with (
+            running_server(repository, token_file=token_file) as server,
+            connected(server) as stub,
+        ):
+            has_token = server.interceptor._has_token
+
+            def look_and_take_over_the_new_file(metadata):
+                found = has_token(metadata)
+                token_file.write_text(f"{LATE}\n")
+                server.admission._tokens.refresh()
+                return found
+
+            server.interceptor._has_token = look_and_take_over_the_new_file
+            given = (*bearer(LATE), ("x-request-id", "mine"))
+            call = stub.GenerateImages(request(), metadata=given)
+            assert await code_of(call) is Code.UNAUTHENTICATED
+            assert dict(await call.trailing_metadata())["x-request-id"] == "mine"
+            assert (await stub.GenerateImages(request(), metadata=bearer(LATE))).count == 1
 
     async def test_health_is_open_and_reflection_is_not(
         self, token_file, repository, running_server

@@ -150,11 +150,12 @@ class Method:
 
     def _log(self, call: Call, code: grpc.StatusCode, seconds: float, context: Context) -> None:
         host, port = split_peer(context.peer())
+        shown_host = f"[{host}]" if ":" in host else host  # else the port were one more group of it
         fields: dict[str, object] = {
             "method": self.path,
             "code": code.name,
             "duration_seconds": round(seconds, 6),
-            "peer": host if port is None else f"{host}:{port}",
+            "peer": host if port is None else f"{shown_host}:{port}",
         }
         if call.model:
             fields |= {"model": call.model, "version": call.version, "images": call.images}

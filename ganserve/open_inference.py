@@ -128,7 +128,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
 
     def _is_model_ready(self, name: str, number: int | None) -> bool:
         try:
-            with self._repository.use(name, number):
+            with self._repository.use(name, number, field="name"):
                 return True
         except (UnknownModel, Loading):
             return False

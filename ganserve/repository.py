@@ -102,15 +102,17 @@ class Repository:
                 await asyncio.wait_for(over.wait(), _FIRST_LOOK_SECONDS)
 
     @contextlib.contextmanager
-    def use(self, name: str, number: int | None) -> Iterator[tuple[Version, Served]]:
-        """Keep a version from being dropped while a call uses it.
+    def use(
+        self, name: str, number: int | None, *, field: str = "model_name"
+    ) -> Iterator[tuple[Version, Served]]:
+        """Keep a version from being dropped while a call uses it; `field` is where its name came.
 
         Raises:
             InvalidRequest: no name is given and there is no default.
             UnknownModel: there is no such model or version, or other versions of it serve.
             Loading: no version of it serves yet.
         """
-        version = self._find_serving(name, number)
+        version = self._find_serving(name, number, field)
         assert version.served is not None
         version.calls += 1
         try:
@@ -182,8 +184,8 @@ class Repository:
             raise InvalidRequest(field, f"expected one of {there_are}, got none")
         return self._names[0]
 
-    def _find_serving(self, name: str, number: int | None) -> Version:
-        name = self._resolve_name("model_name", name)
+    def _find_serving(self, name: str, number: int | None, field: str) -> Version:
+        name = self._resolve_name(field, name)
         if version := self._serving_version(name, number):
             return version
         if name not in self._serving:

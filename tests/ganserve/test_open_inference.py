@@ -565,6 +565,15 @@ class TestDescriptions:
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert "'broken'" in error.details()
 
+    @pytest.mark.parametrize("method", ["ModelReady", "ModelMetadata", "ModelConfig"])
+    async def test_a_missing_name_is_told_by_its_field(self, method, repository, running_server):
+        write_artifact(repository, "other")
+        request = getattr(pb, f"{method}Request")()
+        async with running_server(repository) as server, inferring(server) as stub:
+            error = await failure(getattr(stub, method)(request))
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert error.details() == "name: expected one of other, tiny, got none"
+
     async def test_a_call_that_comes_while_the_first_model_loads_is_answered(
         self, repository, running_server, slow_loading
     ):

@@ -24,7 +24,7 @@ from ganserve.inference_request import INPUTS, OUTPUT, parse_inference, parse_ti
 from ganserve.metrics import Metrics
 from ganserve.model_spec import ModelSpec
 from ganserve.repository import Repository
-from ganserve.request import parse_version, rows_of
+from ganserve.request import check_one_reply, parse_version, rows_of
 from ganserve.versions import ModelState, Version
 
 Context = ServicerContext[Any, Any]
@@ -118,6 +118,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         await self._repository.wait_for_first_look(request.model_name)
         with self._repository.use(request.model_name, number) as (version, served):
             generation = parse_inference(request, served.spec, max_images=self._max_images)
+            check_one_reply("inputs", generation, served.spec)
             note_request(version.name, version.number, generation.count)
             with self._admission.taking_images(context, generation.count):
                 rows, truncation = rows_of(generation, served.spec.latent_dim)

@@ -19,6 +19,8 @@ _FORMATS = {
     pb.IMAGE_FORMAT_WEBP: ImageFormat.WEBP,
 }
 _LARGEST_SEED = 2**64 - 1
+_LARGEST_REPLY_BYTES = 2**31 - 2**16  # of protobuf's limit, less what is said once
+_SEED_BYTES = 10  # at most, in a reply
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,17 @@ def check_count(field: str, count: int, what: str, max_images: int) -> int:
     if not 1 <= count <= max_images:
         raise InvalidRequest(field, f"expected 1 to {max_images} {what}, got {count}")
     return count
+
+
+def check_one_reply(field: str, generation: GenerationRequest, spec: ModelSpec) -> None:
+    """Refuse more pixels than one message can hold; no client could read it."""
+    most = _LARGEST_REPLY_BYTES // (spec.image_bytes + _SEED_BYTES)
+    if generation.format is ImageFormat.RAW and generation.count > most:
+        raise InvalidRequest(
+            field,
+            f"expected at most {most} images of this model as pixels in one reply, got "
+            f"{generation.count}: StreamImages sends more",
+        )
 
 
 def check_finite(field: str, values: NDArray[np.float32]) -> None:

@@ -17,7 +17,13 @@ from ganserve.errors import Overloaded
 from ganserve.metrics import Metrics
 from ganserve.replies import Reply, reply_head
 from ganserve.repository import Repository
-from ganserve.request import GenerationRequest, parse_request, parse_version, rows_of
+from ganserve.request import (
+    GenerationRequest,
+    check_one_reply,
+    parse_request,
+    parse_version,
+    rows_of,
+)
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
 from ganserve.versions import ModelState, Served, Version
@@ -75,6 +81,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         await self._repository.wait_for_first_look(request.model_name)
         with self._repository.use(request.model_name, number) as (version, served):
             generation = parse_request(request, served.spec, max_images=self._limits.max_images)
+            check_one_reply("format", generation, served.spec)
             note_request(version.name, version.number, generation.count)
             self._check_encoder(generation)
             with self._admission.taking_images(context, generation.count):

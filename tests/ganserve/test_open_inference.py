@@ -398,6 +398,14 @@ class TestRefusals:
         assert violation.field == field
         assert text in violation.description
 
+    async def test_more_than_one_message_can_hold_is_refused(self, tmp_path, running_server):
+        write_artifact(tmp_path, height=256, width=256)
+        settings = {"max_images_per_request": 10_922, "queue_size": 10_922}
+        async with running_server(tmp_path, **settings) as server, inferring(server) as stub:
+            error = await failure(stub.ModelInfer(inference(seeds(*range(10_922)))))
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert "inputs: expected at most 10921 images" in error.details()
+
     async def test_an_unknown_model_is_answered_with_those_there_are(
         self, repository, running_server
     ):

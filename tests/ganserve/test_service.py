@@ -172,6 +172,19 @@ async def test_bad_calls_are_refused_by_name(repository, running_server):
         assert await metric(server, "ganserve_images_total") == 0
 
 
+async def test_more_pixels_than_one_message_can_hold_are_refused(tmp_path, running_server):
+    write_artifact(tmp_path, height=256, width=256)
+    settings = {"max_images_per_request": 10_922, "queue_size": 10_922}
+    async with running_server(tmp_path, **settings) as server, connected(server) as stub:
+        many = pb.GenerateImagesRequest(seed_range=pb.SeedRange(count=10_922), format=RAW)
+        code, details = await failure(stub.GenerateImages(many))
+        assert code == "INVALID_ARGUMENT"
+        assert details.startswith("format: expected at most 10921 images of this model as pixels")
+        stream = stub.StreamImages(many)
+        assert len((await stream.read()).pixels) == 2 * 256 * 256 * 3
+        stream.cancel()
+
+
 @pytest.mark.parametrize("method", ["GenerateImages", "StreamImages"])
 async def test_bytes_that_are_no_message_are_the_callers_mistake(
     repository, running_server, method

@@ -14,7 +14,11 @@ from gantrain.config import TrainConfig, may_change
 from gantrain.errors import RunError
 
 # Settings that shape the weights and once had other defaults: until which version.
-_EARLIER_DEFAULTS = {("lr", 0.002): "0.7.0", ("ema_half_life_images", 32_000): "0.8.0"}
+_EARLIER_DEFAULTS = {
+    ("lr", 0.002): "0.7.0",
+    ("ema_half_life_images", 32_000): "0.8.0",
+    ("lr_decay", 0.0): "0.9.0",
+}
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,12 @@ What takes long to import is imported where it is used, so that `--help` answers
 """
 
 import asyncio
+import contextlib
 import functools
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -114,13 +116,41 @@ def _describe_usage_error(details: ErrorDetails) -> str:
 
 
 def _serve(config: ServerConfig) -> None:
-    from ganserve.errors import StartupError
-    from ganserve.server import serve
+    with _stoppable_start():
+        from ganserve.errors import StartupError
+        from ganserve.server import serve
 
+        try:
+            asyncio.run(serve(config))
+        except (StartupError, OSError) as error:
+            raise CommandError(str(error)) from error
+
+
+class _StartStopped(BaseException):
+    """A signal came before the server answers them itself; it has accepted no call yet."""
+
+
+@contextlib.contextmanager
+def _stoppable_start() -> Iterator[None]:
+    """Answer signals until the server does, which takes imports and a start; then end quietly.
+
+    Without a handler a container's first process is deaf to SIGTERM, and SIGHUP, which is to have
+    the server look for models, ends any other.
+    """
+
+    def stop(*_: object) -> NoReturn:
+        raise _StartStopped
+
+    handlers: dict[signal.Signals, Callable[..., NoReturn] | signal.Handlers]
+    handlers = {signal.SIGHUP: signal.SIG_IGN, signal.SIGINT: stop, signal.SIGTERM: stop}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        asyncio.run(serve(config))
-    except (StartupError, OSError) as error:
-        raise CommandError(str(error)) from error
+        yield
+    except _StartStopped:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _generate(command: Generate) -> None:
@@ -239,6 +269,8 @@ def _load_test(command: LoadTest) -> None:
         print(json.dumps(asdict(result), indent=2) if command.json_ else text)
         if isinstance(result, Sweep) and command.plot is not None:
             draw_sweep(result, command.plot)
+    except BrokenPipeError:
+        raise  # of the output: `main` knows
     except (OSError, ValueError, ImportError) as error:
         raise CommandError(str(error)) from error
     _judge(reports)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 from pydantic_settings import (
     BaseSettings,
     CliPositionalArg,
@@ -26,6 +26,13 @@ class Train(TrainConfig):
     dry_run: CliToggleFlag[bool] = Field(
         default=False, description="Print the resolved settings as JSON and stop."
     )
+
+    @field_validator("run_dir", mode="before")
+    @classmethod
+    def _check_run_dir(cls, given: object) -> object:
+        if given == "":  # from a shell's unset variable; the run would lie in the current folder
+            raise ValueError("expected a folder, got an empty name")
+        return given
 
 
 class Presets(BaseModel):

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image
 from ganserve.cli import run
 from ganserve.grid import make_grid
 from ganserve.latents import draw_latents
-from tests.ganserve.conftest import free_port
+from tests.ganserve.conftest import eventually, free_port
 from tests.ganserve.tiny import reveal_pixels, write_artifact
 
 COMMANDS = ["serve", "generate", "models", "load-test"]
@@ -315,6 +316,26 @@ def test_a_server_serves_until_a_signal_and_exits_with_0(number, repository, tmp
     assert (np.asarray(Image.open(out)) == make_grid(expected_pixels(5))).all()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
+async def test_a_server_that_is_starting_is_deaf_to_a_reload_and_stops_at_a_signal(
+    number, repository, tmp_path
+):
+    tokens = tmp_path / "tokens"
+    os.mkfifo(tokens)  # the start waits for who writes into it, and nobody does
+    flags = ["--models", str(repository), "--port", str(free_port()), "--metrics-port", "0"]
+    with process("serve", *flags, "--token-file", str(tokens)) as serve:
+        await eventually(lambda: catches(serve.pid, signal.SIGTERM))
+        serve.send_signal(signal.SIGHUP)
+        serve.send_signal(number)
+        _, errors = serve.communicate(timeout=60)
+    assert (serve.returncode, errors) == (0, "")
+
+
+def catches(process_id: int, number: int) -> bool:
+    status = Path(f"/proc/{process_id}/status").read_text()
+    return bool(int(status.partition("SigCgt:")[2].split()[0], 16) >> (number - 1) & 1)
+
+
 def test_a_server_that_cannot_start_says_why_in_one_line_and_exits_with_1(tmp_path, capsys):
     assert run(["serve", "--models", str(tmp_path / "missing"), "--port", "0"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -350,5 +371,18 @@ def test_whoever_reads_may_have_enough():
     os.close(reader)
     command = [sys.executable, "-m", "ganserve", "--version"]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+async def test_whoever_reads_a_load_test_may_have_enough_too(repository, running_server):
+    reader, writer = os.pipe()
+    os.close(reader)
+    flags = ["--seconds", "0.3", "--warm-up-seconds", "0"]
+    async with running_server(repository) as server:
+        command = [sys.executable, "-m", "ganserve", "load-test", "--address", server.address]
+        done = await asyncio.to_thread(
+            subprocess.run, [*command, *flags], stdout=writer, stderr=subprocess.PIPE, check=False
+        )
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")

@@ -113,6 +113,13 @@ def test_an_unknown_flag_is_bad_usage(capsys):
     assert "--learning-rate" in capsys.readouterr().err
 
 
+def test_a_run_folder_without_a_name_is_bad_usage(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert gantrain("train", "--data=digits", "--run-dir=", "--total-images=1") == 2
+    assert "--run-dir: expected a folder, got an empty name" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_dry_run_prints_the_resolved_settings_and_stops(tmp_path: Path, capsys):
     run_dir = tmp_path / "run"
     assert gantrain("train", "--data=digits", f"--run-dir={run_dir}", "--lr=0.5", "--dry-run") == 0

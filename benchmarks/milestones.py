@@ -13,6 +13,8 @@ from gantrain.sampling import open_sampler
 from gantrain.training import train
 from gantrain.yardstick import Yardstick
 
+STABLE_RATIO = 1.05  # of the distance to that of the best, after `LATER` times the images
+LATER = 4
 _INTERVALS = ("log_every", "sample_every", "diagnose_every", "checkpoint_every")
 
 
@@ -55,6 +57,19 @@ class Judge:
             data = load_real_data(self._source, sampler)
             self._yardstick = Yardstick(data, choose_reals(data, None), choose_space(data, None))
         return evaluate_sampler(sampler, run_dir.name, self._yardstick, 1)
+
+
+def distance(evaluation: Evaluation) -> float:
+    """The Frechet distance of an evaluation."""
+    return evaluation.measurements["frechet_distance"].mean
+
+
+def later_over_best(found: Sequence[Evaluation]) -> float | None:
+    """The distance after `LATER` times the images of the best over the best's; None: not seen."""
+    best = min(found, key=distance)
+    enough = LATER * best.generator.images_seen
+    later = (one for one in found if one.generator.images_seen >= enough)
+    return next((distance(one) / distance(best) for one in later), None)
 
 
 def table_head(measured: Sequence[str]) -> list[str]:

@@ -26,7 +26,17 @@ from operator import itemgetter
 from pathlib import Path
 
 import torch
-from milestones import Judge, floor_row, parse_images, row, table_head, train_and_measure
+from milestones import (
+    STABLE_RATIO,
+    Judge,
+    distance,
+    floor_row,
+    later_over_best,
+    parse_images,
+    row,
+    table_head,
+    train_and_measure,
+)
 from records import arguments_given, commit, processor, write_record
 
 from gantrain.evaluation_results import Evaluation
@@ -35,7 +45,6 @@ from gantrain.seed_ranges import parse_seeds
 RECIPES = ("dcgan", "dcgan-2015")
 MEASURED = ("frechet_distance", "precision", "recall", "coverage", "class_distance")
 BEST_RATIO, LAST_RATIO = 1 / 2, 1 / 3  # of the flagship's distance to that of the other recipe
-STABLE_RATIO = 1.05  # of the flagship's distance to its best, after four times the images
 
 
 def run_seed(
@@ -55,11 +64,6 @@ def run_seed(
     return train_and_measure(settings, run_dir, arguments.images, judge.measure, MEASURED)
 
 
-def distance(evaluation: Evaluation) -> float:
-    """The Frechet distance of an evaluation."""
-    return evaluation.measurements["frechet_distance"].mean
-
-
 Found = dict[str, dict[int, list[Evaluation]]]  # recipe -> seed -> in order of images
 
 
@@ -77,13 +81,8 @@ def judge(source: str, found: Found) -> Iterator[tuple[str, bool]]:
             for seed in flagship
         ]
         yield bar_row(f"{name}: distance over that of `dcgan-2015`, {which}", bar, ratios)
-    ratios = []
-    for runs in flagship.values():
-        best = min(runs, key=distance)
-        later = [
-            each for each in runs if each.generator.images_seen >= 4 * best.generator.images_seen
-        ]
-        ratios += [distance(later[0]) / distance(best)] if later else []
+    seen = map(later_over_best, flagship.values())
+    ratios = [ratio for ratio in seen if ratio is not None]
     if ratios:
         yield bar_row(f"{name}: after four times the images over the best", STABLE_RATIO, ratios)
     else:

@@ -24,26 +24,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from milestones import Judge, floor_row, parse_images, row, table_head, train_and_measure
+from milestones import (
+    STABLE_RATIO,
+    Judge,
+    distance,
+    floor_row,
+    later_over_best,
+    parse_images,
+    row,
+    table_head,
+    train_and_measure,
+)
 from records import arguments_given, commit, processor, write_record
 
 from gantrain.evaluation_results import Evaluation
 from gantrain.seed_ranges import parse_seeds
 
 MEASURED = ("frechet_distance", "precision", "recall", "coverage", "class_distance")
-STABLE_RATIO = 1.05  # of the distance to the best, after four times the images
-LATER = 4
 
 
 def parse_variant(text: str) -> dict[str, Any]:
     """`NAME=VALUE,...` as settings; nothing at all is the preset as it is."""
     pairs = (item.partition("=") for item in text.split(",") if item)
     return {name: float(value) for name, _, value in pairs}
-
-
-def distance(evaluation: Evaluation) -> float:
-    """The Frechet distance of an evaluation."""
-    return evaluation.measurements["frechet_distance"].mean
 
 
 def verdict(variant: str, seed: int, found: list[Evaluation]) -> tuple[str, bool]:
@@ -55,12 +58,11 @@ def verdict(variant: str, seed: int, found: list[Evaluation]) -> tuple[str, bool
     best = min(found, key=distance)
     images = best.generator.images_seen
     head = f"| {variant or 'as it is'}, seed {seed} | {distance(best):.2f} after {images:,} |"
-    later = [one for one in found if one.generator.images_seen >= LATER * images]
-    if not later:
+    ratio = later_over_best(found)
+    if ratio is None:
         ratio = distance(found[-1]) / distance(best)
         so_far = f"{ratio:.2f} after {last / images:.1f} times the images"
         return f"{head} {so_far} | not seen |", False
-    ratio = distance(later[0]) / distance(best)
     met = ratio <= STABLE_RATIO
     return f"{head} {ratio:.2f} | {'yes' if met else 'no'} |", met
 

@@ -126,8 +126,11 @@ def _serve(config: ServerConfig) -> None:
             raise CommandError(str(error)) from error
 
 
-class _StartStopped(BaseException):
-    """A signal came before the server answers them itself; it has accepted no call yet."""
+class _StartStopped(KeyboardInterrupt):
+    """A signal came before the server answers them itself; it has accepted no call yet.
+
+    Of this kind, for asyncio swallows other exceptions where a callback was running.
+    """
 
 
 @contextlib.contextmanager

@@ -71,7 +71,7 @@ def load_model(
     sizes_of = warm_batch_sizes if callable(warm_batch_sizes) else lambda _: warm_batch_sizes
     try:
         wanted = resolve_device(device)
-        content = read_model_file(path, max_bytes)
+        content = read_content(path, max_bytes)
         file = part(content)
         check_onnx_file(file.outline)
         for handed_over in (file.graph, file.content):  # other bytes than those looked through
@@ -104,13 +104,25 @@ def load_model(
             sizes -= {1, largest}
         for batch_size in sorted(sizes):
             warm_up(model, batch_size)
-    except OSError as error:
-        raise UnreadableModel(f"{path}: cannot be read: {error.strerror}") from error
     except ModelError as error:
         raise type(error)(f"{path}: {error}") from error
     except Exception as error:  # the file is not ours to trust, ONNX Runtime raises many kinds
         raise ModelError(f"{path}: cannot be run: {one_line(error)}") from error
     return model
+
+
+def read_content(path: Path, max_bytes: int) -> memoryview:
+    """The bytes of a model's file.
+
+    Raises:
+        UnreadableModel: it cannot be read; of other failures while a model is loaded this tells
+            those that are worth another attempt.
+        ModelError: it is no file, or too large.
+    """
+    try:
+        return read_model_file(path, max_bytes)
+    except OSError as error:
+        raise UnreadableModel(f"cannot be read: {error.strerror}") from error
 
 
 def load_on_gpu(

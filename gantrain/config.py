@@ -191,8 +191,9 @@ class TrainConfig(BaseModel):
     discriminator_lr: float | None = _setting(
         None, "learning rate of the discriminator; unset: as --lr", gt=0, le=1
     )
+    # Without, MNIST became worse from 1.3 million images on, with it better up to 3.6 million.
     lr_decay: float = _setting(
-        0.0, "the learning rate is divided by 1 + this times the optimizer's updates", ge=0
+        1e-4, "the learning rate is divided by 1 + this times the optimizer's updates", ge=0
     )
     beta1: float = _setting(0.0, "Adam's decay of the mean gradient", ge=0, lt=1)
     beta2: float = _setting(0.99, "Adam's decay of the mean squared gradient", ge=0, lt=1)

@@ -263,17 +263,22 @@ def take_step(
     """Let the optimizer use the gradients that are there, clipped where asked for."""
     if config.gradient_clip is not None:
         nn.utils.clip_grad_value_(network.parameters(), config.gradient_clip)
-    lr *= ROLLBACK_LR**rollbacks
-    if config.lr_decay:
-        lr /= 1 + config.lr_decay * updates_so_far(optimizer)
+    updates = updates_so_far(optimizer)
+    lr = lr * ROLLBACK_LR**rollbacks / (1 + config.lr_decay * updates)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group |= {"lr": lr, "updates": updates + 1}
     optimizer.step()
 
 
 def updates_so_far(optimizer: torch.optim.Optimizer) -> int:
-    """How often the optimizer has stepped, by its own count, which checkpoints keep."""
-    return next((int(values["step"]) for values in optimizer.state.values()), 0)
+    """How often the optimizer has stepped, as noted beside its learning rate in checkpoints, too.
+
+    Its own count is in the device's memory: to read it is to wait for the device at each step.
+    """
+    noted = optimizer.param_groups[0].get("updates")
+    if noted is None:  # at the start, and in checkpoints before 0.10.0
+        return next((int(values["step"]) for values in optimizer.state.values()), 0)
+    return int(noted)
 
 
 def update_ema(state: TrainState, config: TrainConfig) -> None:

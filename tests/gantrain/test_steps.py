@@ -152,6 +152,24 @@ def test_the_learning_rate_decays_as_in_keras_and_each_gradient_element_is_clipp
     assert seen == pytest.approx([0.5, 0.5 / 1.25, 0.5 / 1.5])
 
 
+def test_the_learning_rate_goes_on_falling_from_checkpoints_that_do_not_note_the_updates():
+    config = configure("selu-dense", lr=0.5, lr_decay=0.25)
+    state = create_state(config, CPU)
+    for values in state.generator.parameters():
+        values.grad = torch.ones_like(values)
+    for _ in range(3):
+        take_step(state.generator, state.generator_optimizer, config.lr, 0, config)
+    saved = state.generator_optimizer.state_dict()
+    for group in saved["param_groups"]:
+        assert group.pop("updates") == 3  # 0.9.0 and before knew none
+    resumed = create_state(config, CPU)
+    resumed.generator_optimizer.load_state_dict(saved)
+    for values in resumed.generator.parameters():
+        values.grad = torch.ones_like(values)
+    take_step(resumed.generator, resumed.generator_optimizer, config.lr, 0, config)
+    assert resumed.generator_optimizer.param_groups[0]["lr"] == 0.5 / 1.75
+
+
 def test_weights_are_clipped_after_each_step_of_wgan():
     config = configure("dcgan", filters=4, loss="wasserstein", weight_clip=0.01)
     state = train_steps(config, real_images(1))

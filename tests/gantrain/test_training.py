@@ -10,11 +10,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gantrain.checkpoint import TrainState, checkpoint_paths, load_checkpoint
 from gantrain.datasets import Dataset
@@ -222,6 +224,47 @@ def take_step(state: TrainState, real_images: torch.Tensor, config, noise: torch
     discriminator_step(state, real_images, fakes, config, noise)
     fakes = generate_fakes(state, config, noise, with_gradient=True)
     generator_step(state, real_images, fakes, config, noise)
+
+
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what would have a CPU wait for its GPU: values of tensors that Python asks for."""
+
+    WAITING: ClassVar = {
+        torch.ops.aten._local_scalar_dense.default,
+        torch.ops.aten.equal.default,
+        torch.ops.aten.masked_select.default,
+        torch.ops.aten.nonzero.default,
+    }
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += operation in self.WAITING
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"lr_decay": 1e-4}, id="flagship"),
+        pytest.param({"augment": "color,translation,cutout", "flip": "on"}, id="augmented"),
+        pytest.param({"loss": "wasserstein", "gradient_penalty_weight": 10.0}, id="wgan-gp"),
+        pytest.param({"spectral_norm": True, "gradient_clip": 1.0}, id="spectral-norm"),
+        pytest.param({"conditional": True, "precision": "bf16"}, id="conditional"),
+    ],
+)
+def test_no_step_asks_for_a_value_that_a_gpu_would_have_to_be_waited_for(settings, tmp_path: Path):
+    counts = []
+    for steps in (10, 20):
+        run = {"run_dir": tmp_path / str(steps), "total_images": 16 * steps, "tensorboard": False}
+        rare = dict.fromkeys(("log_every", "sample_every", "diagnose_every"), 10**6)
+        with Waits() as waits:
+            train(resolve({**SMALL, **run, **rare, "checkpoint_every": 10**6, **settings}))
+        counts.append(waits.count)
+    assert counts[0] == counts[1]
+    assert counts[0] > 0, "the row at the end of a run asks for values"
 
 
 def test_each_step_leaves_the_other_network_alone():

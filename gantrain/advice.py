@@ -21,6 +21,8 @@ _USUAL_SIZE = 32  # pixels, while nothing has settled the size of the images
 _PENALTIES = ("r1_weight", "r2_weight")
 _GRADIENT_PENALTY = 10.0  # Gulrajani et al. 2017
 _HEAVY = 100  # times the usual weight: the loss is next to nothing beside such a penalty
+_CRITIC_UPDATES = 5  # of both Arjovsky et al. 2017 and Gulrajani et al. 2017
+_LR_DECAY = TrainConfig.model_fields["lr_decay"].default
 _HALF_LIFE = TrainConfig.model_fields["ema_half_life_images"].default
 _IN_A_SENTENCE = 2  # pieces of advice
 
@@ -78,6 +80,25 @@ def strengthen_discriminator(config: TrainConfig) -> Advice:
         config.generator_updates == 1
         and try_values(config, {"discriminator_updates": config.discriminator_updates + 1}),
         _wider_discriminator(config),
+    )
+
+
+def refine(config: TrainConfig) -> Advice:
+    """For samples that come no nearer to the data, though the critic shows how."""
+    return _join(
+        config.discriminator_updates == 1
+        and try_values(
+            config,
+            {"discriminator_updates": _CRITIC_UPDATES},
+            why=", for a critic's distance is the better the further it was trained (Arjovsky et "
+            "al. 2017)",
+        ),
+        _average(config),
+        not config.lr_decay
+        and try_values(config, {"lr_decay": _LR_DECAY}, "use", why=", for finer steps later on"),
+        _lower_lr(config),
+        _wider_discriminator(config),
+        _larger_batch(config),
     )
 
 

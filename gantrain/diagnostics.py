@@ -221,9 +221,18 @@ def _imbalance(evidence: _Evidence) -> Finding | None:
         f"the fakes (healthy is {_HEALTHY})"
     )
     bound = _OVERWHELMS_PENALISED if has_penalty(config) else _OVERWHELMS
-    # A critic that estimates a distance is meant to tell the two apart.
-    meant = config.loss == "wasserstein" and (evidence.improving or not evidence.measured)
-    if accuracy >= bound and not meant:
+    if accuracy >= bound and config.loss == "wasserstein":
+        # A critic that estimates a distance is meant to tell the two apart.
+        if evidence.improving or not evidence.measured:
+            return None
+        return Finding(
+            "stalled",
+            f"The critic is right about {_percent(real)} of the reals and {_percent(fake)} of the "
+            "fakes, as it should be, yet samples have hardly come nearer to the data in the last "
+            "half of the run.",
+            advice.refine(config),
+        )
+    if accuracy >= bound:
         slowly = ", and samples improve slowly" if evidence.improving else ""
         return Finding(
             "discriminator overwhelms", f"{told}{slowly}.", advice.weaken_discriminator(config)

@@ -62,6 +62,7 @@ VARIANTS = [
 ADVISERS = {
     "weaken": advice.weaken_discriminator,
     "strengthen": advice.strengthen_discriminator,
+    "refine": advice.refine,
     "keep diversity": advice.keep_diversity,
     "steady": advice.steady,
     "steady after rollbacks": lambda config: advice.steady(config, 3),

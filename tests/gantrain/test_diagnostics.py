@@ -117,9 +117,16 @@ def test_a_critic_may_be_right_while_samples_improve():
     config = settings(loss="wasserstein", gradient_penalty_weight=10.0)
     improving = make_rows(**right, energy_distance=lambda share: 0.2 - 0.15 * share)
     assert diagnose(improving, config).findings == ()
-    assert names(diagnose(make_rows(**right, energy_distance=0.2), config)) == [
-        "discriminator overwhelms"
-    ]
+
+
+def test_a_critic_that_is_right_about_samples_that_improve_no_more_is_not_blamed():
+    right = {"discriminator_accuracy_real": 0.99, "discriminator_accuracy_fake": 0.99}
+    config = settings(loss="wasserstein", gradient_penalty_weight=10.0)
+    (finding,) = diagnose(make_rows(**right, energy_distance=0.2), config).findings
+    assert finding.name == "stalled"
+    assert "99 % of the reals" in finding.evidence
+    assert finding.advice[0].startswith("--discriminator-updates 1: try 5")
+    assert not any("weak" in text or "label-smoothing" in text for text in finding.advice)
 
 
 def test_a_discriminator_that_is_fooled_is_too_weak():

@@ -99,9 +99,9 @@ class _EagerServer(_AioServer):  # type: ignore[misc]  # published without types
         # holds it, where its caller would wait until its deadline.
         self._asked_for.clear()
         await super().shutdown(grace)
-        if self._direct is not None:
-            await self._direct.close()
-            self._direct = None
+        direct, self._direct = self._direct, None  # a hasty stop may come on top of another
+        if direct is not None:
+            await direct.close()
 
 
 def make_aio_server(

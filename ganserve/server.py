@@ -191,13 +191,16 @@ async def stop_grpc_server(grpc_server: grpc.aio.Server, server: RunningServer) 
     """
     server.health.shut_down()
     server.interceptor.refuse_new_calls()
-    tasks = [
-        asyncio.ensure_future(server.interceptor.wait_until_idle()),
-        asyncio.ensure_future(server.hurry.wait()),
-    ]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
+    idle = asyncio.ensure_future(server.interceptor.wait_until_idle())
+    hurry = asyncio.ensure_future(server.hurry.wait())
+    await asyncio.wait([idle, hurry], return_when=asyncio.FIRST_COMPLETED)
+    idle.cancel()
     server.health.close()
     grace = 0 if server.hurry.is_set() else _STOP_GRACE_SECONDS
-    await asyncio.gather(grpc_server.stop(grace), server.close_tracing(grace))
+    closing = asyncio.gather(grpc_server.stop(grace), server.close_tracing(grace))
+    # Answers that nobody takes, such as those to a client that is suspended, are waited for too.
+    await asyncio.wait([closing, hurry], return_when=asyncio.FIRST_COMPLETED)
+    hurry.cancel()
+    if not closing.done():
+        await grpc_server.stop(0)
+    await closing

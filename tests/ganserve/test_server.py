@@ -331,6 +331,53 @@ class TestProcess:
         status, log = process.end()
         assert status == 0, log
 
+    @pytest.fixture
+    def frozen_client(self):
+        """Start a client of an address that calls once, keeps its connection and is suspended."""
+        code = """
+import sys, grpc
+from ganserve.v1 import image_generation_pb2 as pb, image_generation_pb2_grpc as rpc
+stub = rpc.ImageGenerationServiceStub(grpc.insecure_channel(sys.argv[1]))
+request = pb.GenerateImagesRequest(seeds=pb.Seeds(values=[7]))
+stub.GenerateImages(request)
+print("called", flush=True)
+sys.stdin.read()
+"""
+        clients = []
+
+        def start(address):
+            arguments = [sys.executable, "-c", code, address]
+            client = subprocess.Popen(
+                arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            clients.append(client)
+            assert client.stdout.readline() == "called\n"
+            client.send_signal(signal.SIGSTOP)
+            assert os.waitid(os.P_PID, client.pid, os.WSTOPPED) is not None
+
+        yield start
+        for client in clients:
+            with client:
+                client.kill()
+
+    @pytest.mark.parametrize("hurry", [False, True])
+    def test_a_suspended_client_holds_up_the_end_only_so_long(
+        self, repository, start_process, frozen_client, hurry
+    ):
+        process = start_process("--models", repository, "--drain-seconds", 0)
+        frozen_client(process.wait_until_serving())
+        started = time.monotonic()
+        process.process.terminate()
+        if hurry:
+            time.sleep(1)
+            process.process.terminate()
+        status, log = process.end()
+        took = time.monotonic() - started
+        assert status == 0, log
+        assert "Traceback" not in log
+        assert took < (8 if hurry else 30)  # 10 seconds, and its slow machines
+        assert hurry or took > 8, "it did not hold it up"
+
     async def test_a_signal_under_load_loses_nothing_that_was_accepted(
         self, tmp_path, start_process
     ):

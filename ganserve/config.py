@@ -1,6 +1,8 @@
 """Hides where a setting comes from: a flag, a GANSERVE_ variable or its default."""
 
+import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -8,7 +10,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from typing_extensions import TypeAliasType
 
-Port = Annotated[int, Field(ge=0, le=65535)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
@@ -17,8 +18,43 @@ CudaGraphs = Literal["auto", "on", "off"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 VersionPolicy = Literal["latest", "all", "specific"]
+_PREFIX = "GANSERVE_"
+# What Kubernetes sets in every container for a Service named `ganserve`, or `ganserve-...`.
+_SERVICE_LINK = re.compile(
+    rf"{_PREFIX}(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)"
+)
 _ENDPOINT = re.compile(r"https?://[^\s/@?#]+:[0-9]{1,5}/?")
 _VERSION = re.compile(r"(.+):([1-9][0-9]{0,17})")
+
+
+def explain_unknown(variables: Iterable[str]) -> list[str]:
+    """A line for each variable that is named as settings are and is none: most are misspelt."""
+    known = {name.upper() for name in ServerConfig.model_fields}
+    lines = []
+    for variable in sorted(variables):
+        name = variable.upper()
+        if not name.startswith(_PREFIX) or _SERVICE_LINK.fullmatch(name):
+            continue
+        name = name.removeprefix(_PREFIX)
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f"; is {_PREFIX}{near[0]} meant?" if near else ""
+            lines.append(f"{variable} is no setting and changes nothing{meant}")
+    return lines
+
+
+def refuse_service_link(value: object) -> object:
+    """Let through what may be a port.
+
+    Raises:
+        ValueError: it is what Kubernetes sets for a Service.
+    """
+    if isinstance(value, str) and value.startswith(("tcp://", "udp://")):
+        raise ValueError(
+            f"expected a number, got {value!r}, which Kubernetes sets for a Service of this name: "
+            "set enableServiceLinks: false in the pod's spec"
+        )
+    return value
 
 
 def parse_versions(text: object) -> object:
@@ -60,6 +96,7 @@ def check_endpoint(endpoint: str) -> str:
     return endpoint
 
 
+Port = Annotated[int, Field(ge=0, le=65535), BeforeValidator(refuse_service_link)]
 # A named type, for help texts show the name; the text is not JSON, so it is not decoded first.
 VersionList = TypeAliasType(
     "VersionList", Annotated[tuple[tuple[str, int], ...], NoDecode, BeforeValidator(parse_versions)]
@@ -76,7 +113,7 @@ class ServerConfig(BaseSettings):
     Each setting is a flag of `ganserve serve` and a variable GANSERVE_...; the flag wins.
     """
 
-    model_config = SettingsConfigDict(env_prefix="GANSERVE_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True)
 
     models: Path = Field(description="The repository: a folder that holds NAME/VERSION/model.onnx.")
     default_model: str | None = Field(

@@ -234,6 +234,11 @@ class MetricsServer:
             family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             server_class = _IPv6Server if family == socket.AF_INET6 else _ThreadingServer
             server = make_server(str(address[0]), port, app, server_class, _QuietHandler)
+        except socket.gaierror as error:
+            raise StartupError(
+                f"host: no address of this machine is known as {host}: {error.strerror}; choose "
+                "another --host"
+            ) from error
         except OSError as error:
             raise StartupError(
                 f"metrics_port: cannot listen on {host}:{port}: {error.strerror}; "

@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -14,7 +16,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, disable_creat
 
 from ganserve.accepting import DirectMethods, make_aio_server
 from ganserve.assembly import HEALTH, make_interceptor, read_credentials, start_tracing
-from ganserve.config import ServerConfig
+from ganserve.config import ServerConfig, explain_unknown
 from ganserve.cpus import run_when_woken, usable_cpus, work_long
 from ganserve.encoding import Encoder
 from ganserve.gpu_sessions import check_engine_cache
@@ -49,6 +51,8 @@ async def serve(config: ServerConfig) -> None:
         StartupError: the server cannot start; the message says why.
     """
     set_up_logging(config.log_level, config.log_format)
+    for line in explain_unknown(os.environ):
+        logger.warning(line)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a time stamp for each series
     keep_large_buffers()
     run_when_woken()  # before any other thread starts, for gRPC's and the event loop's are to alike
@@ -193,14 +197,18 @@ async def stop_grpc_server(grpc_server: grpc.aio.Server, server: RunningServer) 
     server.interceptor.refuse_new_calls()
     idle = asyncio.ensure_future(server.interceptor.wait_until_idle())
     hurry = asyncio.ensure_future(server.hurry.wait())
-    await asyncio.wait([idle, hurry], return_when=asyncio.FIRST_COMPLETED)
+    await _either(idle, hurry)
     idle.cancel()
     server.health.close()
     grace = 0 if server.hurry.is_set() else _STOP_GRACE_SECONDS
     closing = asyncio.gather(grpc_server.stop(grace), server.close_tracing(grace))
     # Answers that nobody takes, such as those to a client that is suspended, are waited for too.
-    await asyncio.wait([closing, hurry], return_when=asyncio.FIRST_COMPLETED)
+    await _either(closing, hurry)
     hurry.cancel()
     if not closing.done():
         await grpc_server.stop(0)
     await closing
+
+
+async def _either(*ends: asyncio.Future[Any]) -> None:
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

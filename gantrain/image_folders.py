@@ -256,5 +256,6 @@ def find_problem(
             f"(`gantrain data check {shlex.quote(source)}` names all) or pass --skip-bad-files"
         )
     if usable < 2:
-        return f"{source}: {usable} usable images; at least 2 are needed, add more"
+        images = "image" if usable == 1 else "images"
+        return f"{source}: {usable} usable {images}; at least 2 are needed, add more"
     return None

@@ -131,7 +131,10 @@ def open_run(path: Path) -> Iterator[RunDirectory]:
         run.sheets.mkdir(exist_ok=True)
         lock = (path / ".lock").open("w")
     except OSError as error:
-        raise RunError(f"run directory {path} cannot be written: {error.strerror}") from error
+        raise RunError(
+            f"run directory {path} cannot be written: {error.strerror}; mend the folder or choose "
+            "another --run-dir"
+        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

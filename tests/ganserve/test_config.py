@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from ganserve.config import ServerConfig
+from ganserve.config import ServerConfig, explain_unknown
 
 FIELDS = ServerConfig.model_fields
 
@@ -40,6 +40,29 @@ def test_each_setting_is_also_a_variable(monkeypatch):
     assert config.batch_sizes == (3,)
     assert config.tls_certificate == config.token_file == Path("3")
     assert config.port == config.instances == config.queue_size == config.poll_seconds == 3
+
+
+def test_variables_that_are_no_settings_are_told():
+    variables = {f"GANSERVE_{name.upper()}" for name in FIELDS}
+    variables |= {"PATH", "GANSERVE", "ganserve_port", "GANSERVE_MAX_BATCHSIZE", "GANSERVE_XYZZY"}
+    told = "is no setting and changes nothing"
+    assert explain_unknown(variables) == [
+        f"GANSERVE_MAX_BATCHSIZE {told}; is GANSERVE_MAX_BATCH_SIZE meant?",
+        f"GANSERVE_XYZZY {told}",
+    ]
+
+
+def test_what_kubernetes_sets_for_a_service_is_no_misspelt_setting():
+    links = ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_GRPC", "PORT", "PORT_50051_TCP")
+    links += ("PORT_50051_TCP_PROTO", "PORT_50051_TCP_PORT", "PORT_50051_TCP_ADDR")
+    names = [f"GANSERVE_{part}{link}" for part in ("", "GPU_") for link in links]
+    assert explain_unknown(names) == []
+
+
+def test_a_service_of_the_servers_name_is_told_from_a_port(monkeypatch):
+    monkeypatch.setenv("GANSERVE_PORT", "tcp://10.0.0.1:50051")
+    with pytest.raises(ValidationError, match=r"(?s)port.*Kubernetes.*enableServiceLinks: false"):
+        ServerConfig(models="m")
 
 
 def test_an_argument_wins_over_a_variable(monkeypatch):

@@ -222,6 +222,11 @@ class TestInProcess:
                 async with running_server(repository, metrics_port=port):
                     pass
 
+    async def test_a_host_that_nobody_knows_is_named_as_such(self, repository, running_server):
+        with pytest.raises(StartupError, match=r"^host: no address .*nowhere\.invalid"):
+            async with running_server(repository, host="nowhere.invalid"):
+                pass
+
     async def test_two_servers_never_share_a_port(self, repository, running_server):
         async with running_server(repository) as server:
             port = int(server.address.rpartition(":")[2])
@@ -418,6 +423,14 @@ sys.stdin.read()
         assert status == 1
         assert f"127.0.0.1:{port}: Address already in use" in log.splitlines()[-1]
         assert "Traceback" not in log
+
+    def test_a_misspelt_variable_is_told_and_the_server_goes_on(self, repository, start_process):
+        process = start_process("--models", repository, MAX_BATCHSIZE="3", DRAIN_SECONDS="0")
+        process.wait_until_serving()
+        process.process.terminate()
+        status, log = process.end()
+        assert status == 0, log
+        assert "GANSERVE_MAX_BATCHSIZE is no setting" in log
 
     def test_a_missing_repository_ends_it_with_one_line(self, tmp_path, start_process):
         status, log = start_process("--models", tmp_path / "none").end()

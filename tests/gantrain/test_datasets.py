@@ -216,7 +216,7 @@ def test_bad_files_are_skipped_when_told_to(spoiled):
 def test_skipping_must_leave_two_images(tmp_path):
     save(tmp_path / "1.png")
     (tmp_path / "2.png").touch()
-    with pytest.raises(DatasetError, match="1 usable images; at least 2 are needed"):
+    with pytest.raises(DatasetError, match="1 usable image; at least 2 are needed"):
         load_dataset(str(tmp_path), skip_bad_files=True)
 
 

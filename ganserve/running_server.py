@@ -114,6 +114,11 @@ class RunningServer:
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close, seconds)
 
+    def give_up_tracing(self) -> None:
+        """Let a `close_tracing` that is under way end at once."""
+        if self._tracing is not None:
+            self._tracing.give_up()
+
     def is_alive(self) -> bool:
         """Whether the event loop still takes turns; asked in another thread."""
         turn = asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop)

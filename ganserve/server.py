@@ -202,10 +202,11 @@ async def stop_grpc_server(grpc_server: grpc.aio.Server, server: RunningServer) 
     server.health.close()
     grace = 0 if server.hurry.is_set() else _STOP_GRACE_SECONDS
     closing = asyncio.gather(grpc_server.stop(grace), server.close_tracing(grace))
-    # Answers that nobody takes, such as those to a client that is suspended, are waited for too.
+    # Clients that are suspended are waited for, too, and collectors that do not answer.
     await _either(closing, hurry)
     hurry.cancel()
     if not closing.done():
+        server.give_up_tracing()
         await grpc_server.stop(0)
     await closing
 

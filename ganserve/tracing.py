@@ -150,6 +150,10 @@ class Tracing:
             sending.join(1.0)
         self._complaints.end()
 
+    def give_up(self) -> None:
+        """Have a `close` in another thread end now, whatever is left."""
+        self._exporter.shutdown()
+
     def _make_tracer(self, sampler: Sampler, resource: Resource) -> Tracer:
         provider = TracerProvider(sampler, resource, shutdown_on_exit=False)
         provider.add_span_processor(self._processor)

@@ -1,6 +1,7 @@
 """Traces, from real calls through the real exporter to a real collector."""
 
 import asyncio
+import contextlib
 import logging
 import socket
 import subprocess
@@ -276,6 +277,23 @@ async def test_a_collector_that_hangs_does_not_hold_up_the_end(
             ):
                 await stub.GenerateImages(request())
     assert "the last traces could not be sent within 0.2 s" in caplog.text
+
+
+async def test_a_collector_that_hangs_holds_up_no_end_that_is_for_haste(repository, running_server):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        async with contextlib.AsyncExitStack() as stack:
+            server = await stack.enter_async_context(
+                running_server(repository, trace_endpoint=endpoint, trace_sample_ratio=1)
+            )
+            async with connected(server) as stub:
+                await stub.GenerateImages(request())
+            ending = asyncio.ensure_future(stack.aclose())
+            await asyncio.sleep(1)
+            assert not ending.done(), "the collector was not waited for"
+            server.hurry.set()
+            async with asyncio.timeout(5):
+                await ending
 
 
 class TestExemplars:

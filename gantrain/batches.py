@@ -4,7 +4,6 @@ import hashlib
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -47,23 +46,28 @@ def stream_seed(seed: int, images_seen: int) -> int:
 class DataOrder:
     """Which images a step sees: a new permutation each epoch, a function of seed and position."""
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, count: int, batch_size: int, seed: int, device: torch.device | None = None
+    ) -> None:
         self.seed = seed
         self._count, self._batch_size = count, batch_size
-        self._epoch, self._permutation = -1, np.empty(0, np.int64)
+        # Of a whole epoch at once: a step that sent its own would wait for the device.
+        self._device = device
+        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
 
-    def indices(self, images_seen: int) -> NDArray[np.int64]:
-        """Indices [batch_size] of the step that starts at a position."""
+    def indices(self, images_seen: int) -> Tensor:
+        """Indices [batch_size], int64 on the device, of the step that starts at a position."""
         parts, position, missing = [], images_seen, self._batch_size
         while missing:
             epoch, offset = divmod(position, self._count)
             part = self._epoch_order(epoch)[offset : offset + missing]
             parts.append(part)
             position, missing = position + len(part), missing - len(part)
-        return np.concatenate(parts)
+        return torch.cat(parts)
 
-    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
+    def _epoch_order(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
             random = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-            self._epoch, self._permutation = epoch, random.permutation(self._count)
+            order = torch.from_numpy(random.permutation(self._count))
+            self._epoch, self._permutation = epoch, order.to(self._device)
         return self._permutation

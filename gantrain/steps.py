@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gantrain.augment import augment
 from gantrain.batches import random_latents
@@ -287,7 +288,6 @@ def update_ema(state: TrainState, config: TrainConfig) -> None:
         return  # it is the generator itself
     half_life = min(config.ema_half_life_images, config.ema_ramp_up * state.images_seen)
     decay = 0.5 ** (config.images_per_step / half_life)
-    pairs = zip(state.generator_ema.parameters(), state.generator.parameters(), strict=True)
-    with torch.no_grad():
-        for averaged, current in pairs:
-            averaged.lerp_(current, 1 - decay)
+    averaged, current = state.generator_ema.parameters(), state.generator.parameters()
+    # All weights in few operations, where the device has such.
+    get_ema_multi_avg_fn(decay)([*averaged], [*current], None)  # type: ignore[no-untyped-call]

@@ -110,7 +110,7 @@ def train(config: TrainConfig) -> TrainState:
         sample_every = config.sample_every or max(config.total_images // 20, 1)
         diagnose_every = config.diagnose_every or max(config.total_images // 20, 1)
         checkpoint_every = config.checkpoint_every or max(config.total_images // 20, 1)
-        order = data_order(len(examples), config, state)
+        order = data_order(len(examples), config, state, device)
         means = StepMeans(config.loss)
         clock = Stopwatch(state.images_seen, state.seconds)
         checkup = Checkup(run, config, data, state.images_seen) if ranks.first else None
@@ -122,7 +122,7 @@ def train(config: TrainConfig) -> TrainState:
                 torch.manual_seed(own_noise.initial_seed())  # dropout draws from no other generator
                 for update in range(config.discriminator_updates):
                     position = state.images_seen + update * config.batch_size
-                    indices = torch.from_numpy(order.indices(position)).to(device)
+                    indices = order.indices(position)
                     flip = config.flip == "on"
                     reals = load_batch(on_device, indices, flip, noise, lowest, share)
                     labels = None if all_labels is None else all_labels[indices[share]]
@@ -152,7 +152,7 @@ def train(config: TrainConfig) -> TrainState:
                             checkup.record_divergence(row, diverged.what)
                         before = state.images_seen
                         roll_back(state, run, config, diverged, len(facts.class_names))
-                        order = data_order(len(examples), config, state)
+                        order = data_order(len(examples), config, state, device)
                         status.advance(state.images_seen - before)
                         clock.go_back(state.images_seen)
                         if checkup:
@@ -270,10 +270,12 @@ def create_optimizer(network: nn.Module, lr: float, config: TrainConfig) -> torc
     )
 
 
-def data_order(count: int, config: TrainConfig, state: TrainState) -> DataOrder:
+def data_order(
+    count: int, config: TrainConfig, state: TrainState, device: torch.device
+) -> DataOrder:
     """The order of the data, another one after each rollback."""
     seed = stream_seed(config.seed, -state.rollbacks) if state.rollbacks else config.seed
-    return DataOrder(count, config.batch_size, seed)
+    return DataOrder(count, config.batch_size, seed, device)
 
 
 def find_newest(run: RunDirectory) -> dict[str, Any] | None:

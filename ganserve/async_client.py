@@ -15,8 +15,10 @@ from ganserve.channel_security import ChannelSecurity, open_async_channel
 from ganserve.client_channel import make_channel_options
 from ganserve.client_messages import (
     EncodedFormat,
+    ImageFormat,
     ImageRequest,
     build_message,
+    choose_timeout,
     read_pixels,
     readable_errors,
 )
@@ -43,7 +45,9 @@ class AsyncClient:
         round_robin: bool = False,
         hedge_after_seconds: float | None = None,
     ) -> None:
-        """Connect once a call needs it; all arguments as those of `Client`.
+        """Connect once a call needs it, to be made in the event loop that makes the calls.
+
+        All arguments are as those of `Client`.
 
         Raises:
             OSError: a file of `security` cannot be read.
@@ -62,9 +66,13 @@ class AsyncClient:
         """Generate images as an array [n, height, width, channels]; see `ImageRequest`."""
         return read_pixels(await self.generate_reply(**request))
 
-    async def generate_reply(self, **request: Unpack[ImageRequest]) -> pb.GenerateImagesResponse:
-        """Generate images as the server's reply, in RAW, with its model, version and timing."""
-        return await self._generate(build_message(request, self._model, "raw"), request)
+    async def generate_reply(
+        self,
+        format: ImageFormat = "raw",  # noqa: A002 - the word of the public proto
+        **request: Unpack[ImageRequest],
+    ) -> pb.GenerateImagesResponse:
+        """Generate images as the server's reply, with its model, version and timing."""
+        return await self._generate(build_message(request, self._model, format), request)
 
     async def generate_images(self, **request: Unpack[ImageRequest]) -> list[Image.Image]:
         """Generate images as Pillow images, grey or RGB; see `ImageRequest`."""
@@ -83,7 +91,7 @@ class AsyncClient:
     async def stream(self, **request: Unpack[ImageRequest]) -> AsyncGenerator[NDArray[np.uint8]]:
         """Generate images as arrays, in order, as they are made; see `Client.stream`."""
         message = build_message(request, self._model, "raw")
-        timeout = request.get("timeout_seconds", self._timeout_seconds)
+        timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
         progress = StreamProgress(message, timeout)
         with readable_errors(self._address, timeout):
             while True:
@@ -103,7 +111,7 @@ class AsyncClient:
 
     async def models(self, *, timeout_seconds: float | None = None) -> list[pb.Model]:
         """List what serves and what could not be loaded, by name, newest version first."""
-        timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
+        timeout = choose_timeout(timeout_seconds, self._timeout_seconds)
         with readable_errors(self._address, timeout):
             reply = await self._stub.ListModels(
                 pb.ListModelsRequest(), timeout=timeout, metadata=self._metadata
@@ -128,7 +136,7 @@ class AsyncClient:
     async def _generate(
         self, message: pb.GenerateImagesRequest, request: ImageRequest
     ) -> pb.GenerateImagesResponse:
-        timeout = request.get("timeout_seconds", self._timeout_seconds)
+        timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
         with readable_errors(self._address, timeout):
             if self._hedge_after_seconds is not None:
                 return await self._generate_hedged(message, timeout, self._hedge_after_seconds)

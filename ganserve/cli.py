@@ -13,29 +13,23 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version as installed_version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import CliApp, get_subcommand
 
-from ganserve.cli_options import Ganserve, Generate, LoadTest, Models, is_folder
+from ganserve.cli_options import Ganserve, Generate, LoadTest, Models
 from ganserve.config import ServerConfig
 
 if TYPE_CHECKING:
     from ganserve.channel_security import ChannelSecurity
-    from ganserve.client import Client, ImageRequest
     from ganserve.load_report import LoadReport
     from ganserve.load_sweep import LoadKind, Sweep
     from ganserve.v1.image_generation_pb2 import Model
-
-# Below every sensible limit of a server on the images of one request.
-_IMAGES_PER_CALL = 64
 
 
 class CommandError(Exception):
@@ -158,8 +152,8 @@ def _stoppable_start() -> Iterator[None]:
 
 def _generate(command: Generate) -> None:
     from ganserve.client import CallError, Client
+    from ganserve.generated_files import write_images
 
-    write = _write_files if is_folder(command.out) else _write_grid
     try:
         with Client(
             command.address,
@@ -167,7 +161,7 @@ def _generate(command: Generate) -> None:
             timeout_seconds=command.timeout_seconds,
             security=_security(command),
         ) as client:
-            write(client, command, Path(command.out))
+            print(write_images(client, command))
     except (CallError, OSError, ValueError) as error:
         raise CommandError(str(error)) from error
 
@@ -178,46 +172,6 @@ def _security(command: Generate | Models | LoadTest) -> "ChannelSecurity":
     return ChannelSecurity(
         command.tls_ca, command.tls_certificate, command.tls_key, command.token_file
     )
-
-
-def _write_grid(client: "Client", command: Generate, out: Path) -> None:
-    import numpy as np
-
-    from ganserve.encoding import to_picture
-    from ganserve.grid import make_grid
-
-    parts = [client.generate(**request) for request in _split(command)]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    to_picture(make_grid(np.concatenate(parts))).save(out)
-    print(out)
-
-
-def _write_files(client: "Client", command: Generate, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    written = Counter[int]()
-    for request in _split(command):
-        files = client.generate_files("png", **request)
-        for seed, content in zip(request["seeds"], files, strict=True):
-            written[seed] += 1
-            # One seed may be asked for with several classes: each image is a file of its own.
-            again = f"-{written[seed]}" if written[seed] > 1 else ""
-            (out / f"{seed}{again}.png").write_bytes(content)
-    print(out)
-
-
-def _split(command: Generate) -> "Iterator[ImageRequest]":
-    """The requests of one command, each small enough for any server."""
-    for start in range(0, len(command.seeds), _IMAGES_PER_CALL):
-        part = slice(start, start + _IMAGES_PER_CALL)
-        labels = command.class_labels
-        request: ImageRequest = {
-            "seeds": command.seeds[part],
-            "class_labels": labels if len(labels) == 1 else labels[part],
-            "version": command.version or "",
-        }
-        if command.truncation is not None:
-            request["truncation"] = command.truncation
-        yield request
 
 
 def _models(command: Models) -> None:

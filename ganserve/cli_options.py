@@ -55,6 +55,7 @@ ModelName = Annotated[
     Field(default=None, description="The model's name. Unset: the server's default."),
 ]
 PositiveInt = Annotated[int, Field(ge=1)]
+_MOST_32_BITS = 2**32 - 1  # what the messages hold
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 TimeoutSeconds = Annotated[
     PositiveFloat, Field(description="How long one call may take, further attempts included.")
@@ -130,7 +131,9 @@ class LoadTest(BaseModel):
     concurrency: PositiveInt | None = Field(
         default=None, description="Closed loop: calls under way at any time. Unset: 8."
     )
-    images_per_request: PositiveInt = Field(default=1, description="Images in one call.")
+    images_per_request: PositiveInt = Field(
+        default=1, le=_MOST_32_BITS, description="Images in one call."
+    )
     format: Literal["raw", "png", "jpeg", "webp"] = Field(
         default="raw", description="How the images travel."
     )
@@ -150,7 +153,10 @@ class LoadTest(BaseModel):
         description="Open loop: calls beyond these are not sent, but counted in the report.",
     )
     class_label: int | None = Field(
-        default=None, ge=0, description="Class of all images, for a conditional model."
+        default=None,
+        ge=0,
+        le=_MOST_32_BITS,
+        description="Class of all images, for a conditional model.",
     )
     verify: CliToggleFlag[bool] = Field(
         default=False,

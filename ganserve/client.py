@@ -16,8 +16,10 @@ from ganserve.client_channel import make_channel_options
 from ganserve.client_messages import (
     CallError,
     EncodedFormat,
+    ImageFormat,
     ImageRequest,
     build_message,
+    choose_timeout,
     read_pixels,
     readable_errors,
 )
@@ -82,9 +84,13 @@ class Client:
         """Generate images as an array [n, height, width, channels]; see `ImageRequest`."""
         return read_pixels(self.generate_reply(**request))
 
-    def generate_reply(self, **request: Unpack[ImageRequest]) -> pb.GenerateImagesResponse:
-        """Generate images as the server's reply, in RAW, with its model, version and timing."""
-        return self._generate(build_message(request, self._model, "raw"), request)
+    def generate_reply(
+        self,
+        format: ImageFormat = "raw",  # noqa: A002 - the word of the public proto
+        **request: Unpack[ImageRequest],
+    ) -> pb.GenerateImagesResponse:
+        """Generate images as the server's reply, with its model, version and timing."""
+        return self._generate(build_message(request, self._model, format), request)
 
     def generate_images(self, **request: Unpack[ImageRequest]) -> list[Image.Image]:
         """Generate images as Pillow images, grey or RGB; see `ImageRequest`."""
@@ -112,7 +118,7 @@ class Client:
         Where the server is lost on the way, another goes on with the same version.
         """
         message = build_message(request, self._model, "raw")
-        timeout = request.get("timeout_seconds", self._timeout_seconds)
+        timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
         progress = StreamProgress(message, timeout)
         with readable_errors(self._address, timeout):
             while True:
@@ -131,7 +137,7 @@ class Client:
 
     def models(self, *, timeout_seconds: float | None = None) -> list[pb.Model]:
         """List what serves and what could not be loaded, by name, newest version first."""
-        timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
+        timeout = choose_timeout(timeout_seconds, self._timeout_seconds)
         with readable_errors(self._address, timeout):
             reply = self._stub.ListModels(
                 pb.ListModelsRequest(), timeout=timeout, metadata=self._metadata
@@ -157,7 +163,7 @@ class Client:
     def _generate(
         self, message: pb.GenerateImagesRequest, request: ImageRequest
     ) -> pb.GenerateImagesResponse:
-        timeout = request.get("timeout_seconds", self._timeout_seconds)
+        timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
         with readable_errors(self._address, timeout):
             if self._hedge_after_seconds is not None:
                 return self._generate_hedged(message, timeout, self._hedge_after_seconds)

@@ -11,15 +11,24 @@ from numpy.typing import ArrayLike, NDArray
 from ganserve.v1 import image_generation_pb2 as pb
 
 EncodedFormat = Literal["png", "jpeg", "webp"]
+ImageFormat = Literal["raw"] | EncodedFormat
+
+
+# What gRPC says where it has waited long enough; a server that ends a call before says why.
+_DEADLINE_AT_CLIENT = "Deadline Exceeded"
+_LONGEST_TIMEOUT = 1e9  # seconds, 31 years; gRPC's clock ends somewhere beyond
 
 
 class CallError(Exception):
     """A call that failed for good: `code` says in which way, `details` why."""
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
-        super().__init__(f"{code.name}: {details}")
+        super().__init__(code, details)
         self.code = code
         self.details = details
+
+    def __str__(self) -> str:
+        return f"{self.code.name}: {self.details}"
 
 
 class ImageRequest(TypedDict, total=False):
@@ -50,6 +59,11 @@ class ImageRequest(TypedDict, total=False):
     timeout_seconds: float
 
 
+def choose_timeout(asked: float | None, default: float) -> float:
+    """The seconds that a call may take, as gRPC takes them: infinity becomes a very long time."""
+    return min(default if asked is None else asked, _LONGEST_TIMEOUT)
+
+
 @contextlib.contextmanager
 def readable_errors(address: str, timeout: float) -> Iterator[None]:
     """Say in a line what failed; `timeout` is in seconds.
@@ -66,7 +80,7 @@ def readable_errors(address: str, timeout: float) -> Iterator[None]:
 def _to_call_error(error: grpc.RpcError, address: str, timeout: float) -> CallError:
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)  # a call that was started
     code, details = error.code(), error.details() or ""
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and details == _DEADLINE_AT_CLIENT:
         details = f"no result from {address} within {timeout:g} s"
     elif code is grpc.StatusCode.UNAVAILABLE:
         details = f"{address} does not serve: {details}"
@@ -76,7 +90,7 @@ def _to_call_error(error: grpc.RpcError, address: str, timeout: float) -> CallEr
 def build_message(
     request: ImageRequest,
     default_model: str,
-    image_format: Literal["raw"] | EncodedFormat,
+    image_format: ImageFormat,
     quality: int | None = None,
 ) -> pb.GenerateImagesRequest:
     """Build the message of a request.

@@ -7,7 +7,7 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from ganserve.client_messages import read_pixels
+from ganserve.client_messages import CallError, read_pixels
 from ganserve.v1 import image_generation_pb2 as pb
 
 # A server lost in the middle of a stream; before its first message gRPC itself tries again.
@@ -19,8 +19,8 @@ class StreamProgress:
     """How far a stream has come, over all its attempts.
 
     An image depends on its seed and the model alone, so another server makes the same bytes once it
-    is held to the version of the images that have come. It is asked for all of them again, whatever
-    they are made of, and those that have come are passed over.
+    is held to the model and version of the images that have come. It is asked for all of them
+    again, whatever they are made of, and those that have come are passed over.
     """
 
     def __init__(self, message: pb.GenerateImagesRequest, timeout_seconds: float) -> None:
@@ -28,6 +28,7 @@ class StreamProgress:
         self._end = time.monotonic() + timeout_seconds
         self._received = 0
         self._losses = 0
+        self._digest: str | None = None  # of the file that makes the images
 
     @property
     def remaining_seconds(self) -> float:
@@ -35,8 +36,20 @@ class StreamProgress:
         return max(0.0, self._end - time.monotonic())
 
     def take(self, response: pb.GenerateImagesResponse) -> Iterator[NDArray[np.uint8]]:
-        """The images of a message that are new, as one array or none."""
-        self.message.model_version = response.model.version
+        """The images of a message that are new, as one array or none.
+
+        Raises:
+            CallError: they are of another file than those that have come.
+        """
+        model = response.model
+        if self._digest not in (None, model.digest):
+            raise CallError(
+                grpc.StatusCode.ABORTED,
+                f"the stream was lost after {self._received} images, and now another file serves "
+                f"as {model.name} version {model.version}",
+            )
+        self._digest = model.digest
+        self.message.model_name, self.message.model_version = model.name, model.version
         images = read_pixels(response)[max(0, self._received - response.first_index) :]
         if len(images):
             self._received += len(images)

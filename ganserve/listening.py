@@ -10,14 +10,20 @@ from ganserve.errors import StartupError
 
 _HANDSHAKE_SECONDS = 10.0  # for a client to say what it wants
 _KEEPALIVE_TIMEOUT_SECONDS = 20.0
+_MOST = 2**31 - 1  # of what the core counts
 
 
 def grpc_options(config: ServerConfig) -> dict[str, int]:
     """The limits that gRPC itself keeps, in its own names and milliseconds."""
+    # Calls that wait to be handled. What is too much is refused elsewhere, with a reason; the core
+    # would end some as CANCELLED where more than a thousand come at once.
+    most_calls = min(config.max_connections * config.max_streams_per_connection, _MOST)
     return {
         "grpc.so_reuseport": 0,  # or a port in use would be shared without a word
         "grpc.max_receive_message_length": config.max_message_bytes,
         "grpc.max_send_message_length": -1,
+        "grpc.server.max_pending_requests": most_calls,
+        "grpc.server.max_pending_requests_hard_limit": most_calls,
         "grpc.max_concurrent_streams": config.max_streams_per_connection,
         "grpc.max_allowed_incoming_connections": config.max_connections,
         # A client that connects and says nothing, or does not speak HTTP/2, is let go.

@@ -139,11 +139,16 @@ class _Offering:
         async with asyncio.TaskGroup() as calls:
             while (start := start + gaps.expovariate(self._plan.rate)) < self.end:
                 await asyncio.sleep(start - time.perf_counter())  # at once where we are late
+                if time.perf_counter() > self.end + self._plan.timeout_seconds:
+                    self.tally.too_late += start >= self.window_begin
+                    continue
                 if self._under_way >= self._plan.max_calls_under_way:
                     self.tally.not_sent += start >= self.window_begin
                     continue
                 self._under_way += 1
                 calls.create_task(self._arrive(start))
+        # The last may be answered long before; until the end the test can be interrupted.
+        await asyncio.sleep(self.end - time.perf_counter())
 
     async def measure_cpu(self) -> None:
         """Note this process's CPU time over the window."""

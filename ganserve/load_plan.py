@@ -70,6 +70,7 @@ class LoadTally:
         lateness: Open loop: by how much calls started later than intended.
         completed: Calls that ended well within the window, whenever they began.
         not_sent: Calls left out because as many as allowed were under way.
+        too_late: Calls left out because the tester came to them later than a call may take.
         unfinished: Calls under way when the test was interrupted.
         verified, wrong, other_version: Calls whose images were compared: all, those of other bytes,
             and those of another version of the model, which may differ.
@@ -83,6 +84,7 @@ class LoadTally:
     lateness: LatencyHistogram = field(default_factory=LatencyHistogram)
     completed: int = 0
     not_sent: int = 0
+    too_late: int = 0
     unfinished: int = 0
     verified: int = 0
     wrong: int = 0

@@ -61,7 +61,8 @@ class LoadReport:
         mean_latency_seconds: Of the same calls.
         errors: Status code to the number of calls among `calls`.
         error_latency_seconds: Status code to percentiles as above.
-        not_sent: Open loop: calls left out because as many as allowed were under way.
+        not_sent: Open loop: calls left out because as many as allowed were under way, or because
+            the tester could not keep up.
         unfinished: Calls given up because the test was interrupted.
         start_lateness_seconds: Open loop: by how much calls started later than intended.
         verification: Where images were compared.
@@ -100,6 +101,7 @@ def make_report(plan: LoadPlan, tallies: Sequence[LoadTally]) -> LoadReport:
     rate = sum(tally.completed for tally in tallies) / seconds if seconds else 0.0
     tester = _measure_tester(tallies, calls)
     not_sent = sum(tally.not_sent for tally in tallies)
+    too_late = sum(tally.too_late for tally in tallies)
     return LoadReport(
         rate=plan.rate,
         concurrency=plan.concurrency if plan.rate is None else None,
@@ -111,12 +113,12 @@ def make_report(plan: LoadPlan, tallies: Sequence[LoadTally]) -> LoadReport:
         mean_latency_seconds=good.mean if good.total else None,
         errors={code: histogram.total for code, histogram in latencies.items()},
         error_latency_seconds={code: times.summary() for code, times in latencies.items()},
-        not_sent=not_sent,
+        not_sent=not_sent + too_late,
         unfinished=sum(tally.unfinished for tally in tallies),
         start_lateness_seconds=lateness.summary(),
         verification=_sum_verification(tallies) if plan.references else None,
         tester=tester,
-        warnings=_warnings(good, lateness, tester, not_sent, plan.max_calls_under_way),
+        warnings=_warnings(good, lateness, tester, (not_sent, too_late), plan),
         interrupted=any(tally.interrupted for tally in tallies) or not tallies,
     )
 
@@ -195,9 +197,10 @@ def _warnings(
     good: LatencyHistogram,
     lateness: LatencyHistogram,
     tester: TesterEffort,
-    not_sent: int,
-    most_under_way: int,
+    left_out: tuple[int, int],
+    plan: LoadPlan,
 ) -> list[str]:
+    not_sent, too_late = left_out
     warnings = []
     if tester.cpu_share >= _BUSY_SHARE:
         warnings.append(
@@ -214,7 +217,12 @@ def _warnings(
             )
     if not_sent:
         warnings.append(
-            f"{not_sent} calls were not sent because {most_under_way} were under way "
+            f"{not_sent} calls were not sent because {plan.max_calls_under_way} were under way "
             "(--max-calls-under-way); their latency, longer than any, is missing above"
+        )
+    if too_late:
+        warnings.append(
+            f"{too_late} calls were not sent because the tester came to them more than "
+            f"{plan.timeout_seconds:g} s after the end: use more --processes or a lower rate"
         )
     return warnings

@@ -1,8 +1,9 @@
 """Hides how load is raised step by step, when that is enough, and where the knee is.
 
-The knee is the load of highest power, throughput over mean latency: beyond it latency grows faster
-than throughput (Kleinrock, "Power and deterministic rules of thumb for probabilistic problems in
-computer communications", ICC 1979).
+The knee is the load of highest power, throughput over mean latency, among those that were carried:
+beyond it latency grows faster than throughput (Kleinrock, "Power and deterministic rules of thumb
+for probabilistic problems in computer communications", ICC 1979). A server that refuses what is too
+much keeps the latency of the rest, so at loads where calls fail power says nothing.
 """
 
 import itertools
@@ -17,8 +18,10 @@ LoadKind = Literal["concurrency", "rate"]
 # Throughput that rises by less than this is taken for noise; twice in a row, for the end.
 _LEAST_RISE = 1.05
 _STEPS_WITHOUT_RISE = 2
-# Of an offered rate. A server that answers less is far beyond its limit.
+# Of what arrives. A server that answers less is far beyond its limit.
 _OVERLOADED_SHARE = 0.5
+_FEWEST_ARRIVALS = 10  # that tell anything; there are fewer where calls take seconds
+_CARRIED_SHARE = 0.99  # of the calls, that must succeed at the knee
 _MOST_DOUBLINGS = 16
 
 
@@ -37,7 +40,8 @@ class Sweep:
     Attributes:
         kind: What was raised.
         points: A report for each load.
-        knee: Index of the point of highest power; None if no call succeeded at any.
+        knee: Index of the point of highest power of those where at most 1 % of the calls fail, or
+            of all if there are none; None if no call succeeded at any.
         interrupted: Whether the last point was cut short and those after it are missing.
         failure: Why points are missing; None if none are for another reason than that.
     """
@@ -79,9 +83,9 @@ async def sweep(loads: SweepLoads, offer: Offer) -> Sweep:
     """Offer each load in turn.
 
     Without values the load is doubled, from one call at a time or a quarter of the rate that this
-    gives, until throughput has not risen for two steps or is not half the rate. Then the loads
-    halfway between the knee and its neighbours are added. A server that cannot be reached any more
-    ends the sweep.
+    gives, until throughput has not risen for two steps or is not half of what arrives. Then the
+    loads halfway between the knee and its neighbours are added. A server that cannot be reached any
+    more ends the sweep.
 
     Raises:
         ConnectionError, OSError, ValueError: as `offer` does, at the first load.
@@ -109,8 +113,15 @@ async def sweep(loads: SweepLoads, offer: Offer) -> Sweep:
 
 
 def find_knee(points: "Sequence[LoadReport]") -> int | None:
-    """Index of the report with the highest power; of equals, the first."""
-    powers = [_power(point) for point in points]
+    """Index of the report with the highest power of those that carried their load, as `Sweep` says.
+
+    Of equals it is the first.
+    """
+    carried = [_is_carried(point) for point in points]
+    powers = [
+        _power(point) if is_carried or not any(carried) else 0.0
+        for point, is_carried in zip(points, carried, strict=True)
+    ]
     return powers.index(max(powers)) if any(powers) else None
 
 
@@ -148,11 +159,16 @@ async def _double(points: "dict[float, LoadReport]", add: Add, value: float) -> 
     best, without_rise = 0.0, 0
     for _ in range(_MOST_DOUBLINGS):
         await add(value)
-        throughput = points[value].calls_per_second
-        without_rise = 0 if throughput > best * _LEAST_RISE else without_rise + 1
-        best = max(best, throughput)
-        overloaded = points[value].rate is not None and throughput < value * _OVERLOADED_SHARE
-        if without_rise == _STEPS_WITHOUT_RISE or overloaded or _is_interrupted(points):
+        point = points[value]
+        arrived = point.calls + point.not_sent
+        answered = point.calls_per_second * point.seconds
+        few = point.rate is not None and arrived < _FEWEST_ARRIVALS
+        rises = point.calls_per_second > best * _LEAST_RISE
+        without_rise = 0 if rises or few else without_rise + 1
+        best = max(best, point.calls_per_second)
+        overloaded = point.rate is not None and answered < arrived * _OVERLOADED_SHARE
+        ended = without_rise == _STEPS_WITHOUT_RISE or (overloaded and not few)
+        if ended or _is_interrupted(points):
             break
         value *= 2
 
@@ -176,6 +192,11 @@ def _three_digits(value: float) -> float:
 
 def _power(point: "LoadReport") -> float:
     return point.calls_per_second / point.mean_latency_seconds if point.mean_latency_seconds else 0
+
+
+def _is_carried(point: "LoadReport") -> bool:
+    failed = sum(point.errors.values()) + point.not_sent
+    return bool(point.calls) and failed <= (1 - _CARRIED_SHARE) * (point.calls + point.not_sent)
 
 
 def _load(point: "LoadReport") -> float:

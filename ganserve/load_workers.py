@@ -49,7 +49,8 @@ async def offer_in_processes(
         _tell(workers, repr(begin))
         began.set()
         stopping = asyncio.create_task(_stop(workers, stop))
-        longest = plan.warm_up_seconds + plan.seconds + plan.timeout_seconds + _PATIENCE_SECONDS
+        longest = plan.warm_up_seconds + plan.seconds + _PATIENCE_SECONDS
+        longest += 2 * plan.timeout_seconds  # the last call may be that late, and take as long
         try:
             async with asyncio.timeout(longest):
                 tallies = await asyncio.gather(*(_hear(worker, "tally") for worker in workers))

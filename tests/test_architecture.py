@@ -31,7 +31,7 @@ LAYERS = {
         {"bound_session"},
         {"runtime"},
         {"credentials", "answers", "row_queue", "further_parts"},
-        {"entries", "log_format"},
+        {"entries", "log_format", "generated_files"},
         {"calls", "client"},
         {"async_client"},
         {"load_test", "load_plot", "cli_options"},

@@ -51,9 +51,14 @@ async function main() {
       stream: { type: 'boolean', default: false },
     },
   });
+  const seeds = flags.seeds.split(',');
+  const wrong = seeds.find((seed) => !/^\d+$/.test(seed) || BigInt(seed) >= 2n ** 64n);
+  if (wrong !== undefined) {
+    throw new Error(`--seeds: expected integers from 0 to 2^64 - 1 such as 0,7,12, got ${wrong}`);
+  }
   const request = {
     model_name: flags.model,
-    seeds: { values: flags.seeds.split(',') },
+    seeds: { values: seeds },
     format: 'IMAGE_FORMAT_PNG',
   };
   const service = connect(flags.address);

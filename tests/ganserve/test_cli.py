@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +18,8 @@ from PIL import Image
 from ganserve.cli import run
 from ganserve.grid import make_grid
 from ganserve.latents import draw_latents
+from ganserve.v1 import image_generation_pb2 as pb
+from ganserve.v1 import image_generation_pb2_grpc
 from tests.ganserve.conftest import eventually, free_port
 from tests.ganserve.tiny import reveal_pixels, write_artifact
 
@@ -72,6 +75,58 @@ async def test_a_folder_gets_one_file_a_seed(there_already, repository, running_
     assert code == 0
     assert {path.name for path in out.iterdir()} == {"7.png", "0.png", "1.png", "2.png"}
     assert (np.asarray(Image.open(out / "7.png")) == expected_pixels(7)[0]).all()
+
+
+class Changing(image_generation_pb2_grpc.ImageGenerationServiceServicer):
+    """A server whose newest version is another one after the first call."""
+
+    def __init__(self, *, keeps_the_old: bool) -> None:
+        self._keeps_the_old = keeps_the_old
+        self.asked: list[tuple[str, str]] = []
+
+    async def GenerateImages(self, request, context):  # noqa: N802 - gRPC's name
+        self.asked.append((request.model_name, request.model_version))
+        version = request.model_version or str(len(self.asked))
+        if version == "1" and len(self.asked) > 1 and not self._keeps_the_old:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there is version 2")
+        seeds = request.seeds.values
+        shape = {"count": len(seeds), "height": 1, "width": 1, "channels": 1}
+        return pb.GenerateImagesResponse(
+            **shape,
+            pixels=bytes([int(version)] * len(seeds)),
+            images=[b"a picture"] * len(seeds),
+            seeds=seeds,
+            model=pb.ModelIdentity(name="faces", version=version),
+        )
+
+
+@contextlib.asynccontextmanager
+async def serving(service):
+    server = grpc.aio.server()
+    image_generation_pb2_grpc.add_ImageGenerationServiceServicer_to_server(service, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+@pytest.mark.parametrize("out", ["images/", "grid.png"])
+async def test_one_version_makes_all_images_of_a_command(out, tmp_path):
+    service = Changing(keeps_the_old=True)
+    async with serving(service) as address:
+        flags = ["--seeds", "0-9,200-299", "--out", f"{tmp_path}/{out}"]
+        assert await run_beside("generate", "--address", address, *flags) == 0
+    assert service.asked == [("", ""), ("faces", "1")]
+
+
+async def test_a_version_that_ends_meanwhile_ends_the_command_and_says_so(tmp_path, capsys):
+    async with serving(Changing(keeps_the_old=False)) as address:
+        flags = ["--seeds", "0-99", "--out", f"{tmp_path}/images/"]
+        assert await run_beside("generate", "--address", address, *flags) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ganserve generate: NOT_FOUND: there is version 2 (a new version came")
 
 
 async def test_options_of_generate_reach_the_server(tmp_path, running_server):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import pickle
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -341,6 +342,32 @@ def test_the_time_of_a_call_can_be_its_own():
         pytest.raises(CallError, match=r"within 0\.2 s"),
     ):
         client.generate(seeds=[1], timeout_seconds=0.2)
+
+
+async def test_a_limit_of_the_server_is_not_told_as_the_clients(tmp_path, running_server):
+    write_artifact(tmp_path, height=128, width=128)
+    settings = {"deadline_seconds": 0.01, "max_deadline_seconds": 0.01}
+    async with running_server(tmp_path, **settings) as server:
+        with pytest.raises(CallError, match=r"DEADLINE_EXCEEDED: .*0\.01 s, the server's limit"):
+            await ask(server, lambda client: client.generate(seeds=range(500)))
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), 1e30])
+async def test_a_call_may_have_all_the_time_in_the_world(seconds, repository, running_server):
+    async with running_server(repository) as server:
+        pixels = await ask(
+            server, lambda client: client.generate(seeds=[1]), timeout_seconds=seconds
+        )
+        assert (pixels == expected_pixels([1])).all()
+        async with AsyncClient(server.address) as client:
+            await client.generate(seeds=[1], timeout_seconds=seconds)
+
+
+def test_what_failed_can_be_told_in_another_process():
+    error = pickle.loads(pickle.dumps(CallError(grpc.StatusCode.NOT_FOUND, "no such model")))
+    assert isinstance(error, CallError)
+    assert (error.code, error.details) == (grpc.StatusCode.NOT_FOUND, "no such model")
+    assert str(error) == "NOT_FOUND: no such model"
 
 
 def both_kinds(test):

@@ -2,13 +2,14 @@ import grpc
 import numpy as np
 import pytest
 
+from ganserve.client_messages import CallError
 from ganserve.client_streams import StreamProgress
 from ganserve.v1 import image_generation_pb2 as pb
 
 Code = grpc.StatusCode
 
 
-def chunk(first, *values, version="3"):
+def chunk(first, *values, version="3", name="faces", digest="sha256:1"):
     """Images of one grey pixel each."""
     return pb.GenerateImagesResponse(
         pixels=bytes(values),
@@ -17,7 +18,7 @@ def chunk(first, *values, version="3"):
         width=1,
         channels=1,
         first_index=first,
-        model=pb.ModelIdentity(version=version),
+        model=pb.ModelIdentity(name=name, version=version, digest=digest),
     )
 
 
@@ -33,10 +34,19 @@ def test_another_attempt_leaves_out_what_has_come_and_nothing_else():
     assert np.concatenate(taken).ravel().tolist() == [10, 11, 12, 13, 14]
 
 
-def test_another_attempt_is_held_to_the_version_that_has_come():
+def test_another_attempt_is_held_to_the_model_and_version_that_have_come():
     stream = progress()
-    list(stream.take(chunk(0, 10, version="7")))
-    assert stream.message.model_version == "7"
+    list(stream.take(chunk(0, 10, version="7", name="other")))
+    assert (stream.message.model_name, stream.message.model_version) == ("other", "7")
+
+
+def test_another_file_of_the_same_version_does_not_go_on_with_the_stream():
+    stream = progress()
+    list(stream.take(chunk(0, 10, 11)))
+    with pytest.raises(
+        CallError, match=r"ABORTED: .*after 2 images.*another file .*faces version 3"
+    ):
+        list(stream.take(chunk(2, 12, digest="sha256:2")))
 
 
 @pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.CANCELLED])

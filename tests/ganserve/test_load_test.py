@@ -57,6 +57,9 @@ def test_a_report_without_a_success_has_no_latency():
         ),
         pytest.param(tally([5], lateness=tally([3]).latencies["OK"]), "3.0 ms late", id="late"),
         pytest.param(tally([5], not_sent=8), "8 calls were not sent because 4096", id="capped"),
+        pytest.param(
+            tally([5], too_late=8), "8 calls were not sent because the tester came", id="behind"
+        ),
     ],
 )
 def test_what_makes_figures_doubtful_is_said(one, message):
@@ -117,6 +120,33 @@ async def test_a_late_load_generator_is_not_flattered():
     assert report.start_lateness_seconds["max"] > 0.2
     assert any("ms late" in warning for warning in report.warnings)
     assert report.calls > 140
+
+
+async def test_a_tester_that_cannot_keep_up_leaves_out_what_is_far_too_late_and_says_so():
+    service = SlowService(seconds=0)
+    async with running(service) as address:
+        task = asyncio.create_task(
+            offer_load(address, rate=200, seconds=0.5, warm_up_seconds=0, timeout_seconds=0.3)
+        )
+        await service.asked.wait()
+        time.sleep(1)  # noqa: ASYNC251 - what is tested: nothing can start meanwhile
+        report = await task
+    assert report.not_sent > 50
+    assert any("the tester came to them more than 0.3 s" in text for text in report.warnings)
+
+
+async def test_an_open_loop_can_be_stopped_while_nothing_is_due():
+    service = SlowService(seconds=0)
+    stop = asyncio.Event()
+    async with running(service) as address:
+        task = asyncio.create_task(
+            offer_load(address, rate=0.1, seconds=1000, warm_up_seconds=0, stop=stop)
+        )
+        await asyncio.sleep(0.5)
+        stop.set()
+        async with asyncio.timeout(10):
+            report = await task
+    assert report.interrupted
 
 
 async def test_arrivals_are_random_but_the_same_every_time():

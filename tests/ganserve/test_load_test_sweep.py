@@ -24,6 +24,7 @@ EMPTY = make_report(LoadPlan("host:1"), [])
 def point(throughput: float, seconds: float, **fields) -> LoadReport:
     latency = {"p50": seconds, "p99": 2 * seconds} if throughput else {}
     measured = {"calls_per_second": throughput, "latency_seconds": latency, "interrupted": False}
+    measured |= {"seconds": 10.0, "calls": int(10 * throughput)}
     measured["mean_latency_seconds"] = seconds if throughput else None
     return dataclasses.replace(EMPTY, **(measured | fields))
 
@@ -49,10 +50,42 @@ async def test_a_rate_of_which_less_than_half_is_answered_is_the_last():
     async def rising(kind: str, load: float) -> LoadReport:
         if kind == "concurrency":
             return point(100, 0.01, concurrency=1)
-        return point(load**0.85, 0.01, rate=load, concurrency=None)
+        return point(load**0.85, 0.01, rate=load, concurrency=None, calls=int(10 * load))
 
     result = await sweep(SweepLoads("rate"), rising)
     assert result.points[-1].rate == 200  # 100 ** 0.85 is 50.1, 200 ** 0.85 is 90.3
+
+
+async def test_a_server_that_takes_seconds_a_call_is_asked_for_more_until_it_answers_no_more():
+    async def slow(kind: str, load: float) -> LoadReport:
+        if kind == "concurrency":
+            return point(0.5, 2.0, concurrency=1)
+        calls = int(load * 10)  # few arrive in ten seconds, and the last are answered after them
+        answered = max(0, min(calls - 2, 5))
+        return point(answered / 10, 2.0, rate=load, concurrency=None, calls=calls)
+
+    result = await sweep(SweepLoads("rate"), slow)
+    assert result.points[0].rate == 0.125
+    assert result.points[-1].rate >= 1
+
+
+async def test_loads_that_are_not_carried_are_no_knee_however_quick_the_rest_is():
+    async def refusing(kind: str, load: float) -> LoadReport:
+        if kind == "concurrency":
+            return point(SERVICE_RATE, 0.01, concurrency=1)
+        good = min(load, SERVICE_RATE)
+        errors = {"RESOURCE_EXHAUSTED": int(load - good)} if load > good else {}
+        seconds = 0.01 + 0.01 * min(load, SERVICE_RATE) / SERVICE_RATE
+        fields = {"rate": load, "concurrency": None, "calls": int(load), "errors": errors}
+        return point(good + load / 1000, seconds, **fields)
+
+    result = await sweep(SweepLoads("rate"), refusing)
+    assert result.points[result.knee].rate == SERVICE_RATE
+    everywhere = [
+        point(10, 0.1, calls=20, errors={"UNAVAILABLE": 10}),
+        point(20, 0.1, calls=40, errors={"UNAVAILABLE": 20}),
+    ]
+    assert find_knee(everywhere) == 1, "where no load is carried the best of all is shown"
 
 
 async def test_the_knee_of_an_open_queue_is_at_half_its_limit():

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import grpc
 import pytest
@@ -199,6 +200,17 @@ class TestInProcess:
                     replies.append(reply)
                 await closing
         assert [reply.first_index for reply in replies] == list(range(200))
+
+    async def test_a_burst_of_thousands_of_calls_is_answered(self, repository, running_server):
+        calls = 3500  # gRPC would let a thousand wait and end others as CANCELLED
+        async with (
+            running_server(repository, queue_size=calls) as server,
+            connected(server) as stub,
+        ):
+            waiting = [stub.GenerateImages(request(1), timeout=60) for _ in range(calls)]
+            codes = await asyncio.gather(*map(status_of, waiting))
+            assert Counter(codes) == {OK: calls}
+            assert await metric(server, "grpc_server_started_total") == calls
 
     async def test_a_watcher_does_not_hold_up_the_end(self, repository, running_server):
         async with contextlib.AsyncExitStack() as stack:

@@ -7,9 +7,10 @@ where it lacks what is needed here, calls are taken one by one.
 """
 
 import asyncio
+import math
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # published without types
 
 from ganserve.direct_calls import DirectCalls, MayCall, core_server
+from ganserve.unread_replies import UnreadReplies
 
 # Between 8 and 32, which with 64 calls under way cut a call's CPU about alike: see docs/decisions.
 _ASKED_FOR = 16
@@ -31,7 +33,10 @@ class DirectMethods:
 
     paths: Sequence[str]  # as in `/package.Service/Method`
     may_call: MayCall  # of whom requests are read; the interceptors must refuse others
-    request_seconds: float  # that a request may take to come
+    request_seconds: float  # that a request may take to come, and its reply to leave
+    reply_seconds: float = math.inf  # that a reply may take, whatever deadline its caller sets
+    open_paths: Collection[str] = ()  # those of `paths` that anybody may call
+    unread: UnreadReplies = field(default_factory=UnreadReplies)
 
 
 class _EagerServer(_AioServer):  # type: ignore[misc]  # published without types
@@ -76,8 +81,11 @@ class _EagerServer(_AioServer):  # type: ignore[misc]  # published without types
                 server,
                 methods.paths,
                 find,
+                open_methods=methods.open_paths,
                 may_call=methods.may_call,
                 message_seconds=methods.request_seconds,
+                reply_seconds=methods.reply_seconds,
+                unread=methods.unread,
             )
         await super().start()
         if self._direct is not None:

@@ -23,6 +23,7 @@ from ganserve.model import Model, load_model
 from ganserve.providers import CPU_PROVIDER, FIRST_PROVIDERS
 from ganserve.repository import Repository
 from ganserve.runtime import resolve_device
+from ganserve.unread_replies import UnreadReplies
 
 if TYPE_CHECKING:
     from ganserve.tracing import Tracing
@@ -155,6 +156,7 @@ def make_interceptor(
     metrics: Metrics,
     admission: Admission | None,
     tracing: "Tracing | None" = None,
+    unread: UnreadReplies | None = None,
 ) -> Interceptor:
     """Build what surrounds the calls of a port; without `admission` nobody needs a token."""
     return Interceptor(
@@ -166,4 +168,5 @@ def make_interceptor(
         open_services=(HEALTH,),  # who probes has no token
         has_token=admission.has_token if admission and admission.needs_token else None,
         tracer=tracing,
+        unread=unread,
     )

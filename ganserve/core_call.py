@@ -63,9 +63,18 @@ class CoreCall:
         if self._task is not None:
             self._task.cancel()
 
-    def send(self, response: bytes) -> None:
-        """Answer the call; that it was received is not waited for."""
-        self._send(cygrpc.SendMessageOperation(response, _NO_FLAGS), grpc.StatusCode.OK, "")
+    def send(self, response: bytes, sent: Callable[[Any], None]) -> None:
+        """Answer the call; that it was received is not waited for.
+
+        `sent` is called in any thread once all has left, or cannot any more.
+        """
+        message = cygrpc.SendMessageOperation(response, _NO_FLAGS)
+        self._send(message, grpc.StatusCode.OK, "", sent)
+
+    def give_up(self) -> None:
+        """Let go of an answer that is not read."""
+        code, _ = grpc.StatusCode.DEADLINE_EXCEEDED.value
+        self._core_call.cancel(code, "the reply was not read in time")
 
     def refuse(self, code: grpc.StatusCode, details: str) -> None:
         """End a call whose message has not come."""
@@ -85,9 +94,17 @@ class CoreCall:
             self._code = grpc.StatusCode.CANCELLED
             self._core_call.cancel(cygrpc.StatusCode.cancelled, "cancelled")
 
-    def _send(self, message: Any, code: grpc.StatusCode, details: str) -> None:  # noqa: ANN401
+    def _send(
+        self,
+        message: Any,  # noqa: ANN401
+        code: grpc.StatusCode,
+        details: str,
+        sent: Callable[[Any], None] | None = None,
+    ) -> None:
+        sent = sent or _sent
         self._code = code
         if self._gone:
+            sent(None)
             return  # gRPC (1.85) never frees a status that it was given and could not send
         number, _ = code.value
         status = cygrpc.SendStatusFromServerOperation(
@@ -95,7 +112,7 @@ class CoreCall:
         )
         begin = cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS)
         operations = (begin, status) if message is None else (begin, message, status)
-        self._core_call.start_server_batch(operations, _sent)
+        self._core_call.start_server_batch(operations, sent)
 
     # What handlers see.
 

@@ -16,7 +16,7 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # published without types
 
 from ganserve.core_call import CallDetails, CoreCall, Metadata
+from ganserve.unread_replies import UnreadReplies
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +66,13 @@ class DirectCalls:
         server: from `core_server`.
         methods: paths, as in `/package.Service/Method`.
         find: the handler of a call; it may be one of a stream that sends nothing but a status.
+        open_methods: those of `methods` that anybody may call; their replies are too short to be
+            counted until they have left.
         may_call: of whom the message is read; asked in any thread. The handlers of others refuse.
-        message_seconds: how long the message may take to come.
+        message_seconds: how long the message may take to come, and the reply to leave where the
+            caller sets no deadline.
+        reply_seconds: how long the reply may take to leave, whatever deadline the caller sets.
+        unread: counts replies until they have left.
     """
 
     def __init__(
@@ -75,13 +81,19 @@ class DirectCalls:
         methods: Sequence[str],
         find: Find,
         *,
+        open_methods: Collection[str],
         may_call: MayCall,
         message_seconds: float,
+        reply_seconds: float,
+        unread: UnreadReplies,
     ) -> None:
         self._server = server
         self._find = find
+        self._open_methods = open_methods
         self._may_call = may_call
         self._message_seconds = message_seconds
+        self._reply_seconds = reply_seconds
+        self._unread = unread
         # Calls whose message has not come, and since when on time.monotonic; the oldest first.
         self.unfinished: dict[CoreCall, float] = {}
         self._next_look: asyncio.TimerHandle | None = None
@@ -154,7 +166,7 @@ class DirectCalls:
         )
 
     def _look_for_messages(self) -> None:
-        """Refuse calls whose message does not come, now and again for ever."""
+        """End calls whose message does not come, or whose reply does not leave, for ever."""
         too_old = time.monotonic() - self._message_seconds
         late = [call for call, since in list(self.unfinished.items()) if since < too_old]
         for call in late:
@@ -162,6 +174,8 @@ class DirectCalls:
             self._refuse(call, grpc.StatusCode.DEADLINE_EXCEEDED, details)
         if late:
             logger.warning("refused: calls whose request did not come whole (%d)", len(late))
+        if unread := self._unread.give_up_late():
+            logger.warning("given up: replies that were not read in time (%d)", unread)
         pause = min(self._message_seconds / 2, _LONGEST_PAUSE)
         self._next_look = self._loop.call_later(pause, self._look_for_messages)
 
@@ -182,7 +196,7 @@ class DirectCalls:
         # An operation holds the memory of its result, so each call has its own.
         end = cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)
         event.call.start_server_batch((end,), call.closed)
-        if not self._may_call(event.invocation_metadata):
+        if method not in self._open_methods and not self._may_call(event.invocation_metadata):
             # Strangers fill no memory with their messages. They stay strangers, for a token that
             # becomes known only now would have the handler answer the empty message.
             call.details = CallDetails(method, _without_token(event.invocation_metadata))
@@ -209,7 +223,10 @@ class DirectCalls:
                 await call.abort(grpc.StatusCode.INTERNAL, "there was no response")
             response = await handler.unary_unary(message, call)
             serialize = handler.response_serializer
-            call.send(response if serialize is None else serialize(response))
+            reply = response if serialize is None else serialize(response)
+            if call.details.method not in self._open_methods:
+                self._unread.add(call, self._time_to_leave(call))
+            call.send(reply, partial(self._sent, call))
         except grpc.aio.AbortError:
             pass  # its status is sent
         except asyncio.CancelledError:
@@ -219,6 +236,14 @@ class DirectCalls:
             logger.exception("%s: a call could not be answered", call.details.method)
             with contextlib.suppress(grpc.aio.AbortError):
                 await call.abort(grpc.StatusCode.INTERNAL, "internal error")
+
+    def _time_to_leave(self, call: CoreCall) -> float:
+        """Seconds; the core itself ends a call whose own deadline passes before."""
+        return self._message_seconds if call.time_remaining() is None else self._reply_seconds
+
+    def _sent(self, call: CoreCall, _: object) -> None:
+        """Tag of the reply: it has left, or cannot any more."""
+        self._unread.remove(call)
 
 
 def _work_of(event: Any) -> Work | None:  # noqa: ANN401

@@ -42,6 +42,7 @@ INPUTS = {
 # truncation, or data in shared memory, would otherwise give other images than were asked for.
 _HARMLESS = ("binary_data", "binary_data_size", "binary_data_output", "priority")
 _HARMLESS_PREFIX = "triton_"
+_MOST_PARAMETERS = 64
 _NUMBERS = ("double_param", "int64_param", "uint64_param")
 
 
@@ -219,6 +220,9 @@ def _check_outputs(request: pb.ModelInferRequest) -> None:
 def _check_parameters(
     field: str, parameters: Mapping[str, pb.InferParameter], known: Collection[str]
 ) -> None:
+    if len(parameters) > _MOST_PARAMETERS:
+        expected = f"expected at most {_MOST_PARAMETERS}"
+        raise InvalidRequest(field, f"{expected}, got {len(parameters)}")
     for name in sorted(parameters):
         if name not in (*_HARMLESS, *known) and not name.startswith(_HARMLESS_PREFIX):
             expected = f"only {', '.join(known)}" if known else "none"

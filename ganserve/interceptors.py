@@ -34,6 +34,7 @@ from ganserve.messages import (
     write,
 )
 from ganserve.metrics import Metrics
+from ganserve.unread_replies import UnreadReplies
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
     """Surrounds every call of every service, streams included.
 
     Calls of `exempt_services` (health, reflection) have no deadline imposed, are answered while
-    the server drains, and are not waited for. They do not count among the `max_calls` under way;
-    of their streams, such as watches, there may be as many again. Where there is `has_token`, which
+    the server drains, and are not waited for. They do not count among the `max_calls` under way,
+    as those do that were answered and whose replies are `unread`; of their streams, such as
+    watches, there may be as many again. Where there is `has_token`, which
     is given a call's metadata, nothing else is answered, `open_services` excepted.
     """
 
@@ -71,8 +73,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
         open_services: Collection[str] = (),
         has_token: Callable[[CallMetadata], bool] | None = None,
         tracer: Tracer | None = None,
+        unread: UnreadReplies | None = None,
     ) -> None:
         self._metrics = metrics
+        self._unread = UnreadReplies() if unread is None else unread
         self._exempt_services = exempt_services
         self._open_services = open_services
         self._has_token = has_token
@@ -228,7 +232,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
     def _check_open(self, method: Method) -> None:
         if self._refusing and not method.exempt:
             raise ShuttingDown("the server is shutting down")
-        if self._in_flight > self._max_calls and not method.exempt:
+        under_way = self._in_flight + len(self._unread)
+        if under_way > self._max_calls and not method.exempt:
             raise self._too_many_calls()
 
     def _check_exempt_stream(self, method: Method) -> None:
@@ -283,7 +288,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
             code = grpc.StatusCode.INTERNAL
         self._end(method, call, code, context)
         if isinstance(error, RequestError):
-            await abort(context, to_status(error))
+            with self._unread.status():
+                await abort(context, to_status(error))
         raise error
 
 

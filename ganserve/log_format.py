@@ -7,6 +7,8 @@ import logging
 from ganserve.calls import current_call
 from ganserve.config import LogFormat
 
+# What gRPC logs, with a traceback, of each value that is no UTF-8; any caller can send hundreds.
+_ODD_METADATA = "Invalid encoding on %s"
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -37,9 +39,15 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+def is_no_strangers_doing(record: logging.LogRecord) -> bool:
+    """Whether a line of gRPC is worth writing: not a traceback for each odd byte in metadata."""
+    return record.msg != _ODD_METADATA
+
+
 def set_up_logging(level: str, log_format: LogFormat) -> None:
     """Send the log to stderr, in this form; other libraries' lines from warnings on."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(_TEXT))
     logging.basicConfig(handlers=[handler])
     logging.getLogger("ganserve").setLevel(level.upper())
+    logging.getLogger("grpc._cython.cygrpc").addFilter(is_no_strangers_doing)

@@ -9,22 +9,28 @@ from google.protobuf.message import DecodeError
 from grpc.aio import ServicerContext
 
 from ganserve.errors import InvalidRequest
+from ganserve.wire_format import check_fields
 
 Context = ServicerContext[Any, Any]
 Deserialize = Callable[[bytes], object]
 
-_ABORT_SECONDS = 1.0
+_LONG = 64 * 1024  # bytes; shorter messages are parsed in milliseconds, whatever they hold
+_MOST_FIELDS = 10_000  # of long ones; tensors and lists of seeds are one field each
+_HEADERS_SECONDS = 1.0
 
 
 def deserialize_request(deserialize: Deserialize, request: bytes) -> object:
-    """Make a message of bytes.
+    """Make a message of bytes; of those that are long only if that does not take long.
 
     Raises:
         InvalidRequest: they are none.
     """
     try:
+        message = getattr(deserialize, "__self__", None)  # the class, of its `FromString`
+        if len(request) > _LONG and message is not None:
+            check_fields(request, message.DESCRIPTOR, _MOST_FIELDS)
         return deserialize(request)
-    except DecodeError as error:
+    except (DecodeError, ValueError) as error:
         raise InvalidRequest(
             "request", "expected a message as in the proto, got other bytes"
         ) from error
@@ -46,7 +52,7 @@ def with_messages(
 
 
 async def abort(context: Context, status: grpc.Status) -> None:
-    """Send a status, if the caller is there to take it: behind unread messages it never leaves.
+    """Send a status, and wait until it has left: behind messages that nobody reads it does not.
 
     Its details go beside what the trailing metadata hold already.
 
@@ -59,9 +65,8 @@ async def abort(context: Context, status: grpc.Status) -> None:
         # The caller knows. And gRPC (1.85) never frees what it was given and could not send.
         raise asyncio.CancelledError
     try:
-        async with asyncio.timeout(_ABORT_SECONDS):
-            await context.abort(status.code, status.details, metadata)
-    except (TimeoutError, grpc.aio.InternalError) as error:
+        await context.abort(status.code, status.details, metadata)
+    except grpc.aio.InternalError as error:
         raise asyncio.CancelledError from error
 
 
@@ -75,7 +80,7 @@ async def open_stream(context: Context) -> None:
     try:
         await asyncio.shield(opening)
     except asyncio.CancelledError:
-        await asyncio.wait([opening], timeout=_ABORT_SECONDS)
+        await asyncio.wait([opening], timeout=_HEADERS_SECONDS)
         opening.cancel()
         raise
     except grpc.aio.InternalError as error:  # the caller has gone

@@ -13,6 +13,7 @@ from ganserve.config import ServerConfig
 from ganserve.credentials import ServerCertificate, Tokens
 from ganserve.health import READINESS, Health
 from ganserve.metrics import Metrics
+from ganserve.unread_replies import UnreadReplies
 
 if TYPE_CHECKING:
     from ganserve.tracing import Tracing
@@ -31,6 +32,7 @@ class RunningServer:
         health_address: HOST:PORT for health checks alone; empty where there is no such port.
         metrics: what that port shows.
         hurry: set it to cut draining short.
+        unread: replies that have not left.
     """
 
     def __init__(
@@ -49,7 +51,8 @@ class RunningServer:
         self.hurry = asyncio.Event()
         self.health = Health()
         self.admission = Admission(tokens, make_rate_limiter(config))
-        self.interceptor = make_interceptor(config, metrics, self.admission, tracing)
+        self.unread = UnreadReplies()
+        self.interceptor = make_interceptor(config, metrics, self.admission, tracing, self.unread)
         self.repository = open_repository(
             config, metrics, tracing, self._publish_health, gpu_thread
         )

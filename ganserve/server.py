@@ -38,6 +38,7 @@ _IMAGE_GENERATION = image_generation_pb2.DESCRIPTOR.services_by_name[
     "ImageGenerationService"
 ].full_name
 _OPEN_INFERENCE = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_HEALTH_CHECK = f"/{HEALTH}/Check"
 # For the last bytes on the wire: every call has been answered by then, but a reply of some
 # megabytes may still be on its way over a slow link. Whoever has read all does not wait.
 _STOP_GRACE_SECONDS = 10.0
@@ -128,9 +129,16 @@ def make_grpc_server(
         interceptors=[server.interceptor],
         options=[*grpc_options(config).items()],
         direct_methods=DirectMethods(
-            [f"/{_IMAGE_GENERATION}/GenerateImages", f"/{_OPEN_INFERENCE}/ModelInfer"],
+            [
+                f"/{_IMAGE_GENERATION}/GenerateImages",
+                f"/{_OPEN_INFERENCE}/ModelInfer",
+                _HEALTH_CHECK,  # so that it waits neither for others nor for half a message
+            ],
+            open_paths=[_HEALTH_CHECK],
             may_call=server.interceptor.may_call,
             request_seconds=config.deadline_seconds,
+            reply_seconds=config.max_deadline_seconds,
+            unread=server.unread,
         ),
     )
     limits = Limits(

@@ -58,6 +58,7 @@ LAYERS = {
                 "deadlines",
                 "core_call",
                 "wire_format",
+                "unread_replies",
                 "call_times",
                 "config",
                 "latents",

@@ -37,7 +37,7 @@ def leave(call):
 @pytest.mark.parametrize(
     "end",
     [
-        pytest.param(lambda call: call.send(b"images"), id="answer"),
+        pytest.param(lambda call: call.send(b"images", lambda _: None), id="answer"),
         pytest.param(lambda call: call.refuse(Code.UNAVAILABLE, "stopping"), id="refusal"),
     ],
 )

@@ -25,15 +25,18 @@ from ganserve.client import CallError, Client
 from ganserve.errors import StartupError
 from ganserve.inference.v2 import open_inference_pb2 as inference_pb
 from ganserve.inference.v2.open_inference_pb2_grpc import GRPCInferenceServiceStub
+from ganserve.log_format import set_up_logging
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 from tests.ganserve.certificates import AROUND, Authority
 from tests.ganserve.conftest import connected, eventually, failure, fetch, metric
+from tests.ganserve.silent_reader import silent_reader
 from tests.ganserve.tiny import write_artifact
 
 TOKEN, OTHER = "correct-horse-battery-staple", "another-token-altogether"
 LATE = "a-token-of-tomorrow"
 Code = grpc.StatusCode
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 @pytest.fixture
@@ -559,6 +562,109 @@ class TestLimits:
             assert await code_of(stub.ListModels(pb.ListModelsRequest())) is Code.OK
             for call in held:
                 call.cancel()
+
+    async def test_replies_that_nobody_reads_count_as_under_way_until_their_deadline(
+        self, tmp_path, running_server, caplog
+    ):
+        write_artifact(tmp_path, height=64, width=64)
+        settings = {"max_concurrent_calls": 4, "deadline_seconds": 2, "max_deadline_seconds": 2}
+        async with (
+            running_server(tmp_path, **settings) as server,
+            connected(server) as stub,
+            silent_reader(server.address) as silent,
+        ):
+            message = request(64).SerializeToString()
+            for _ in range(12):
+                silent.ask("/ganserve.v1.ImageGenerationService/GenerateImages", message)
+            await eventually(lambda: len(server.unread) == 4)
+            assert await code_of(stub.GenerateImages(request())) is Code.RESOURCE_EXHAUSTED
+            assert await metric(server, "grpc_server_handled_total", grpc_code="OK") == 4
+            # Its connection is open still, and nothing was read.
+            await eventually(lambda: len(server.unread) == 0)
+            assert await code_of(stub.GenerateImages(request())) is Code.OK
+            assert "given up: replies that were not read in time (4)" in caplog.text
+
+    async def test_streams_that_nobody_reads_count_as_under_way_until_their_client_leaves(
+        self, tmp_path, running_server
+    ):
+        write_artifact(tmp_path, height=64, width=64)
+        settings = {"max_concurrent_calls": 4, "deadline_seconds": 0.5, "max_deadline_seconds": 0.5}
+        async with running_server(tmp_path, **settings) as server, connected(server) as stub:
+            async with silent_reader(server.address) as silent:
+                message = request(512).SerializeToString()
+                for _ in range(4):
+                    silent.ask("/ganserve.v1.ImageGenerationService/StreamImages", message)
+                await eventually(lambda: len(server.unread) == 4)
+                assert not server.interceptor._in_flight
+                assert await code_of(stub.GenerateImages(request())) is Code.RESOURCE_EXHAUSTED
+            await eventually(lambda: len(server.unread) == 0)
+            assert await code_of(stub.GenerateImages(request())) is Code.OK
+
+    async def test_half_a_health_check_is_not_kept(self, repository, running_server, caplog):
+        async with (
+            running_server(repository, deadline_seconds=0.2) as server,
+            silent_reader(server.address) as silent,
+        ):
+            for _ in range(3):
+                silent.ask("/grpc.health.v1.Health/Check", b"\n\x03", missing=1000)
+            told = "calls whose request did not come whole (3)"
+            await eventually(lambda: told in caplog.text)
+            async with grpc.aio.insecure_channel(server.address) as channel:
+                check = health_pb2_grpc.HealthStub(channel).Check
+                assert (await check(HealthCheckRequest())).status == HealthCheckResponse.SERVING
+
+    async def test_health_checks_that_nobody_reads_take_no_calls_place(
+        self, repository, running_server
+    ):
+        async with (
+            running_server(repository, max_concurrent_calls=2) as server,
+            connected(server) as stub,
+            silent_reader(server.address) as silent,
+        ):
+            for _ in range(10):
+                silent.ask("/grpc.health.v1.Health/Check", b"")
+            await asyncio.sleep(0.2)
+            assert await code_of(stub.GenerateImages(request())) is Code.OK
+
+    async def test_requests_are_not_unpacked(self, repository, running_server):
+        async with running_server(repository) as server, connected(server) as stub:
+            packed = stub.GenerateImages(request(), compression=grpc.Compression.Gzip)
+            error = await failure(packed)
+            assert (error.code(), "gzip" in error.details()) == (Code.UNIMPLEMENTED, True)
+            assert await code_of(stub.GenerateImages(request())) is Code.OK
+
+    @pytest.mark.parametrize(
+        ("path", "message"),
+        [
+            pytest.param(INFER, b"\x2a\0" * 1_000_000, id="inputs"),
+            pytest.param(INFER, b"\x2a\x80\x89\x7a" + b"\x22\0" * 1_000_000, id="in an input"),
+            pytest.param("/grpc.health.v1.Health/Check", b"\n\0" * 1_000_000, id="health"),
+            pytest.param(INFER, b"\x0b\x0c" * 1_000_000, id="groups"),
+        ],
+    )
+    async def test_messages_of_a_million_fields_are_not_parsed(
+        self, path, message, repository, running_server
+    ):
+        async with (
+            running_server(repository) as server,
+            grpc.aio.insecure_channel(server.address) as channel,
+        ):
+            call = channel.unary_unary(path)
+            await code_of(call(b""))  # what is done the first time
+            before = time.process_time()
+            assert await code_of(call(message)) is Code.INVALID_ARGUMENT
+            assert time.process_time() - before < 0.5
+
+    async def test_odd_bytes_in_metadata_fill_no_log(self, repository, running_server, caplog):
+        set_up_logging("info", "text")
+        async with running_server(repository) as server, silent_reader(server.address) as silent:
+            for _ in range(20):
+                silent.ask("/grpc.health.v1.Health/Check", b"", **{"x-odd": "\xff\xfe"})
+            labels = {"grpc_type": "unary", "grpc_service": "grpc.health.v1.Health"}
+            labels |= {"grpc_method": "Check", "grpc_code": "OK"}
+            counted = server.metrics.registry.get_sample_value
+            await eventually(lambda: counted("grpc_server_handled_total", labels) == 20)
+        assert "nvalid encoding" not in caplog.text
 
     async def test_watches_are_bounded_and_checks_are_not(self, repository, running_server):
         async with (

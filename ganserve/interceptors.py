@@ -11,6 +11,7 @@ from operator import methodcaller
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc.aio import ServicerContext
 
 from ganserve.batcher import DEADLINE_SLACK_SECONDS
@@ -43,6 +44,17 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for the type c
 
 _metadata: ContextVar[CallMetadata] = ContextVar("metadata")
 _TOO_MANY_CALLS_RETRY_SECONDS = 0.5  # nobody can know: calls take from a millisecond to minutes
+_EXPECTED_CODES = (
+    grpc.StatusCode.OK,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.UNAVAILABLE,
+)
 # Whether requests and responses are streams: the label, and the attribute of a handler.
 _KINDS = {
     (False, False): ("unary", "unary_unary"),
@@ -94,6 +106,18 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._exempt_streams = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    def expect_calls(self, service: ServiceDescriptor) -> None:
+        """Begin the counters of a service's calls at 0, so that the first one is an increase.
+
+        A series that begins with what happened in its first moments shows no rate of that.
+        """
+        for method in service.methods:
+            grpc_type, _ = _KINDS[method.client_streaming, method.server_streaming]
+            labels = grpc_type, service.full_name, method.name
+            self._metrics.started.labels(*labels)
+            for code in _EXPECTED_CODES:
+                self._metrics.handled.labels(*labels, code.name)
 
     def refuse_new_calls(self) -> None:
         """Answer new calls with UNAVAILABLE from now on; those under way go on."""

@@ -34,14 +34,16 @@ from ganserve.v1 import image_generation_pb2, image_generation_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
-_IMAGE_GENERATION = image_generation_pb2.DESCRIPTOR.services_by_name[
-    "ImageGenerationService"
-].full_name
-_OPEN_INFERENCE = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_SERVICES = (
+    image_generation_pb2.DESCRIPTOR.services_by_name["ImageGenerationService"],
+    open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"],
+)
+_IMAGE_GENERATION, _OPEN_INFERENCE = (service.full_name for service in _SERVICES)
 _HEALTH_CHECK = f"/{HEALTH}/Check"
 # For the last bytes on the wire: every call has been answered by then, but a reply of some
 # megabytes may still be on its way over a slow link. Whoever has read all does not wait.
 _STOP_GRACE_SECONDS = 10.0
+_LONGEST_STOP_SECONDS = 1e6  # every call has a deadline, and ends before
 _LARGEST_HEALTH_CHECK = 16 * 1024  # bytes; a service's name is all there is in it
 
 
@@ -125,6 +127,8 @@ def make_grpc_server(
     config: ServerConfig, server: RunningServer, encoder: Encoder
 ) -> grpc.aio.Server:
     """Build the gRPC server with all its services."""
+    for service in _SERVICES:
+        server.interceptor.expect_calls(service)
     grpc_server = make_aio_server(
         interceptors=[server.interceptor],
         options=[*grpc_options(config).items()],
@@ -199,17 +203,19 @@ async def open_health_port(config: ServerConfig, server: RunningServer) -> Async
 async def stop_grpc_server(grpc_server: grpc.aio.Server, server: RunningServer) -> None:
     """Refuse new calls, answer all others, close the port.
 
-    gRPC's own stop would lose streams that are on the wire, so it comes last.
+    Connections are told to go at once: a client that looks at no health would else be refused on
+    its own for as long as another of its calls takes.
     """
     server.health.shut_down()
     server.interceptor.refuse_new_calls()
+    leaving = asyncio.ensure_future(grpc_server.stop(_LONGEST_STOP_SECONDS))
     idle = asyncio.ensure_future(server.interceptor.wait_until_idle())
     hurry = asyncio.ensure_future(server.hurry.wait())
     await _either(idle, hurry)
     idle.cancel()
     server.health.close()
     grace = 0 if server.hurry.is_set() else _STOP_GRACE_SECONDS
-    closing = asyncio.gather(grpc_server.stop(grace), server.close_tracing(grace))
+    closing = asyncio.gather(leaving, grpc_server.stop(grace), server.close_tracing(grace))
     # Clients that are suspended are waited for, too, and collectors that do not answer.
     await _either(closing, hurry)
     hurry.cancel()

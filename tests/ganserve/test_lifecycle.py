@@ -28,6 +28,7 @@ from ganserve.health import LIVENESS
 from ganserve.memory import return_free_memory
 from ganserve.model import load_model
 from ganserve.v1 import image_generation_pb2 as pb
+from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 from tests.ganserve.conftest import connected, eventually, metric, scrape
 from tests.ganserve.tiny import publish, write_artifact
 
@@ -361,6 +362,30 @@ class TestLifecycle:
                 await closing
         assert all(reply.count == 1 for reply in firsts)
         assert [len(replies) for replies in rest] == [99] * 10
+
+    async def test_shutting_down_sends_other_calls_of_a_connection_elsewhere(
+        self, tmp_path, running_server
+    ):
+        write_artifact(tmp_path, height=64, width=64)
+        async with contextlib.AsyncExitStack() as leaving, running_server(tmp_path) as other:
+            server = await leaving.enter_async_context(running_server(tmp_path))
+            both = f"ipv4:{server.address},{other.address}"
+            async with grpc.aio.insecure_channel(both) as channel:
+                stub = ImageGenerationServiceStub(channel)
+                stream = stub.StreamImages(request(512))
+                await stream.read()  # and no more, so that the connection stays
+                stopping = asyncio.ensure_future(leaving.aclose())
+                codes = []
+                for _ in range(20):
+                    await asyncio.sleep(0.05)
+                    codes.append(await code_of(stub.GenerateImages(request())))
+                assert not stopping.done(), "the stream was not waited for"
+                # What was on the way in that moment, at most.
+                assert codes[2:] == [grpc.StatusCode.OK] * 18
+                assert await metric(other, "grpc_server_handled_total", grpc_code="OK") >= 18
+                while (await stream.read()) is not grpc.aio.EOF:
+                    pass
+                await stopping
 
     async def test_looking_on_demand_alone(self, repository, running_server):
         async with running_server(repository, poll_seconds=0) as server:

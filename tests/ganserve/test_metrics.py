@@ -126,7 +126,7 @@ def test_a_port_in_use_is_one_clear_line(http):
 
 
 def test_a_host_that_does_not_exist_is_one_clear_line(http):
-    with pytest.raises(StartupError, match=r"metrics_port: cannot listen on 256\.1\.1\.1"):
+    with pytest.raises(StartupError, match=r"host: no address .* is known as 256\.1\.1\.1"):
         http(host="256.1.1.1")
 
 

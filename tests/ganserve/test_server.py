@@ -61,6 +61,22 @@ class TestInProcess:
             assert (info["model"], info["version"]) == ("tiny", "1")
             assert info["provider"] == "CPUExecutionProvider"
 
+    async def test_counters_of_calls_begin_at_0_so_that_the_first_one_is_an_increase(
+        self, repository, running_server
+    ):
+        async with running_server(repository) as server:
+            samples = await scrape(server)
+        for service, method in (
+            ("ganserve.v1.ImageGenerationService", "GenerateImages"),
+            ("inference.GRPCInferenceService", "ModelInfer"),
+        ):
+            of = {("grpc_service", service), ("grpc_method", method), ("grpc_type", "unary")}
+            assert samples["grpc_server_started_total", frozenset(of)] == 0
+            for code in ("OK", "INTERNAL", "UNAVAILABLE", "RESOURCE_EXHAUSTED"):
+                assert (
+                    samples["grpc_server_handled_total", frozenset(of | {("grpc_code", code)})] == 0
+                )
+
     async def test_an_empty_repository_waits_and_begins_to_serve_by_itself(
         self, tmp_path, running_server
     ):

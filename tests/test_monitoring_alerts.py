@@ -129,6 +129,15 @@ CASES: dict[str, list[tuple[bool, str, str, dict[str, str]]]] = {
         (FIRES, "none is known", "15m", {f"up{{{POD}}}": "1x2 stale"}),
         (SILENT, "one answers", "10m", {f"up{{{POD}}}": "0x10", f"up{{{PEER}}}": "1x10"}),
     ],
+    "GanserveNoReplicaReady": [
+        (
+            *(FIRES, "an empty repository", "5m"),
+            {READY_PODS: "2x2 0x10", WANTED_PODS: "2x12", f"up{{{POD}}}": "1x12"},
+        ),
+        (SILENT, "for a moment", "5m", {READY_PODS: "2x2 0x1 2x9", WANTED_PODS: "2x12"}),
+        (SILENT, "one is", "10m", {READY_PODS: "1x10", WANTED_PODS: "2x10"}),
+        (SILENT, "none is wanted", "10m", {READY_PODS: "0x10", WANTED_PODS: "0x10"}),
+    ],
     "GanservePodsNotReady": [
         (FIRES, "one short", "20m", {READY_PODS: "1x20", WANTED_PODS: "2x20"}),
         (SILENT, "all", "20m", {READY_PODS: "2x20", WANTED_PODS: "2x20"}),

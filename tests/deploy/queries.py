@@ -23,7 +23,10 @@ _TARGET_LABELS = {"job", "namespace", "pod", "instance", "service", "container",
 # What kube-state-metrics says of Deployments, of that what we ask for.
 _KUBE_STATE = {
     "kube_deployment_spec_replicas": frozenset({"deployment"}),
+    "kube_deployment_status_condition": frozenset({"deployment", "condition", "status"}),
+    "kube_deployment_status_replicas": frozenset({"deployment"}),
     "kube_deployment_status_replicas_ready": frozenset({"deployment"}),
+    "kube_deployment_status_replicas_updated": frozenset({"deployment"}),
 }
 
 

@@ -48,7 +48,8 @@ UPDATE = {  # of ten pods, one after another
 CONDITION = KUBE.replace("}", ',condition="%s",status="%s"}') % ("status_condition", "%s", "%s")
 PROGRESSING = CONDITION % ("Progressing", "%s")
 NOT_AVAILABLE = CONDITION % ("Available", "false")
-FULL_QUEUE = {QUEUE_SIZE: "2048x10"}
+QUEUE = {QUEUE_SIZE: "2048x10", INFO % (POD, "d", CPU): "1x10"}
+THREE_QUEUES = QUEUE | {(INFO % (POD, d, CPU)).replace('"m"', f'"{d}"'): "1x10" for d in "ef"}
 SETTLED = {BEGAN: "0x100"}  # since midnight of the first day
 
 ALWAYS = {REJECTED % "rate_limited": "0x1000"}  # counted from 0 on by every server
@@ -94,9 +95,11 @@ CASES: dict[str, list[tuple[bool, str, str, dict[str, str]]]] = {
         (SILENT, "for minutes", "10m", LATE | {BUCKET % "1.0": "0+95x20"}),
     ],
     "GanserveQueueSaturated": [
-        (FIRES, "full", "10m", FULL_QUEUE | {PENDING: "1900x10"}),
-        (SILENT, "half", "10m", FULL_QUEUE | {PENDING: "999x10"}),
-        (SILENT, "for a moment", "8m", FULL_QUEUE | {PENDING: "0x3 2048x2 0x5"}),
+        (FIRES, "95 % of one", "10m", QUEUE | {PENDING: "1946x10"}),
+        (FIRES, "95 % of three", "10m", THREE_QUEUES | {PENDING: "5837x10"}),
+        (SILENT, "half", "10m", QUEUE | {PENDING: "999x10"}),
+        (SILENT, "30 % of three", "10m", THREE_QUEUES | {PENDING: "1843x10"}),
+        (SILENT, "for a moment", "8m", QUEUE | {PENDING: "0x3 2048x2 0x5"}),
     ],
     "GanserveRequestsRejected": [
         (FIRES, "a tenth", "20m", {OK: "0+100x20", REJECTED % "queue_full": "0+10x20"}),

@@ -19,6 +19,7 @@ from tests.deploy.manifests import (
     EVERY,
     SERVING,
     TRAINING,
+    VOLUMES,
     Variant,
     of_kind,
     quantity,
@@ -49,7 +50,7 @@ def test_manifests_agree_with_the_code_and_with_each_other(variant: Variant):
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-@pytest.mark.parametrize("variant", EVERY, ids=str)
+@pytest.mark.parametrize("variant", [*EVERY, VOLUMES], ids=str)
 def test_manifests_fit_the_published_schemas(variant: Variant, version: str):
     for manifest in render(variant):
         if manifest["kind"] in CUSTOM:
@@ -66,7 +67,7 @@ def test_the_newest_schemas_are_used():
 
 
 def test_every_component_and_overlay_is_looked_at():
-    parts = {part for variant in EVERY for part in (variant.path, *variant.components)}
+    parts = {part for variant in [*EVERY, VOLUMES] for part in (variant.path, *variant.components)}
     folders = {
         str(file.parent.relative_to(DEPLOY)).removeprefix("components/")
         for file in DEPLOY.rglob("kustomization.yaml")
@@ -74,6 +75,16 @@ def test_every_component_and_overlay_is_looked_at():
     included = {"models-volume", "training/base", "autoscaling-hpa"}  # by those that are rendered
     assert folders - parts == included
     assert of_kind(render(Variant("overlays/cpu")), "HorizontalPodAutoscaler")
+
+
+@pytest.mark.parametrize("variant", TRAINING, ids=str)
+def test_deleting_a_training_leaves_its_volumes(variant: Variant):
+    kinds = {manifest["kind"] for manifest in render(variant)}
+    assert kinds <= {"Job", "JobSet", "NetworkPolicy", "ServiceAccount"}
+    volumes = render(VOLUMES)
+    assert {manifest["kind"] for manifest in volumes} == {"PersistentVolumeClaim"}
+    namespaces = {m["metadata"]["namespace"] for m in [*volumes, *render(variant)]}
+    assert len(namespaces) == 1
 
 
 def test_both_autoscalers_follow_one_rule():

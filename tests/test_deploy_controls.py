@@ -9,7 +9,7 @@ import pytest
 from tests.deploy import network_checks as network
 from tests.deploy import queries
 from tests.deploy import workload_checks as workload
-from tests.deploy.manifests import COMPONENTS, Variant, of_kind, quantity, render
+from tests.deploy.manifests import COMPONENTS, VOLUMES, Variant, of_kind, quantity, render
 from tests.deploy.spoiling import (
     Spoil,
     expression,
@@ -96,6 +96,18 @@ CONTROLS: list[tuple[str, Callable[..., Any], Variant, Spoil, str]] = [
         *(pod(lambda s: s["volumes"].pop()), "mounts of"),
     ),
     ("no claim", workload.check_volumes, ALL, without("PersistentVolumeClaim"), "no claim"),
+    (
+        *("claim that nobody applies", workload.check_volumes, SINGLE),
+        pod(
+            lambda s: s["volumes"][0]["persistentVolumeClaim"].update(claimName="runs"),
+            "Job",
+        ),
+        "no claim runs",
+    ),
+    (
+        *("claim that goes with its Job", workload.check_volumes, SINGLE),
+        *(lambda manifests: manifests.extend(render(VOLUMES)), "goes when training is deleted"),
+    ),
     ("no certificate", workload.check_volumes, ALL, without("Certificate"), "no secret"),
     (
         *("models elsewhere", workload.check_volumes, CPU),

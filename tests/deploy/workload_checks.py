@@ -16,10 +16,12 @@ from ganserve.health import LIVENESS, READINESS
 from ganserve.server import _STOP_GRACE_SECONDS
 from tests.deploy.manifests import (
     DEPLOY,
+    VOLUMES,
     Manifests,
     Workload,
     of_kind,
     quantity,
+    render,
     servers,
     variables,
     workloads,
@@ -186,6 +188,11 @@ def check_rights(manifests: Manifests) -> Iterator[str]:
 def check_volumes(manifests: Manifests) -> Iterator[str]:
     """Mounts have volumes, volumes have what they are made of, files of settings are mounted."""
     claims = {one["metadata"]["name"] for one in of_kind(manifests, "PersistentVolumeClaim")}
+    if of_kind(manifests, "Job", "JobSet"):
+        for claim in claims:
+            yield f"{claim}: goes when training is deleted; it belongs to {VOLUMES}"
+        there = of_kind(render(VOLUMES), "PersistentVolumeClaim")
+        claims = {one["metadata"]["name"] for one in there}
     secrets = {one["spec"]["secretName"] for one in of_kind(manifests, "Certificate")}
     for workload in workloads(manifests):
         volumes = {volume["name"]: volume for volume in workload.spec["volumes"]}

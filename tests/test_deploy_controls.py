@@ -60,7 +60,15 @@ CONTROLS: list[tuple[str, Callable[..., Any], Variant, Spoil, str]] = [
     ),
     ("no preStop", workload.check_grace, CPU, server(lambda c: c.pop("lifecycle")), "preStop"),
     ("request over limit", workload.check_resources, CPU, requests(cpu="2001m"), "over the limit"),
-    ("calls over memory", workload.check_resources, CPU, limits(memory="1Gi"), "768 MiB"),
+    ("calls over memory", workload.check_resources, CPU, limits(memory="1Gi"), "1024 MiB"),
+    (
+        *("replies over memory", workload.check_resources, CPU),
+        *(setting(GANSERVE_MAX_IMAGES_PER_REQUEST="512"), "3328 MiB"),
+    ),
+    (
+        *("streams over memory", workload.check_resources, CPU),
+        *(setting(GANSERVE_CHUNK_BYTES="1048576"), "1280 MiB"),
+    ),
     (
         *("no limit", workload.check_resources, SINGLE),
         *(pod(lambda s: s["containers"][0].pop("resources"), "Job"), "request and a limit"),

@@ -24,6 +24,7 @@ from tests.deploy.manifests import (
     of_kind,
     quantity,
     render,
+    servers,
     workloads,
 )
 
@@ -85,6 +86,19 @@ def test_deleting_a_training_leaves_its_volumes(variant: Variant):
     assert {manifest["kind"] for manifest in volumes} == {"PersistentVolumeClaim"}
     namespaces = {m["metadata"]["namespace"] for m in [*volumes, *render(variant)]}
     assert len(namespaces) == 1
+
+
+@pytest.mark.parametrize("variant", SERVING, ids=str)
+def test_runbooks_read_the_log_of_all_replicas(variant: Variant):
+    text = (ROOT / "docs/operations.md").read_text().replace("\\\n", " ")
+    commands = [line for line in text.splitlines() if re.match("kubectl .* logs ", line)]
+    assert commands
+    for command in commands:  # of a Deployment it would be one pod's, and by a label ten lines'
+        selector = re.search(r" -l (\S+)=(\S+) ", command)
+        assert selector is not None, command
+        assert " --tail=-1 " in command
+        for server in servers(render(variant)):
+            assert server.labels[selector[1]] == selector[2]
 
 
 def test_both_autoscalers_follow_one_rule():

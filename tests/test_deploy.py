@@ -19,10 +19,12 @@ from tests.deploy.manifests import (
     EVERY,
     SERVING,
     TRAINING,
+    VOLUMES,
     Variant,
     of_kind,
     quantity,
     render,
+    servers,
     workloads,
 )
 
@@ -33,9 +35,9 @@ CUSTOM = {
     "Certificate": "cert-manager.io/v1",
     "GRPCRoute": "gateway.networking.k8s.io/v1",
     "JobSet": "jobset.x-k8s.io/v1alpha2",
+    "PodMonitor": "monitoring.coreos.com/v1",
     "PrometheusRule": "monitoring.coreos.com/v1",
     "ScaledObject": "keda.sh/v1alpha1",
-    "ServiceMonitor": "monitoring.coreos.com/v1",
 }
 CHECKS = [*workload_checks.CHECKS, *network_checks.CHECKS, *queries.CHECKS]
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +51,7 @@ def test_manifests_agree_with_the_code_and_with_each_other(variant: Variant):
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-@pytest.mark.parametrize("variant", EVERY, ids=str)
+@pytest.mark.parametrize("variant", [*EVERY, VOLUMES], ids=str)
 def test_manifests_fit_the_published_schemas(variant: Variant, version: str):
     for manifest in render(variant):
         if manifest["kind"] in CUSTOM:
@@ -66,7 +68,7 @@ def test_the_newest_schemas_are_used():
 
 
 def test_every_component_and_overlay_is_looked_at():
-    parts = {part for variant in EVERY for part in (variant.path, *variant.components)}
+    parts = {part for variant in [*EVERY, VOLUMES] for part in (variant.path, *variant.components)}
     folders = {
         str(file.parent.relative_to(DEPLOY)).removeprefix("components/")
         for file in DEPLOY.rglob("kustomization.yaml")
@@ -74,6 +76,29 @@ def test_every_component_and_overlay_is_looked_at():
     included = {"models-volume", "training/base", "autoscaling-hpa"}  # by those that are rendered
     assert folders - parts == included
     assert of_kind(render(Variant("overlays/cpu")), "HorizontalPodAutoscaler")
+
+
+@pytest.mark.parametrize("variant", TRAINING, ids=str)
+def test_deleting_a_training_leaves_its_volumes(variant: Variant):
+    kinds = {manifest["kind"] for manifest in render(variant)}
+    assert kinds <= {"Job", "JobSet", "NetworkPolicy", "ServiceAccount"}
+    volumes = render(VOLUMES)
+    assert {manifest["kind"] for manifest in volumes} == {"PersistentVolumeClaim"}
+    namespaces = {m["metadata"]["namespace"] for m in [*volumes, *render(variant)]}
+    assert len(namespaces) == 1
+
+
+@pytest.mark.parametrize("variant", SERVING, ids=str)
+def test_runbooks_read_the_log_of_all_replicas(variant: Variant):
+    text = (ROOT / "docs/operations.md").read_text().replace("\\\n", " ")
+    commands = [line for line in text.splitlines() if re.match("kubectl .* logs ", line)]
+    assert commands
+    for command in commands:  # of a Deployment it would be one pod's, and by a label ten lines'
+        selector = re.search(r" -l (\S+)=(\S+) ", command)
+        assert selector is not None, command
+        assert " --tail=-1 " in command
+        for server in servers(render(variant)):
+            assert server.labels[selector[1]] == selector[2]
 
 
 def test_both_autoscalers_follow_one_rule():

@@ -9,7 +9,7 @@ import pytest
 from tests.deploy import network_checks as network
 from tests.deploy import queries
 from tests.deploy import workload_checks as workload
-from tests.deploy.manifests import COMPONENTS, Variant, of_kind, quantity, render
+from tests.deploy.manifests import COMPONENTS, VOLUMES, Variant, of_kind, quantity, render
 from tests.deploy.spoiling import (
     Spoil,
     expression,
@@ -60,7 +60,15 @@ CONTROLS: list[tuple[str, Callable[..., Any], Variant, Spoil, str]] = [
     ),
     ("no preStop", workload.check_grace, CPU, server(lambda c: c.pop("lifecycle")), "preStop"),
     ("request over limit", workload.check_resources, CPU, requests(cpu="2001m"), "over the limit"),
-    ("calls over memory", workload.check_resources, CPU, limits(memory="1Gi"), "768 MiB"),
+    ("calls over memory", workload.check_resources, CPU, limits(memory="1Gi"), "1024 MiB"),
+    (
+        *("replies over memory", workload.check_resources, CPU),
+        *(setting(GANSERVE_MAX_IMAGES_PER_REQUEST="512"), "3328 MiB"),
+    ),
+    (
+        *("streams over memory", workload.check_resources, CPU),
+        *(setting(GANSERVE_CHUNK_BYTES="1048576"), "1280 MiB"),
+    ),
     (
         *("no limit", workload.check_resources, SINGLE),
         *(pod(lambda s: s["containers"][0].pop("resources"), "Job"), "request and a limit"),
@@ -96,6 +104,18 @@ CONTROLS: list[tuple[str, Callable[..., Any], Variant, Spoil, str]] = [
         *(pod(lambda s: s["volumes"].pop()), "mounts of"),
     ),
     ("no claim", workload.check_volumes, ALL, without("PersistentVolumeClaim"), "no claim"),
+    (
+        *("claim that nobody applies", workload.check_volumes, SINGLE),
+        pod(
+            lambda s: s["volumes"][0]["persistentVolumeClaim"].update(claimName="runs"),
+            "Job",
+        ),
+        "no claim runs",
+    ),
+    (
+        *("claim that goes with its Job", workload.check_volumes, SINGLE),
+        *(lambda manifests: manifests.extend(render(VOLUMES)), "goes when training is deleted"),
+    ),
     ("no certificate", workload.check_volumes, ALL, without("Certificate"), "no secret"),
     (
         *("models elsewhere", workload.check_volumes, CPU),
@@ -152,14 +172,22 @@ CONTROLS: list[tuple[str, Callable[..., Any], Variant, Spoil, str]] = [
         lambda manifests: manifests.remove(of_kind(manifests, "Service")[1]),
         "one without",
     ),
+    ("scraped twice", network.check_scrapes, CPU, twice("PodMonitor"), "scraped by 2"),
     (
-        *("scraped twice", network.check_scrapes, CPU),
-        spec("ServiceMonitor", selector={"matchLabels": {"app.kubernetes.io/name": "ganserve"}}),
-        "expected one Service",
+        *("scrape of other pods", network.check_scrapes, CPU),
+        *(spec("PodMonitor", selector={"matchLabels": {"app": "x"}}), "scraped by 0"),
     ),
     (
         *("scrape of no port", network.check_scrapes, CPU),
-        *(spec("ServiceMonitor", endpoints=[{"port": "http"}]), "no such port"),
+        *(spec("PodMonitor", podMetricsEndpoints=[{"port": "http"}]), "no such port"),
+    ),
+    (
+        *("another job", network.check_scrapes, CPU),
+        *(spec("PodMonitor", jobLabel="pod-template-hash"), "job=ganserve"),
+    ),
+    (
+        *("scrape that forgets who drains", network.check_scrapes, CPU),
+        *(one("PodMonitor", lambda m: m.update(kind="ServiceMonitor")), "expected a PodMonitor"),
     ),
     (
         "probes kept out",

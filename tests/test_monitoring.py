@@ -39,7 +39,9 @@ DASHBOARD = DEPLOY / "components/monitoring/dashboard.json"
 SCALED_OBJECT = DEPLOY / "components/autoscaling-keda/scaled-object.yaml"
 TARGET = {"job": "ganserve", "namespace": "ganserve", "pod": "a"}
 # What no server exports; tests/test_monitoring_alerts.py has the alerts about it.
-FROM_KUBERNETES = {"alert: GanservePodsNotReady"}
+FROM_KUBERNETES = {
+    f"alert: Ganserve{name}" for name in ("NoReplicaReady", "PodsNotReady", "RolloutStuck")
+}
 WINDOW = "10s"
 PATIENCE = 60  # seconds; an idle machine needs about ten
 

@@ -38,7 +38,18 @@ EXPIRY = f'ganserve_certificate_expiry_timestamp_seconds{{{POD},certificate="ser
 FIRES, SILENT = True, False
 LATE = {BUCKET % "2.5": "0+100x20", BUCKET % "+Inf": "0+100x20"}
 READY_PODS, WANTED_PODS = KUBE % "status_replicas_ready", KUBE % "spec_replicas"
-FULL_QUEUE = {QUEUE_SIZE: "2048x10"}
+ALL_PODS, NEW_PODS = KUBE % "status_replicas", KUBE % "status_replicas_updated"
+STEADY = {ALL_PODS: "2x20", NEW_PODS: "2x20"}
+UPDATE = {  # of ten pods, one after another
+    ALL_PODS: "10x60",
+    WANTED_PODS: "10x60",
+    NEW_PODS: "0x1 " + " ".join(f"{pods}x3" for pods in range(1, 10)) + " 10x23",
+}
+CONDITION = KUBE.replace("}", ',condition="%s",status="%s"}') % ("status_condition", "%s", "%s")
+PROGRESSING = CONDITION % ("Progressing", "%s")
+NOT_AVAILABLE = CONDITION % ("Available", "false")
+QUEUE = {QUEUE_SIZE: "2048x10", INFO % (POD, "d", CPU): "1x10"}
+THREE_QUEUES = QUEUE | {(INFO % (POD, d, CPU)).replace('"m"', f'"{d}"'): "1x10" for d in "ef"}
 SETTLED = {BEGAN: "0x100"}  # since midnight of the first day
 
 ALWAYS = {REJECTED % "rate_limited": "0x1000"}  # counted from 0 on by every server
@@ -84,9 +95,11 @@ CASES: dict[str, list[tuple[bool, str, str, dict[str, str]]]] = {
         (SILENT, "for minutes", "10m", LATE | {BUCKET % "1.0": "0+95x20"}),
     ],
     "GanserveQueueSaturated": [
-        (FIRES, "full", "10m", FULL_QUEUE | {PENDING: "1900x10"}),
-        (SILENT, "half", "10m", FULL_QUEUE | {PENDING: "999x10"}),
-        (SILENT, "for a moment", "8m", FULL_QUEUE | {PENDING: "0x3 2048x2 0x5"}),
+        (FIRES, "95 % of one", "10m", QUEUE | {PENDING: "1946x10"}),
+        (FIRES, "95 % of three", "10m", THREE_QUEUES | {PENDING: "5837x10"}),
+        (SILENT, "half", "10m", QUEUE | {PENDING: "999x10"}),
+        (SILENT, "30 % of three", "10m", THREE_QUEUES | {PENDING: "1843x10"}),
+        (SILENT, "for a moment", "8m", QUEUE | {PENDING: "0x3 2048x2 0x5"}),
     ],
     "GanserveRequestsRejected": [
         (FIRES, "a tenth", "20m", {OK: "0+100x20", REJECTED % "queue_full": "0+10x20"}),
@@ -129,10 +142,54 @@ CASES: dict[str, list[tuple[bool, str, str, dict[str, str]]]] = {
         (FIRES, "none is known", "15m", {f"up{{{POD}}}": "1x2 stale"}),
         (SILENT, "one answers", "10m", {f"up{{{POD}}}": "0x10", f"up{{{PEER}}}": "1x10"}),
     ],
+    "GanserveNoReplicaReady": [
+        (
+            *(FIRES, "an empty repository", "5m"),
+            {READY_PODS: "2x2 0x10", WANTED_PODS: "2x12", f"up{{{POD}}}": "1x12"},
+        ),
+        (SILENT, "for a moment", "5m", {READY_PODS: "2x2 0x1 2x9", WANTED_PODS: "2x12"}),
+        (SILENT, "one is", "10m", {READY_PODS: "1x10", WANTED_PODS: "2x10"}),
+        (SILENT, "none is wanted", "10m", {READY_PODS: "0x10", WANTED_PODS: "0x10"}),
+    ],
     "GanservePodsNotReady": [
-        (FIRES, "one short", "20m", {READY_PODS: "1x20", WANTED_PODS: "2x20"}),
-        (SILENT, "all", "20m", {READY_PODS: "2x20", WANTED_PODS: "2x20"}),
-        (SILENT, "an update", "20m", {READY_PODS: "2x5 1x5 2x10", WANTED_PODS: "2x20"}),
+        (FIRES, "one short", "20m", STEADY | {READY_PODS: "1x20", WANTED_PODS: "2x20"}),
+        (FIRES, "a new one is not ready", "60m", UPDATE | {READY_PODS: "9x60"}),
+        (
+            *(FIRES, "one that a quota forbids", "20m"),
+            {ALL_PODS: "1x20", NEW_PODS: "1x20", READY_PODS: "1x20", WANTED_PODS: "2x20"},
+        ),
+        (SILENT, "all", "20m", STEADY | {READY_PODS: "2x20", WANTED_PODS: "2x20"}),
+        (SILENT, "for minutes", "20m", STEADY | {READY_PODS: "2x5 1x5 2x10", WANTED_PODS: "2x20"}),
+        # Of GPUs: each new one takes the place of an old one, and minutes to load.
+        *(
+            (SILENT, f"an update, after {at}", at, UPDATE | {READY_PODS: "10x2 9x43 10x15"})
+            for at in ("20m", "40m", "60m")
+        ),
+    ],
+    "GanserveRolloutStuck": [
+        (FIRES, "no progress", "10m", {PROGRESSING % "false": "0x5 1x5"}),
+        (
+            *(SILENT, "an update, and its end", "60m"),
+            UPDATE | {PROGRESSING % "true": "1x60", PROGRESSING % "false": "0x60"},
+        ),
+        (SILENT, "rolled back", "10m", {PROGRESSING % "false": "1x5 0x5"}),
+        (SILENT, "another condition", "10m", {NOT_AVAILABLE: "1x10"}),
+    ],
+    "GanserveRestarts": [
+        (FIRES, "a loop", "30m", {BEGAN: "0x4 300x4 stale 900x6 1500x6 2100x10"}),
+        (SILENT, "twice", "30m", {BEGAN: "0x10 600x10 1200x10"}),
+        (SILENT, "days apart", "300m", {BEGAN: "0x80 4800x80 9600x80 14400x80"}),
+        # Each pod has a name of its own, and the series of those that are gone end.
+        (
+            *(SILENT, "an update", "50m"),
+            {
+                BEGAN.replace(POD, POD.replace('"a', f'"{name}')): values
+                for name, values in (
+                    *(("a", "0x10 stale"), ("b", "_x10 600x10 stale")),
+                    *(("c", "_x20 1200x10 stale"), ("d", "_x30 1800x20")),
+                )
+            },
+        ),
     ],
     "GanserveMemoryGrows": [
         (FIRES, "leak", "1000m", SETTLED | {MEMORY: "100+1x100"}),

@@ -47,6 +47,7 @@ COMPONENTS = [
 ]
 SERVING = [*OVERLAYS, *COMPONENTS]
 TRAINING = [Variant("training/single"), Variant("training/distributed")]
+VOLUMES = Variant("training/volumes")  # what these find in the cluster
 EVERY = [*SERVING, *TRAINING]
 
 

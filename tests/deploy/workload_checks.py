@@ -16,10 +16,12 @@ from ganserve.health import LIVENESS, READINESS
 from ganserve.server import _STOP_GRACE_SECONDS
 from tests.deploy.manifests import (
     DEPLOY,
+    VOLUMES,
     Manifests,
     Workload,
     of_kind,
     quantity,
+    render,
     servers,
     variables,
     workloads,
@@ -33,6 +35,7 @@ IMAGES = {
     "gantrain": "train.Dockerfile",
 }
 _USER = 65532
+_IMAGE_BYTES = 64 * 64 * 3  # the largest that the settings allow for
 _GPU = "nvidia.com/gpu"
 
 
@@ -121,8 +124,10 @@ def check_resources(manifests: Manifests) -> Iterator[str]:
                 yield f"{where}: {_GPU}: request and limit must be equal"
     for server in servers(manifests):
         config = read_settings(manifests, server)
-        a_call = config.max_message_bytes + config.chunk_bytes
-        held = config.max_concurrent_calls * a_call
+        # Of a stream one chunk is sent while the next is made.
+        reply = max(config.max_images_per_request * _IMAGE_BYTES, 2 * config.chunk_bytes)
+        # Pixels, and the message they are joined into.
+        held = config.max_concurrent_calls * (config.max_message_bytes + 2 * reply)
         memory = server.server["resources"].get("limits", {}).get("memory", "0")
         if held > quantity(memory) / 2:
             yield f"{server.name}: calls may hold {held / 2**20:g} MiB, over half of {memory}"
@@ -186,6 +191,11 @@ def check_rights(manifests: Manifests) -> Iterator[str]:
 def check_volumes(manifests: Manifests) -> Iterator[str]:
     """Mounts have volumes, volumes have what they are made of, files of settings are mounted."""
     claims = {one["metadata"]["name"] for one in of_kind(manifests, "PersistentVolumeClaim")}
+    if of_kind(manifests, "Job", "JobSet"):
+        for claim in claims:
+            yield f"{claim}: goes when training is deleted; it belongs to {VOLUMES}"
+        there = of_kind(render(VOLUMES), "PersistentVolumeClaim")
+        claims = {one["metadata"]["name"] for one in there}
     secrets = {one["spec"]["secretName"] for one in of_kind(manifests, "Certificate")}
     for workload in workloads(manifests):
         volumes = {volume["name"]: volume for volume in workload.spec["volumes"]}

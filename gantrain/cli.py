@@ -32,6 +32,7 @@ from gantrain.cli_options import (
 from gantrain.errors import Interrupted, RunError, UsageError
 
 _INTERRUPTED = 130
+_EXTRAS = "pip install 'ganserve[train,cpu]' or 'ganserve[train,gpu]'"
 
 
 def main() -> NoReturn:
@@ -84,6 +85,12 @@ def run(arguments: Sequence[str]) -> int:
         return _INTERRUPTED
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "gantrain", *sys.stdlib_module_names):  # no extra brings these
+            raise
+        print(f"gantrain {name}: {package} is not installed: {_EXTRAS}", file=sys.stderr)
+        return 1
 
 
 def _usage(error: ValidationError, name: str = "") -> int:

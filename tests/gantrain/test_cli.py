@@ -49,6 +49,38 @@ def test_whoever_reads_may_have_enough():
     assert (done.returncode, done.stderr) == (1, b"")
 
 
+def run_without(package: str, arguments: list[str], folder: Path) -> "subprocess.CompletedProcess":
+    """Run the program where a package is missing: a file that says so takes its place."""
+    error = f"ModuleNotFoundError({f'No module named {package!r}'!r}, name={package!r})"
+    (folder / f"{package}.py").write_text(f"raise {error}")
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-m", "gantrain", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [
+        pytest.param("tqdm", "presets", id="tqdm"),
+        pytest.param("torch", "train --data=digits --run-dir=run", id="torch"),
+        pytest.param("sklearn", "data check digits", id="sklearn"),
+    ],
+)
+def test_without_the_extra_train_one_line_says_what_to_install(package, command, tmp_path: Path):
+    done = run_without(package, command.split(), tmp_path)
+    name = "data check" if command.startswith("data") else command.split()[0]
+    assert done.stderr == (
+        f"gantrain {name}: {package} is not installed: "
+        "pip install 'ganserve[train,cpu]' or 'ganserve[train,gpu]'\n"
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_a_missing_module_that_no_extra_brings_is_not_hidden(tmp_path: Path):
+    done = run_without("zipfile", ["data", "check", "digits"], tmp_path)
+    assert done.stderr.endswith("ModuleNotFoundError: No module named 'zipfile'\n")
+
+
 def test_the_runtime_reports_to_nobody(small_run, tmp_path, monkeypatch):
     home = tmp_path / "home"
     home.mkdir()

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
@@ -214,7 +215,7 @@ def _sample(command: Sample) -> int:
             walk = labels if command.class_labels is not None else np.zeros_like(labels)
             labels = labels_on_the_way(walk, command.frames_per_segment)
     samples = sampler.generate(latents * np.float32(command.truncation), labels)
-    command.out.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(command.out)
     if samples.ndim == 2:
         _draw_points(command, samples)
     elif command.interpolate:
@@ -223,6 +224,15 @@ def _sample(command: Sample) -> int:
         save_grid(command.out, samples)
     print(command.out)
     return 0
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        # From the root on, the first that is no folder is what stands in the way.
+        file = next(path for path in reversed(out.parents) if not path.is_dir())
+        raise RunError(f"--out: expected a folder above the picture, {file} is a file") from None
 
 
 def _draw_points(command: Sample, points: Any) -> None:  # noqa: ANN401 - numpy is imported late

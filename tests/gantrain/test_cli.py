@@ -211,6 +211,16 @@ def test_samples_that_make_no_sense_are_bad_usage(flags, message: str, small_run
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("out", ["text.txt/grid.png", "text.txt/new/grid.png"])
+def test_a_file_in_place_of_the_folder_to_write_in_is_named(
+    out: str, small_run: Path, tmp_path: Path, capsys
+):
+    (tmp_path / "text.txt").write_text("words")
+    assert gantrain("sample", small_run, "--seeds=0", f"--out={tmp_path / out}") == 1
+    expected = f"--out: expected a folder above the picture, {tmp_path / 'text.txt'} is a file"
+    assert capsys.readouterr().err == f"gantrain sample: {expected}\n"
+
+
 def sampled_classes(source: Path, tmp_path: Path, *flags: str) -> list[int]:
     """The classes of four tiles, told by their shades."""
     out = tmp_path / "grid.png"

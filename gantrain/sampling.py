@@ -261,7 +261,7 @@ def open_session(artifact: bytes, name: str = "artifact", advice: str = "") -> A
     try:
         return onnxruntime.InferenceSession(artifact, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base but Exception
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].removesuffix(".")
         raise RunError(f"{name}: ONNX Runtime cannot load it: {reason}{advice}") from error
 
 

@@ -28,7 +28,7 @@ STAGES = {
 
 def main() -> None:
     """Run every step that has not been done yet; the first failure ends the demo."""
-    run(f"gantrain train --preset dcgan --data digits --run-dir {quote(RUN)} {SETTINGS}")
+    train()
     if not is_published():
         shutil.rmtree(MODELS, ignore_errors=True)
         run(f"gantrain export {quote(RUN)} --repository {quote(MODELS)} --name digits")
@@ -40,12 +40,28 @@ def main() -> None:
     print(f"\n64 digits that nobody wrote: {show(str(GRID))}")
 
 
+def train() -> None:
+    """Begin the run, or go on with that of an earlier demo."""
+    begun = RUN.exists()
+    code = run_program(
+        f"gantrain train --preset dcgan --data digits --run-dir {quote(RUN)} {SETTINGS}"
+    )
+    if begun and code == 1:  # another version may have begun it, with other settings
+        print(f"To start the demo over, remove its earlier run: rm -r {show(quote(RUN))}")
+    if code:
+        sys.exit(code)
+
+
 def run(command: str) -> None:
     """Show a command and run it; its failure is the demo's."""
+    if code := run_program(command):
+        sys.exit(code)
+
+
+def run_program(command: str) -> int:
+    """Show a command, run it and return its exit code."""
     print(f"\n$ {show(command)}", flush=True)
-    done = subprocess.run(arguments(command), check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
+    return subprocess.run(arguments(command), check=False).returncode
 
 
 def arguments(command: str) -> list[str]:

@@ -127,7 +127,9 @@ class ServerConfig(BaseSettings):
         "specific: those of --versions.",
     )
     versions: VersionList = Field(
-        default=(), description="With the policy specific: NAME:VERSION,... and no others."
+        default=(),
+        description="With the policy specific: NAME:VERSION,... such as faces:3,faces:5, and no "
+        "others.",
     )
     poll_seconds: Seconds = Field(
         default=2.0,
@@ -193,8 +195,9 @@ class ServerConfig(BaseSettings):
     # Said again, or a single size in the variable would be taken for JSON.
     batch_sizes: Annotated[BatchSizes | None, NoDecode] = Field(
         default=None,
-        description="The only sizes of a model call: batches are padded up to the next one. The "
-        "largest is --max-batch-size. Unset: 1, 2, 4 and so on on GPUs; on CPUs every size.",
+        description="The only sizes of a model call, such as 1,4,16: batches are padded up to the "
+        "next one. The largest is --max-batch-size. Unset: 1, 2, 4 and so on on GPUs; on CPUs "
+        "every size.",
     )
     max_wait_seconds: Seconds = Field(
         default=0.0,

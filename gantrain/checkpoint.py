@@ -16,7 +16,7 @@ from torch import nn
 from gantrain.errors import RunError
 
 _FORMAT = 1
-_SUFFIX = ".pt"
+CHECKPOINT_SUFFIX = ".pt"
 PARTIAL_SUFFIX = ".partial"  # of files that are not complete yet
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class TrainState:
 
 def checkpoint_paths(folder: Path) -> list[Path]:
     """Checkpoints in a folder, newest first."""
-    paths = [path for path in folder.glob(f"*{_SUFFIX}") if path.stem.isdigit()]
+    paths = [path for path in folder.glob(f"*{CHECKPOINT_SUFFIX}") if path.stem.isdigit()]
     return sorted(paths, key=lambda path: int(path.stem), reverse=True)
 
 
@@ -76,7 +76,7 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int) -> Path:
     Raises:
         RunError: it could not be written; earlier checkpoints are untouched.
     """
-    path = folder / f"{state.images_seen:012d}{_SUFFIX}"
+    path = folder / f"{state.images_seen:012d}{CHECKPOINT_SUFFIX}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
@@ -98,7 +98,7 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int) -> Path:
 
 def discard_checkpoint(folder: Path, images_seen: int) -> None:
     """Remove the checkpoint of a position, where there is one."""
-    (folder / f"{images_seen:012d}{_SUFFIX}").unlink(missing_ok=True)
+    (folder / f"{images_seen:012d}{CHECKPOINT_SUFFIX}").unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

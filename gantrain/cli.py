@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
@@ -32,6 +33,7 @@ from gantrain.cli_options import (
 from gantrain.errors import Interrupted, RunError, UsageError
 
 _INTERRUPTED = 130
+_EXTRAS = "pip install 'ganserve[train,cpu]' or 'ganserve[train,gpu]'"
 
 
 def main() -> NoReturn:
@@ -84,6 +86,12 @@ def run(arguments: Sequence[str]) -> int:
         return _INTERRUPTED
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "gantrain", *sys.stdlib_module_names):  # no extra brings these
+            raise
+        print(f"gantrain {name}: {package} is not installed: {_EXTRAS}", file=sys.stderr)
+        return 1
 
 
 def _usage(error: ValidationError, name: str = "") -> int:
@@ -207,7 +215,7 @@ def _sample(command: Sample) -> int:
             walk = labels if command.class_labels is not None else np.zeros_like(labels)
             labels = labels_on_the_way(walk, command.frames_per_segment)
     samples = sampler.generate(latents * np.float32(command.truncation), labels)
-    command.out.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(command.out)
     if samples.ndim == 2:
         _draw_points(command, samples)
     elif command.interpolate:
@@ -216,6 +224,15 @@ def _sample(command: Sample) -> int:
         save_grid(command.out, samples)
     print(command.out)
     return 0
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        # From the root on, the first that is no folder is what stands in the way.
+        file = next(path for path in reversed(out.parents) if not path.is_dir())
+        raise RunError(f"--out: expected a folder above the picture, {file} is a file") from None
 
 
 def _draw_points(command: Sample, points: Any) -> None:  # noqa: ANN401 - numpy is imported late

@@ -190,7 +190,7 @@ def check_listing(
         count=len(names),
         image_size=size,
         channels=channels or (1 if all_grey else 3),
-        problem=find_problem(source, listing, len(names), bad_files),
+        problem=find_problem(source, listing, len(names), bad_files, checking=True),
         sizes=dict(sizes.most_common()),
         modes=dict(modes.most_common()),
         class_counts=count_classes(*label(listing, names)),

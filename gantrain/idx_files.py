@@ -1,10 +1,14 @@
 """Hides MNIST's idx format: four files in a folder, gzipped or not, checked before use."""
 
 import gzip
+import io
 import math
 import re
+import stat
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ from gantrain.bad_data import BadFile, BadFileError, DatasetError
 
 GZIP_MAGIC = b"\x1f\x8b"
 UNSIGNED_BYTE = 0x08  # the only element type that MNIST-format files use
+CHUNK_BYTES = 2**20
 FILE_NAME = re.compile(r"(train|t10k)-(images[-.]idx3|labels[-.]idx1)-ubyte(\.gz)?")
 FILE_PREFIXES = {"train": "train", "test": "t10k"}
 
@@ -77,38 +82,61 @@ def find_file(folder: Path, stem: str, extension: str) -> Path:
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Read one idx file of bytes with the given number of dimensions; raises BadFileError."""
-    content = read_unpacked(path)
+    """Read one idx file of bytes with the given number of dimensions; raises BadFileError.
+
+    No more memory is used than its header announces and its content fills.
+    """
     header_size = 4 + 4 * dimensions
-    magic = content[:4]
+    with open_unpacked(path) as file:
+        shape = read_shape(file.read(header_size), dimensions)
+        announced = math.prod(shape)
+        following = count_bytes(file, announced + 1)
+        if following != announced:
+            problem = "truncated" if following < announced else "too long"
+            raise BadFileError(
+                f"{problem}: its header announces {' x '.join(map(str, shape))} = {announced} "
+                f"bytes, but {following if following < announced else 'more'} follow"
+            )
+        file.seek(header_size)
+        return np.frombuffer(file.read(announced), dtype=np.uint8).reshape(shape)
+
+
+def read_shape(header: bytes, dimensions: int) -> tuple[int, ...]:
+    """Check the header and return what it announces; raises BadFileError."""
+    magic = header[:4]
     expected_magic = bytes((0, 0, UNSIGNED_BYTE, dimensions))
     if magic != expected_magic:
         raise BadFileError(
             f"wrong magic number {magic.hex() or '(the file is empty)'}, expected "
             f"{expected_magic.hex()} for {'images' if dimensions == 3 else 'labels'}"
         )
-    if len(content) < header_size:
+    if len(header) < 4 + 4 * dimensions:
         raise BadFileError("truncated within its header")
-    shape = struct.unpack(f">{dimensions}I", content[4:header_size])
-    payload_size = len(content) - header_size
-    if payload_size != math.prod(shape):
-        problem = "truncated" if payload_size < math.prod(shape) else "too long"
-        raise BadFileError(
-            f"{problem}: its header announces {' x '.join(map(str, shape))} = {math.prod(shape)} "
-            f"bytes, but {payload_size} follow"
-        )
-    return np.frombuffer(content, dtype=np.uint8, offset=header_size).reshape(shape)
+    return struct.unpack(f">{dimensions}I", header[4:])
 
 
-def read_unpacked(path: Path) -> bytes:
-    """Read the file, unpacked if its content, not its name, says gzip; raises BadFileError."""
+def count_bytes(file: io.BufferedIOBase, limit: int) -> int:
+    """Count the bytes from here to the end, or to the limit, without keeping them."""
+    count = 0
+    while chunk := file.read(min(CHUNK_BYTES, limit - count)):
+        count += len(chunk)
+    return count
+
+
+@contextmanager
+def open_unpacked(path: Path) -> Iterator[io.BufferedIOBase]:
+    """Open the file, unpacked if its content, not its name, says gzip; raises BadFileError.
+
+    So does what goes wrong while it is read within the context.
+    """
     try:
-        content = path.read_bytes()
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadFileError("not a regular file")  # to open a named pipe would wait for ever
+        with path.open("rb") as file:
+            packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+            file.seek(0)
+            yield gzip.GzipFile(fileobj=file) if packed else file
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise BadFileError(f"damaged gzip file: {error}") from error
     except OSError as error:
         raise BadFileError(f"cannot be read: {error.strerror}") from error
-    if not content.startswith(GZIP_MAGIC):
-        return content
-    try:
-        return gzip.decompress(content)
-    except (EOFError, OSError, zlib.error) as error:
-        raise BadFileError(f"damaged gzip file: {error}") from error

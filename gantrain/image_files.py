@@ -27,6 +27,7 @@ TURNS: Final = {  # EXIF orientation -> what makes the picture upright
     8: Image.Transpose.ROTATE_90,
 }
 MODES_16_BIT: Final = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+BAND_PIXELS: Final = 2**18  # of a 16-bit picture, scaled at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,10 +145,16 @@ def flatten(image: Image.Image) -> Image.Image:
 
 def scale_16_bit(image: Image.Image) -> Image.Image:
     """Scale 0..65535 to 0..255; Pillow's own conversion would clip at 255."""
-    values = np.asarray(image).astype(np.int64)  # [height, width]
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise BadFileError("32-bit pixels, whose range is unknown: save it with 8 or 16 bits")
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    width, height = image.size
+    scaled = np.empty((height, width), np.uint8)
+    rows = max(1, BAND_PIXELS // width)
+    for top in range(0, height, rows):  # of all at once, each step would be a large copy
+        bottom = min(top + rows, height)
+        values = np.asarray(image.crop((0, top, width, bottom)))
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise BadFileError("32-bit pixels, whose range is unknown: save it with 8 or 16 bits")
+        scaled[top:bottom] = (values.astype(np.uint32) + 128) // 257
+    return Image.fromarray(scaled)
 
 
 def resize_square(image: Image.Image, image_size: int) -> Image.Image:

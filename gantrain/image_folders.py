@@ -239,9 +239,12 @@ def label(listing: Listing, names: list[str]) -> tuple[NDArray[np.int64] | None,
 
 
 def find_problem(
-    source: str, listing: Listing, usable: int, bad_files: list[BadFile]
+    source: str, listing: Listing, usable: int, bad_files: list[BadFile], *, checking: bool = False
 ) -> str | None:
-    """Say why no training can start on the listing: files are bad, or too few images are left."""
+    """Say why no training can start on the listing: files are bad, or too few images are left.
+
+    `gantrain data check` is not told to run itself.
+    """
     if not listing.files and not listing.bad_folders:
         others = [f"{count} {extension}" for extension, count in listing.ignored.items()]
         return (
@@ -250,10 +253,11 @@ def find_problem(
         )
     if bad_files:
         total = len(listing.files) + len(listing.bad_folders)
+        more = "" if checking else f" (`gantrain data check {shlex.quote(source)}` names all)"
         return (
             f"{source}: {len(bad_files)} of {total} files cannot be used: "
-            f"{list_some([str(bad) for bad in bad_files], NAMES_SHOWN)}; mend or remove them "
-            f"(`gantrain data check {shlex.quote(source)}` names all) or pass --skip-bad-files"
+            f"{list_some([str(bad) for bad in bad_files], NAMES_SHOWN)}; mend or remove "
+            f"them{more}, or leave them out with `gantrain train --skip-bad-files`"
         )
     if usable < 2:
         images = "image" if usable == 1 else "images"

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gantrain.checkpoint import newest_good_checkpoint
+from gantrain.checkpoint import CHECKPOINT_SUFFIX, newest_good_checkpoint
 from gantrain.class_labels import Labels, proportional_labels
 from gantrain.combinations import network_shape
 from gantrain.config import TrainConfig
@@ -174,6 +174,7 @@ def open_sampler(path: Path) -> Sampler:
         RunError: the path is neither, or cannot be used.
     """
     if path.is_dir():
+        refuse_model_folder(path)
         run = load_run_generator(path)
         config = run.config
         return Sampler(
@@ -188,8 +189,15 @@ def open_sampler(path: Path) -> Sampler:
         )
     if not path.is_file():
         raise RunError(f"{path}: no such run folder or artifact")
+    if path.suffix == CHECKPOINT_SUFFIX:
+        raise RunError(
+            f"{path}: a checkpoint, expected a run's folder or an artifact (model.onnx); give the "
+            "run's folder, its newest checkpoint is taken"
+        )
     content = path.read_bytes()
-    session = open_session(content, name=str(path))
+    session = open_session(
+        content, str(path), advice="; expected a run's folder or an artifact (model.onnx)"
+    )
     facts = read_artifact(session, path)
     (latents,) = (entry for entry in session.get_inputs() if entry.name == "latents")
     (images,) = session.get_outputs()
@@ -203,6 +211,17 @@ def open_sampler(path: Path) -> Sampler:
         facts.get("data", {}).get("fingerprint", ""),
         f"sha256:{hashlib.sha256(content).hexdigest()}",
     )
+
+
+def refuse_model_folder(path: Path) -> None:
+    """Raise RunError, which names the newest artifact, where the folder is that of a model."""
+    if RunDirectory(path).config_file.exists():
+        return
+    versions = [int(folder.name) for folder in path.iterdir() if folder.name.isdecimal()]
+    newest = [path / str(version) for version in sorted(versions, reverse=True)]
+    for artifact in (folder / "model.onnx" for folder in (path, *newest)):
+        if artifact.is_file():
+            raise RunError(f"{path} holds no run, but an artifact: give {artifact}")
 
 
 def read_artifact(session: Any, path: Path) -> dict[str, Any]:  # noqa: ANN401 - untyped library
@@ -224,11 +243,11 @@ def read_artifact(session: Any, path: Path) -> dict[str, Any]:  # noqa: ANN401 -
     return facts
 
 
-def open_session(artifact: bytes, name: str = "artifact") -> Any:  # noqa: ANN401 - untyped library
+def open_session(artifact: bytes, name: str = "artifact", advice: str = "") -> Any:  # noqa: ANN401 - untyped library
     """An ONNX Runtime session on the CPU.
 
     Raises:
-        RunError: ONNX Runtime is missing, or does not take the file.
+        RunError: ONNX Runtime is missing, or does not take the file; that ends in the advice.
     """
     try:
         import onnxruntime
@@ -242,8 +261,8 @@ def open_session(artifact: bytes, name: str = "artifact") -> Any:  # noqa: ANN40
     try:
         return onnxruntime.InferenceSession(artifact, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base but Exception
-        reason = str(error).splitlines()[0]
-        raise RunError(f"{name}: ONNX Runtime cannot load it: {reason}") from error
+        reason = str(error).splitlines()[0].removesuffix(".")
+        raise RunError(f"{name}: ONNX Runtime cannot load it: {reason}{advice}") from error
 
 
 def run_session(

@@ -12,6 +12,8 @@ from PIL import Image
 pytest.importorskip("torch", reason="needs the extra `train`")
 
 from benchmarks.digits_quality import judge
+from gantrain.presets import resolve
+from gantrain.run_directory import DataFacts, RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,3 +61,19 @@ def test_running_it_again_neither_trains_nor_exports(demo: tuple[Path, str]):
     assert "images/s" not in output
     assert list((folder / "models").rglob("*.onnx")) == artifacts
     assert (folder / "grid.png").read_bytes() == grid, "the same seeds, the same bytes"
+
+
+def test_a_run_of_other_settings_is_not_gone_on_with_but_how_to_start_over_is_told(tmp_path: Path):
+    folder = tmp_path / "demo"
+    (folder / "run").mkdir(parents=True)
+    shutil.copy(ROOT / "demo" / "demo.py", folder)
+    config = resolve({"data": "digits", "run_dir": "run", "lr_decay": 0.0})
+    RunDirectory(folder / "run").write(config, DataFacts("sha256:0", 1797, "digits", ()))
+    done = subprocess.run(
+        [sys.executable, "demo/demo.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "holds a run with --" in done.stderr
+    assert done.stdout.splitlines()[-1] == (
+        "To start the demo over, remove its earlier run: rm -r demo/run"
+    )

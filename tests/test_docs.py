@@ -65,6 +65,20 @@ def registered_metrics() -> dict[str, tuple[str, tuple[str, ...]]]:
     return metrics
 
 
+def test_every_setting_of_several_values_shows_how_they_are_written():
+    rows = [line for line in read("docs/settings.md").splitlines() if "| array |" in line]
+    assert len(rows) == 2
+    for row in rows:
+        assert re.search(r"such as \S+,\S+", row), row
+
+
+def test_every_extra_is_in_the_readme():
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    rows = [line.split("|")[1] for line in read("README.md").splitlines() if line.startswith("| ")]
+    extras = {extra for row in rows for extra in re.findall(r"`([a-z-]+)`", row)}
+    assert project["optional-dependencies"].keys() <= extras
+
+
 def test_every_metric_is_documented_with_its_type_and_labels():
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \|([^|]*)\|", read("docs/operations.md"), re.MULTILINE)
     documented = {

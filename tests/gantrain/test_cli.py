@@ -49,6 +49,38 @@ def test_whoever_reads_may_have_enough():
     assert (done.returncode, done.stderr) == (1, b"")
 
 
+def run_without(package: str, arguments: list[str], folder: Path) -> "subprocess.CompletedProcess":
+    """Run the program where a package is missing: a file that says so takes its place."""
+    error = f"ModuleNotFoundError({f'No module named {package!r}'!r}, name={package!r})"
+    (folder / f"{package}.py").write_text(f"raise {error}")
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-m", "gantrain", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [
+        pytest.param("tqdm", "presets", id="tqdm"),
+        pytest.param("torch", "train --data=digits --run-dir=run", id="torch"),
+        pytest.param("sklearn", "data check digits", id="sklearn"),
+    ],
+)
+def test_without_the_extra_train_one_line_says_what_to_install(package, command, tmp_path: Path):
+    done = run_without(package, command.split(), tmp_path)
+    name = "data check" if command.startswith("data") else command.split()[0]
+    assert done.stderr == (
+        f"gantrain {name}: {package} is not installed: "
+        "pip install 'ganserve[train,cpu]' or 'ganserve[train,gpu]'\n"
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_a_missing_module_that_no_extra_brings_is_not_hidden(tmp_path: Path):
+    done = run_without("zipfile", ["data", "check", "digits"], tmp_path)
+    assert done.stderr.endswith("ModuleNotFoundError: No module named 'zipfile'\n")
+
+
 def test_the_runtime_reports_to_nobody(small_run, tmp_path, monkeypatch):
     home = tmp_path / "home"
     home.mkdir()
@@ -177,6 +209,16 @@ def test_interpolation_is_an_animation_of_every_frame(small_run: Path, tmp_path:
 def test_samples_that_make_no_sense_are_bad_usage(flags, message: str, small_run: Path, capsys):
     assert gantrain("sample", small_run, *flags) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["text.txt/grid.png", "text.txt/new/grid.png"])
+def test_a_file_in_place_of_the_folder_to_write_in_is_named(
+    out: str, small_run: Path, tmp_path: Path, capsys
+):
+    (tmp_path / "text.txt").write_text("words")
+    assert gantrain("sample", small_run, "--seeds=0", f"--out={tmp_path / out}") == 1
+    expected = f"--out: expected a folder above the picture, {tmp_path / 'text.txt'} is a file"
+    assert capsys.readouterr().err == f"gantrain sample: {expected}\n"
 
 
 def sampled_classes(source: Path, tmp_path: Path, *flags: str) -> list[int]:

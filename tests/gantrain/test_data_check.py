@@ -67,11 +67,15 @@ def test_every_bad_file_is_named_to_the_end(pictures):
 
 
 @pytest.mark.parametrize("image_size", [None, 64])
-def test_the_problem_is_what_training_would_say(pictures, image_size):
+def test_the_problem_is_what_training_would_say_less_the_advice_to_check(pictures, image_size):
     (pictures / "cat" / "empty.png").touch()
     with pytest.raises(DatasetError) as caught:
         load_dataset(str(pictures), image_size=image_size)
-    assert check_source(str(pictures), image_size=image_size).problem == str(caught.value)
+    advice = f" (`gantrain data check {pictures}` names all)"
+    assert advice in str(caught.value)
+    problem = check_source(str(pictures), image_size=image_size).problem
+    assert problem == str(caught.value).replace(advice, "")
+    assert problem.endswith("or leave them out with `gantrain train --skip-bad-files`")
 
 
 def test_a_folder_without_images_has_a_problem_and_no_images(tmp_path):

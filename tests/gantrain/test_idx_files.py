@@ -1,5 +1,7 @@
 import gzip
+import os
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -89,8 +91,26 @@ packed = gzip.compress(idx(IMAGES))
         pytest.param(
             IMAGES_FILE,
             idx(IMAGES) + b"\0",
-            "too long: its header announces 3 x 10 x 12 = 360 bytes, but 361 follow",
+            "too long: its header announces 3 x 10 x 12 = 360 bytes, but more follow",
             id="too-long",
+        ),
+        pytest.param(
+            IMAGES_FILE,
+            gzip.compress(idx(IMAGES)[:-1]),
+            "truncated: its header announces 3 x 10 x 12 = 360 bytes, but 359 follow",
+            id="truncated-before-packing",
+        ),
+        pytest.param(
+            IMAGES_FILE,
+            gzip.compress(idx(IMAGES) + bytes(9)),
+            "too long: its header announces 3 x 10 x 12 = 360 bytes, but more follow",
+            id="too-long-when-unpacked",
+        ),
+        pytest.param(
+            IMAGES_FILE,
+            packed[:-8] + bytes(4) + packed[-4:],
+            "damaged gzip file: CRC check failed",
+            id="other-checksum",
         ),
         pytest.param(
             IMAGES_FILE,
@@ -117,11 +137,32 @@ def test_a_damaged_file_is_named_with_what_is_wrong(name, content, reason, tmp_p
     assert [bad.name for bad in find_bad_files(tmp_path)] == [name]
 
 
-def test_a_folder_in_place_of_a_file_cannot_be_read(tmp_path):
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "named-pipe"])
+def test_what_is_no_file_is_refused_without_waiting(make, tmp_path):
     (write_split(tmp_path) / LABELS_FILE).unlink()
-    (tmp_path / LABELS_FILE).mkdir()
-    with pytest.raises(DatasetError, match=f"{LABELS_FILE}: cannot be read: Is a directory"):
+    make(tmp_path / LABELS_FILE)
+    with pytest.raises(DatasetError, match=f"{LABELS_FILE}: not a regular file"):
         read_idx_folder(tmp_path, "train")
+    assert [bad.name for bad in find_bad_files(tmp_path)] == [LABELS_FILE]
+
+
+@pytest.mark.parametrize(
+    ("shape", "problem"),
+    [
+        pytest.param((10, 28, 28), "too long", id="small-header"),
+        pytest.param((2**32 - 1,) * 3, "truncated", id="absurd-header"),
+    ],
+)
+def test_a_small_file_that_unpacks_to_much_takes_no_memory(shape, problem, tmp_path):
+    header = bytes((0, 0, 8, 3)) + struct.pack(">3I", *shape)
+    path = write_split(tmp_path) / IMAGES_FILE
+    path.write_bytes(gzip.compress(header + bytes(2**26)))
+    tracemalloc.start()
+    with pytest.raises(DatasetError, match=f"{IMAGES_FILE}: {problem}"):
+        read_idx_folder(tmp_path, "train")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**23
 
 
 def test_images_and_labels_must_be_as_many(tmp_path):

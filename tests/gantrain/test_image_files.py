@@ -1,6 +1,7 @@
 import io
 import random
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -14,6 +15,7 @@ from gantrain.image_files import (
     read_size,
     resize_colour,
     resize_grey,
+    scale_16_bit,
     turn_grey,
 )
 
@@ -75,6 +77,19 @@ def test_any_mode_becomes_rgb_on_white(data, colour):
     assert pixels.shape == (3, 16, 16)
     assert pixels.dtype == np.uint8
     assert np.array_equal(pixels, np.broadcast_to(np.reshape(colour, (3, 1, 1)), (3, 16, 16)))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_a_large_16_bit_picture_is_scaled_exactly_without_large_copies(mode):
+    values = np.arange(2048 * 1024).reshape(2048, 1024) % 65536
+    kind = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]
+    image = Image.frombytes(mode, (1024, 2048), values.astype(kind).tobytes())
+    tracemalloc.start()
+    scaled = scale_16_bit(image)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.array_equal(np.asarray(scaled), (values + 128) // 257)
+    assert peak < 4 * values.size
 
 
 def test_cmyk_jpeg_keeps_its_colours():

@@ -82,12 +82,17 @@ def test_the_averaged_generator_is_always_the_same():
     assert np.array_equal(one, other)
 
 
+EXPECTED = r"expected a run's folder or an artifact \(model\.onnx\)"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         pytest.param(None, "no such run folder or artifact", id="missing"),
-        pytest.param(b"", "ONNX Runtime cannot load it", id="empty"),
-        pytest.param(b"not a model", "ONNX Runtime cannot load it", id="text"),
+        pytest.param(b"", f"ONNX Runtime cannot load it: .*[^.]; {EXPECTED}$", id="empty"),
+        pytest.param(
+            b"not a model", f"ONNX Runtime cannot load it: .*[^.]; {EXPECTED}$", id="text"
+        ),
     ],
 )
 def test_what_is_neither_run_nor_artifact_is_refused(content, message: str, tmp_path: Path):
@@ -96,6 +101,30 @@ def test_what_is_neither_run_nor_artifact_is_refused(content, message: str, tmp_
         path.write_bytes(content)
     with pytest.raises(RunError, match=message):
         open_sampler(path)
+
+
+def test_for_a_checkpoint_the_folder_of_its_run_is_asked_for(small_run: Path):
+    checkpoint = next((small_run / "checkpoints").iterdir())
+    with pytest.raises(RunError, match=f"a checkpoint, {EXPECTED}; give the run's folder"):
+        open_sampler(checkpoint)
+
+
+def test_for_the_folder_of_a_model_its_newest_artifact_is_named(tmp_path: Path):
+    for version in ("2", "10", "11"):
+        (tmp_path / version).mkdir()
+        if version != "11":
+            (tmp_path / version / "model.onnx").touch()
+    newest = tmp_path / "10" / "model.onnx"
+    for folder in (tmp_path, newest.parent):
+        with pytest.raises(RunError) as caught:
+            open_sampler(folder)
+        assert str(caught.value) == f"{folder} holds no run, but an artifact: give {newest}"
+
+
+def test_a_folder_that_holds_neither_is_no_run(tmp_path: Path):
+    (tmp_path / "1").mkdir()
+    with pytest.raises(RunError, match=r"holds no run: there is no config\.json in it"):
+        open_sampler(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """Hides what an ONNX file may hold: a file from elsewhere is looked through before it is run.
 
 ONNX Runtime would follow paths that stand in a file and run operators of every domain it knows, one
-of which (`EPContext`) opens files and runs machine code. So a file is read here first, with the
-same protobuf library, as far as such things can stand in it.
+of which (`EPContext`) opens files and runs machine code. Some of the standard's repeat others for
+ever. So a file is read here first, with the same protobuf library, as far as such things can stand
+in it.
 """
 
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ _RUNTIME_OPERATORS = frozenset(
         *(b"QLinearSoftmax", b"QLinearAveragePool", b"QLinearGlobalAveragePool"),
     }
 )
+# Of the standard too, but how often they repeat is theirs to say, without bound: a call would never
+# end. Whatever else is in the standard ends with its inputs. No export writes them.
+_REPEATING_OPERATORS = frozenset({b"Loop", b"Scan", b"SequenceMap"})
 _FLATBUFFER_MARK = b"ORTM"  # ONNX Runtime's own format, which it tells by these bytes
 
 # The fields of onnx.proto under which nodes and tensors may stand, at any depth. The rest of a
@@ -101,6 +105,11 @@ def check_format(content: bytes | memoryview) -> None:
 
 def _check_operator(domain: bytes, operator: bytes) -> None:
     if domain in _STANDARD_DOMAINS:
+        if operator in _REPEATING_OPERATORS:
+            raise ModelError(
+                f"operator {_show(operator)}: expected none that repeats others, which may never "
+                "end: unroll it"
+            )
         return
     if domain == _RUNTIME_DOMAIN and operator in _RUNTIME_OPERATORS:
         return

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper, onnx_ml_pb2
 from ganserve.errors import ModelError
 from ganserve.model import load_model
 from ganserve.model_files import read_model_file
-from ganserve.onnx_file import _REPEATED, _TABLE, check_onnx_file
+from ganserve.onnx_file import _REPEATED, _REPEATING_OPERATORS, _TABLE, check_onnx_file
 from ganserve.onnx_weights import part
 from tests.ganserve.tiny import build_network, publish, write_artifact
 
@@ -78,7 +78,7 @@ def test_sound_models_pass(model):
     check(model)
 
 
-@pytest.mark.parametrize(
+EVERY_PLACE = pytest.mark.parametrize(
     "place",
     [
         pytest.param(lambda m, node: m.graph.node.append(node), id="the graph"),
@@ -109,6 +109,9 @@ def test_sound_models_pass(model):
         ),
     ],
 )
+
+
+@EVERY_PLACE
 @pytest.mark.parametrize(
     ("operator", "domain"),
     [
@@ -125,6 +128,26 @@ def test_operators_of_other_domains_are_found_wherever_they_stand(model, place, 
     place(model, foreign_node(operator, domain))
     with pytest.raises(ModelError, match=f"operator '{operator}' of the domain '{domain}'"):
         check(model)
+
+
+@EVERY_PLACE
+@pytest.mark.parametrize("domain", ["", "ai.onnx"])
+@pytest.mark.parametrize("operator", ["Loop", "Scan", "SequenceMap"])
+def test_operators_that_may_repeat_for_ever_are_found_too(model, place, operator, domain):
+    place(model, foreign_node(operator, domain))
+    with pytest.raises(ModelError, match=f"operator '{operator}': expected none that repeats"):
+        check(model)
+
+
+def test_no_other_operator_of_the_standard_runs_a_graph_more_than_once():
+    graphs = {onnx.defs.OpSchema.AttrType.GRAPH, onnx.defs.OpSchema.AttrType.GRAPHS}
+    running = {
+        schema.name
+        for schema in onnx.defs.get_all_schemas_with_history()
+        if schema.domain in ("", "ai.onnx.ml")
+        and any(attribute.type in graphs for attribute in schema.attributes.values())
+    }
+    assert {name.encode() for name in running} == {b"If", *_REPEATING_OPERATORS}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,33 @@
-"""Hides how protobuf writes what we write ourselves, where a message would be copied to no end."""
+"""Hides protobuf's form, where making messages of it would copy or cost to no end."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 VARINT, BYTES = 0, 2  # wire types; `BYTES` is that of texts and messages too
+_FIXED_SIZES = {1: 8, 5: 4}  # in bytes, by wire type
+
+
+class Malformed(Exception):
+    """Not of protobuf's form, or of one that nothing writes any more, as groups are."""
+
+
+class Field(NamedTuple):
+    """Where a field stands."""
+
+    number: int
+    wire_type: int
+    begin: int
+    body: int  # where its content begins
+    end: int
+
+    @property
+    def length(self) -> int:
+        """The length of its content in bytes."""
+        return self.end - self.body
+
+    def is_message(self, number: int) -> bool:
+        """Whether it has this number and holds a message or bytes."""
+        return self.number == number and self.wire_type == BYTES
 
 
 def varint(number: int) -> bytes:
@@ -21,3 +48,41 @@ def tag(number: int, wire_type: int) -> bytes:
 def delimited(number: int, body: bytes) -> bytes:
     """A field of bytes, a text or a message."""
     return tag(number, BYTES) + varint(len(body)) + body
+
+
+def read_fields(content: bytes | memoryview, begin: int, end: int) -> Iterator[Field]:
+    """The fields of a message, which must fill it; what is in them is left alone.
+
+    Raises:
+        Malformed: they do not.
+    """
+    while begin < end:
+        key, body = _read_varint(content, begin, end)
+        wire_type = key & 7
+        if wire_type == BYTES:
+            length, body = _read_varint(content, body, end)
+            after = body + length
+        elif wire_type == VARINT:
+            _, after = _read_varint(content, body, end)
+        elif wire_type in _FIXED_SIZES:
+            after = body + _FIXED_SIZES[wire_type]
+        else:
+            raise Malformed
+        if after > end:
+            raise Malformed
+        yield Field(key >> 3, wire_type, begin, body, after)
+        begin = after
+
+
+def _read_varint(content: bytes | memoryview, position: int, end: int) -> tuple[int, int]:
+    """A number of protobuf's form, and where it ends."""
+    value = 0
+    for shift in range(0, 64, 7):
+        if position == end:
+            raise Malformed
+        byte = content[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+    raise Malformed

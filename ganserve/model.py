@@ -106,9 +106,9 @@ def load_model(
         for batch_size in sorted(sizes):
             warm_up(model, batch_size)
     except ModelError as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise type(error)(error.problem, path) from error
     except Exception as error:  # the file is not ours to trust, ONNX Runtime raises many kinds
-        raise ModelError(f"{path}: cannot be run: {one_line(error)}") from error
+        raise ModelError(f"cannot be run: {one_line(error)}", path) from error
     return model
 
 

@@ -57,7 +57,7 @@ class Repository:
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         wanted = frozenset(versions) if version_policy == "specific" else None
-        self._folder = RepositoryFolder(root, wanted)
+        self._folder = RepositoryFolder(root, wanted, default_model)
         self._load = load
         self._start_batcher = start_batcher
         self._series = ModelSeries(metrics)

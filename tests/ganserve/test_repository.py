@@ -454,6 +454,17 @@ async def test_without_a_name_the_default_is_meant(tmp_path):
         assert serving(repository, "") == 7
 
 
+async def test_a_misspelt_default_is_told_in_the_log(tmp_path, caplog):
+    write_artifact(tmp_path)
+    async with opened(tmp_path, default_model="tinny") as repository:
+        for _ in range(2):
+            await repository.refresh()
+        with pytest.raises(UnknownModel, match="model 'tinny': expected one of tiny"):
+            repository.use("", None).__enter__()
+    assert caplog.text.count("default_model tinny is not there") == 1
+    assert "there are tiny" in caplog.text
+
+
 async def test_a_model_without_a_loadable_version_says_why(tmp_path):
     publish(tmp_path, "tiny", 1, b"rubbish")
     async with opened(tmp_path) as repository:

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
-from ganserve.errors import ModelError
+from ganserve.errors import ModelError, escape
 
 
 def _decode_base64(text: object) -> bytes:
@@ -48,13 +48,17 @@ class Precision(BaseModel):
     kind: Annotated[str, Field(pattern="^[a-z0-9]{1,16}$")]
 
 
+# Callers see it; as long as the name of a folder may be.
+Name = Annotated[str, Field(max_length=255), AfterValidator(escape)]
+
+
 class Metadata(BaseModel):
     """The part of the artifact's metadata that serving needs; see docs/artifact.md."""
 
     schema_version: Literal[1] = Field(alias="schema")
     seed_contract: Literal["philox4x32-10/box-muller/1"]
-    class_names: tuple[str, ...]
-    evaluation: dict[str, float]
+    class_names: tuple[Name, ...]
+    evaluation: dict[Name, float]
     golden: Golden
     precision: Precision = Precision(kind="fp32")  # older artifacts do not say it
 
@@ -67,7 +71,7 @@ def parse_metadata(text: str | None) -> Metadata:
         return Metadata.model_validate_json(text)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in ("gan", *problem["loc"]))
+        where = ".".join(shorten(part) for part in ("gan", *problem["loc"]))
         got = "" if problem["type"] == "missing" else f", got {shorten(problem['input'])}"
         raise ModelError(f"metadata {where}: {problem['msg']}{got}") from error
 
@@ -108,5 +112,5 @@ def _decode_png(image: GoldenImage, shape: tuple[int, ...]) -> NDArray[np.uint8]
 
 def shorten(value: object, limit: int = 80) -> str:
     """Keep a message to one line of fair length."""
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else repr(value)  # `ModelError` escapes it
     return text if len(text) <= limit else text[: limit - 3] + "..."

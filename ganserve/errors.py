@@ -3,7 +3,9 @@
 import math
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
+from unicodedata import category
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -16,6 +18,8 @@ from grpc_status import rpc_status
 # A status travels in trailers, of which gRPC clients take 8 KB: once as a message, which may grow
 # threefold there, and twice in its details.
 _LONGEST_TEXT_BYTES = 1000
+# Of Unicode: control and format characters, halves of others, ends of lines and of paragraphs.
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 class StartupError(RuntimeError):
@@ -23,7 +27,15 @@ class StartupError(RuntimeError):
 
 
 class ModelError(ValueError):
-    """An artifact that cannot be served; the message names the file and what is wrong in it."""
+    """An artifact that cannot be served; the message names the file and what is wrong in it.
+
+    `problem` alone is for callers, who need not know where files lie. It may quote the file, which
+    is not ours to trust, so it is one short line of printable characters.
+    """
+
+    def __init__(self, problem: str, path: Path | None = None) -> None:
+        self.problem = printable(problem)
+        super().__init__(self.problem if path is None else f"{path}: {self.problem}")
 
 
 class UnreadableModel(ModelError):
@@ -163,6 +175,18 @@ def to_status(error: RequestError) -> grpc.Status:
         answer = answer._replace(trailing_metadata=(*answer.trailing_metadata, pushback))
     built: grpc.Status = answer
     return built
+
+
+def printable(text: str) -> str:
+    """A text from elsewhere that forges no line of a log and moves no cursor, and a short one."""
+    return _cut(escape(text[: _LONGEST_TEXT_BYTES + 1]))
+
+
+def escape(text: str) -> str:
+    """Write what does not show, such as the end of a line, as `repr` does; all spaces stay."""
+    if text.isprintable():
+        return text
+    return "".join(repr(one)[1:-1] if category(one) in _HIDDEN else one for one in text)
 
 
 def _cut(text: str) -> str:

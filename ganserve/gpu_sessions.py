@@ -182,6 +182,7 @@ def make_engine_folder(settings: GpuSettings, spec: ModelSpec) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ModelError(
-            f"tensorrt_cache: expected a folder to write to, got {folder}: {error.strerror}"
+            "tensorrt_cache: expected a folder to write to, cannot make "
+            f"{folder.relative_to(settings.tensorrt_cache)} in it: {error.strerror}"
         ) from error
     return folder

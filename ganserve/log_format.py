@@ -3,9 +3,11 @@
 import datetime as dt
 import json
 import logging
+from typing import Any
 
 from ganserve.calls import current_call
 from ganserve.config import LogFormat
+from ganserve.errors import escape
 
 # What gRPC logs, with a traceback, of each value that is no UTF-8; any caller can send hundreds.
 _ODD_METADATA = "Invalid encoding on %s"
@@ -44,10 +46,26 @@ def is_no_strangers_doing(record: logging.LogRecord) -> bool:
     return record.msg != _ODD_METADATA
 
 
+class TextFormatter(logging.Formatter):
+    """A line for people. What a message quotes begins no line and commands no terminal."""
+
+    def __init__(self) -> None:
+        super().__init__(_TEXT)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's
+        """Make the line, less an exception's traceback."""
+        record.message = escape(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802, ANN401 - logging's
+        """Make the traceback, indented, so that no line of it looks like one of the log."""
+        return "\n".join(f"  {escape(line)}" for line in super().formatException(ei).split("\n"))
+
+
 def set_up_logging(level: str, log_format: LogFormat) -> None:
     """Send the log to stderr, in this form; other libraries' lines from warnings on."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(_TEXT))
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler])
     logging.getLogger("ganserve").setLevel(level.upper())
     logging.getLogger("grpc._cython.cygrpc").addFilter(is_no_strangers_doing)

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from grpc.aio import ServicerContext
 
 from ganserve.errors import InvalidRequest
-from ganserve.wire_format import check_fields
+from ganserve.wire_format import Malformed, check_fields
 
 Context = ServicerContext[Any, Any]
 Deserialize = Callable[[bytes], object]
@@ -30,7 +30,7 @@ def deserialize_request(deserialize: Deserialize, request: bytes) -> object:
         if len(request) > _LONG and message is not None:
             check_fields(request, message.DESCRIPTOR, _MOST_FIELDS)
         return deserialize(request)
-    except (DecodeError, ValueError) as error:
+    except (DecodeError, Malformed) as error:
         raise InvalidRequest(
             "request", "expected a message as in the proto, got other bytes"
         ) from error

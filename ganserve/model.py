@@ -20,7 +20,7 @@ from ganserve.gpu_sessions import GpuSettings, open_on_gpu
 from ganserve.latents import draw_latents
 from ganserve.model_files import read_model_file
 from ganserve.model_spec import ModelSpec, make_feeds, read_spec, runner_of_rows
-from ganserve.onnx_file import check_format, check_onnx_file
+from ganserve.onnx_file import check_fields, check_format, check_onnx_file
 from ganserve.onnx_weights import PartedFile, part
 from ganserve.providers import FIRST_PROVIDERS
 from ganserve.runtime import Session, one_line, open_session, resolve_device
@@ -72,6 +72,7 @@ def load_model(
     try:
         wanted = resolve_device(device)
         content = read_content(path, max_bytes)
+        check_fields(content)
         file = part(content)
         check_onnx_file(file.outline)
         for handed_over in (file.graph, file.content):  # other bytes than those looked through
@@ -105,9 +106,9 @@ def load_model(
         for batch_size in sorted(sizes):
             warm_up(model, batch_size)
     except ModelError as error:
-        raise type(error)(f"{path}: {error}") from error
+        raise type(error)(error.problem, path) from error
     except Exception as error:  # the file is not ours to trust, ONNX Runtime raises many kinds
-        raise ModelError(f"{path}: cannot be run: {one_line(error)}") from error
+        raise ModelError(f"cannot be run: {one_line(error)}", path) from error
     return model
 
 

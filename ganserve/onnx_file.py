@@ -1,8 +1,9 @@
 """Hides what an ONNX file may hold: a file from elsewhere is looked through before it is run.
 
 ONNX Runtime would follow paths that stand in a file and run operators of every domain it knows, one
-of which (`EPContext`) opens files and runs machine code. So a file is read here first, with the
-same protobuf library, as far as such things can stand in it.
+of which (`EPContext`) opens files and runs machine code. Some of the standard's repeat others for
+ever. So a file is read here first, with the same protobuf library, as far as such things can stand
+in it.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
 
 from ganserve.errors import ModelError
+from ganserve.wire_format import BYTES, Malformed, read_fields
 
 # The operators of the ONNX standard: https://onnx.ai/onnx/operators/
 _STANDARD_DOMAINS = frozenset({b"", b"ai.onnx", b"ai.onnx.ml"})
@@ -24,6 +26,9 @@ _RUNTIME_OPERATORS = frozenset(
         *(b"QLinearSoftmax", b"QLinearAveragePool", b"QLinearGlobalAveragePool"),
     }
 )
+# Of the standard too, but how often they repeat is theirs to say, without bound: a call would never
+# end. Whatever else is in the standard ends with its inputs. No export writes them.
+_REPEATING_OPERATORS = frozenset({b"Loop", b"Scan", b"SequenceMap"})
 _FLATBUFFER_MARK = b"ORTM"  # ONNX Runtime's own format, which it tells by these bytes
 
 # The fields of onnx.proto under which nodes and tensors may stand, at any depth. The rest of a
@@ -63,9 +68,58 @@ _REPEATED = {
     *("attribute_proto", "tensors", "graphs", "sparse_tensors", "external_data"),
 }
 
+# What else of onnx.proto can hold any number of fields. It is not looked into, but counted.
+_FURTHER = {
+    "Model": {26: "Device"},
+    "Graph": {11: "Value", 12: "Value", 13: "Value", 14: "Annotation"},
+    "Function": {12: "Value"},
+    "Node": {10: "NodeDevice"},
+    "Attribute": {14: "Type", 15: "Type"},
+    "NodeDevice": {2: "Sharding"},
+    "Sharding": {3: "IntList", 4: "ShardedDim"},
+    "Value": {2: "Type"},
+    "Type": {1: "TensorType", 4: "Sequence", 5: "Map", 8: "TensorType", 9: "Sequence"},
+    "TensorType": {2: "Shape"},
+    "Sequence": {1: "Type"},
+    "Map": {2: "Type"},
+}
+_COUNTED: dict[str, dict[int, str]] = {
+    name: {number: kind for number, kind in _TABLE.get(name, {}).values() if kind not in _SCALARS}
+    | _FURTHER.get(name, {})
+    for name in {**_TABLE, **_FURTHER}
+}
+_MOST_FIELDS = 100_000  # an export has some 2,000
+
+
+def check_fields(content: bytes | memoryview) -> None:
+    """Make sure that a file is worth being read: a field of two bytes may take hundreds of memory.
+
+    Counted are nodes, weights and all of their fields. The values of a weight are one.
+
+    Raises:
+        ModelError: it has too many fields, or is no ONNX file.
+    """
+    check_format(content)
+    left = _MOST_FIELDS
+    waiting = [("Model", 0, len(content))]
+    try:
+        while waiting:
+            kind, begin, end = waiting.pop()
+            inside = _COUNTED.get(kind, {})
+            for field in read_fields(content, begin, end):
+                left -= 1
+                if left < 0:
+                    raise ModelError(f"expected a graph of at most {_MOST_FIELDS} fields, got more")
+                if field.wire_type == BYTES and field.number in inside:
+                    waiting.append((inside[field.number], field.body, field.end))
+    except Malformed as error:
+        raise ModelError("expected an ONNX file, got other bytes") from error
+
 
 def check_onnx_file(content: bytes) -> None:
     """Make sure that a file holds all of its weights and none but known operators.
+
+    It is parsed as a whole, so `check_fields` comes first.
 
     Raises:
         ModelError: it does not, or is no ONNX file.
@@ -101,6 +155,11 @@ def check_format(content: bytes | memoryview) -> None:
 
 def _check_operator(domain: bytes, operator: bytes) -> None:
     if domain in _STANDARD_DOMAINS:
+        if operator in _REPEATING_OPERATORS:
+            raise ModelError(
+                f"operator {_show(operator)}: expected none that repeats others, which may never "
+                "end: unroll it"
+            )
         return
     if domain == _RUNTIME_DOMAIN and operator in _RUNTIME_OPERATORS:
         return

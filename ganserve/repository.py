@@ -57,7 +57,7 @@ class Repository:
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         wanted = frozenset(versions) if version_policy == "specific" else None
-        self._folder = RepositoryFolder(root, wanted)
+        self._folder = RepositoryFolder(root, wanted, default_model)
         self._load = load
         self._start_batcher = start_batcher
         self._series = ModelSeries(metrics)
@@ -190,9 +190,8 @@ class Repository:
             return version
         if name not in self._serving:
             asked = (v for v in self.versions if v.name == name and number in (None, v.number))
-            errors = [version.error for version in asked if version.error]
-            if errors:
-                raise Loading(f"model {name!r}: {errors[0]}")
+            if failed := next((version for version in asked if version.error), None):
+                raise Loading(f"model {name!r} version {failed.number}: {failed.error}")
         raise self._unknown_version(name, number)
 
     def _serving_version(self, name: str, number: int | None) -> Version | None:
@@ -299,15 +298,15 @@ class Repository:
 
     def _fail(self, version: Version, error: ModelError) -> None:
         version.state = ModelState.FAILED
-        version.error = str(error)
+        version.error = error.problem
         version.unreadable = isinstance(error, UnreadableModel)
         self._series.fail(version)
         if isinstance(error, ProviderUnavailable) and not self.settled:
-            raise StartupError(version.error) from error
+            raise StartupError(str(error)) from error
         logger.error(
             "model %s version %d cannot be served until its file %s: %s",
             *(version.name, version.number),
-            *("can be read" if version.unreadable else "changes", version.error),
+            *("can be read" if version.unreadable else "changes", error),
         )
 
     def _retire(self, version: Version) -> None:

@@ -19,11 +19,19 @@ class RepositoryFolder:
     Args:
         root: the folder.
         wanted: names and numbers of the only versions that may serve; None for all.
+        default_model: the model that is meant where a call names none, if there is one.
     """
 
-    def __init__(self, root: Path, wanted: frozenset[tuple[str, int]] | None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        wanted: frozenset[tuple[str, int]] | None,
+        default_model: str | None = None,
+    ) -> None:
         self._root = root
         self._wanted = wanted
+        self._default_model = default_model
+        self._is_default_missing = False
         self._problems: set[str] = set()
         self._missing: set[tuple[str, int]] = set()  # wanted, but not there
 
@@ -42,6 +50,7 @@ class RepositoryFolder:
         self._report(unreadable.values())
         if self._wanted is not None:
             found = self._choose(self._wanted, found, unreadable)
+        self._check_default({*found}, unreadable)
         return found, unreadable
 
     def _choose(
@@ -61,6 +70,17 @@ class RepositoryFolder:
             for name, candidates in found.items()
         }
         return {name: candidates for name, candidates in chosen.items() if candidates}
+
+    def _check_default(self, names: set[str], unreadable: Container[str]) -> None:
+        """Say once that calls without a name fail, for the name may be misspelt."""
+        name = self._default_model
+        is_missing = name is not None and name not in names and name not in unreadable
+        if is_missing and not self._is_default_missing:
+            logger.warning(
+                "default_model %s is not there: calls that name no model fail; there are %s",
+                *(name, ", ".join(sorted(names)) or "none yet"),
+            )
+        self._is_default_missing = is_missing
 
     def _report(self, errors: Iterable[OSError]) -> None:
         problems = {f"{error.filename}: {error.strerror}" for error in errors}

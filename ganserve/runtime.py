@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from ganserve.config import Device
-from ganserve.errors import ModelError, ProviderUnavailable, StartupError
+from ganserve.errors import ModelError, ProviderUnavailable, StartupError, escape
 from ganserve.onnx_weights import WEIGHTS_NAME, PartedFile
 from ganserve.providers import CPU_PROVIDER, CUDA_PROVIDER, FIRST_PROVIDERS, Provider
 
@@ -146,7 +146,8 @@ def session_options(threads: int) -> Any:  # noqa: ANN401 - untyped library
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors: what matters is raised as well
+    # Nothing: what matters is raised as well, and lines of its own quote the file as it is.
+    options.log_severity_level = 4
     # A spinning thread takes the CPU from the other workers.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
@@ -155,7 +156,7 @@ def session_options(threads: int) -> Any:  # noqa: ANN401 - untyped library
 
 def one_line(error: Exception) -> str:
     """What ONNX Runtime says, short enough for a log."""
-    text = " ".join(str(error).split())
+    text = escape(" ".join(str(error).split()))  # it names nodes as the file does
     # Both ends: where CUDA fails, the reason stands last, behind the signatures of functions.
     return text if len(text) <= 400 else f"{text[:100]} ... {text[-295:]}"
 

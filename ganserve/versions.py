@@ -34,7 +34,7 @@ class Version:
     candidate: Candidate
     state: ModelState = ModelState.LOADING
     served: Served | None = None  # set where READY, or RETIRING and in use
-    error: str = ""  # set where FAILED
+    error: str = ""  # set where FAILED; callers see it
     unreadable: bool = False  # FAILED only because its file cannot be read
     calls: int = 0  # under way
     idle: asyncio.Event = field(default_factory=asyncio.Event)  # retired, and no call under way

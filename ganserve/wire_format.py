@@ -1,9 +1,34 @@
-"""Hides how protobuf writes messages, where they are written, or only counted, by ourselves."""
+"""Hides protobuf's form, where making messages of it would copy or cost to no end."""
 
+from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 VARINT, BYTES = 0, 2  # wire types; `BYTES` is that of texts and messages too
+_FIXED_SIZES = {1: 8, 5: 4}  # in bytes, by wire type
+
+
+class Malformed(Exception):
+    """Not of protobuf's form, or of one that nothing writes any more, as groups are."""
+
+
+class Field(NamedTuple):
+    """Where a field stands."""
+
+    number: int
+    wire_type: int
+    begin: int
+    body: int  # where its content begins
+    end: int
+
+    @property
+    def length(self) -> int:
+        """The length of its content in bytes."""
+        return self.end - self.body
+
+    def is_message(self, number: int) -> bool:
+        """Whether it has this number and holds a message or bytes."""
+        return self.number == number and self.wire_type == BYTES
 
 
 def varint(number: int) -> bytes:
@@ -26,38 +51,49 @@ def delimited(number: int, body: bytes) -> bytes:
     return tag(number, BYTES) + varint(len(body)) + body
 
 
+def read_fields(content: bytes | memoryview, begin: int, end: int) -> Iterator[Field]:
+    """The fields of a message, which must fill it; what is in them is left alone.
+
+    Raises:
+        Malformed: they do not.
+    """
+    while begin < end:
+        key, body = _read_varint(content, begin, end)
+        wire_type = key & 7
+        if wire_type == BYTES:
+            length, body = _read_varint(content, body, end)
+            after = body + length
+        elif wire_type == VARINT:
+            _, after = _read_varint(content, body, end)
+        elif wire_type in _FIXED_SIZES:
+            after = body + _FIXED_SIZES[wire_type]
+        else:
+            raise Malformed
+        if after > end:
+            raise Malformed
+        yield Field(key >> 3, wire_type, begin, body, after)
+        begin = after
+
+
 def check_fields(content: bytes, kind: Any, most: int) -> None:  # noqa: ANN401 - a Descriptor
     """Let through a message of a kind with at most so many fields, those within its fields too.
 
     Parsing takes time for each field, be it of two bytes.
 
     Raises:
-        ValueError: it has more, or is no message.
+        Malformed: it has more, or is no message.
     """
     parts = [(0, len(content), kind)]
     while parts:
-        position, end, part = parts.pop()
+        begin, end, part = parts.pop()
         messages = _message_fields(part)
-        while position < end:
+        for field in read_fields(content, begin, end):
             most -= 1
             if most < 0:
-                raise ValueError("too many fields")
-            key, position = _read_varint(content, position)
-            begin = position
-            match key & 7:
-                case 0:
-                    _, position = _read_varint(content, position)
-                case 1:
-                    position += 8
-                case 5:
-                    position += 4
-                case 2:
-                    length, begin = _read_varint(content, position)
-                    position = begin + length
-                    if (message := messages.get(key >> 3)) is not None:
-                        parts.append((begin, min(position, end), message))
-                case other:
-                    raise ValueError(f"unexpected wire type {other}")
+                raise Malformed("too many fields")
+            message = messages.get(field.number) if field.wire_type == BYTES else None
+            if message is not None:
+                parts.append((field.body, field.end, message))
 
 
 @cache
@@ -66,15 +102,15 @@ def _message_fields(kind: Any) -> dict[int, Any]:  # noqa: ANN401
     return {field.number: field.message_type for field in kind.fields if field.message_type}
 
 
-def _read_varint(content: bytes, position: int) -> tuple[int, int]:
-    """A number and what comes after it."""
-    number = 0
-    for shift in range(0, 70, 7):
-        if position >= len(content):
-            break
+def _read_varint(content: bytes | memoryview, position: int, end: int) -> tuple[int, int]:
+    """A number of protobuf's form, and where it ends."""
+    value = 0
+    for shift in range(0, 64, 7):
+        if position == end:
+            raise Malformed
         byte = content[position]
         position += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, position
-    raise ValueError("a number does not end")
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+    raise Malformed

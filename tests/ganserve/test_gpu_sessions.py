@@ -188,7 +188,7 @@ def test_engines_are_kept_only_where_wanted_and_possible(tmp_path, caplog):
     assert folder.is_dir()
     assert tmp_path / "cache" / "digest" in folder.parents
     (tmp_path / "file").touch()
-    with pytest.raises(ModelError, match=r"tensorrt_cache: .*file/digest/.*: Not a directory"):
+    with pytest.raises(ModelError, match=r"tensorrt_cache: .* make digest/.*: Not a directory"):
         make_engine_folder(GpuSettings(None, tensorrt_cache=tmp_path / "file"), spec)
 
 

@@ -16,7 +16,7 @@ from grpc_status import rpc_status
 from ganserve.calls import split_peer
 from ganserve.inference.v2 import open_inference_pb2 as infer_pb
 from ganserve.inference.v2.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from ganserve.log_format import JsonFormatter
+from ganserve.log_format import JsonFormatter, TextFormatter
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 from tests.ganserve.collector import attributes_of, collecting
@@ -193,18 +193,31 @@ async def test_calls_are_logged_at_debug_alone(repository, running_server):
     assert "serving on" in " ".join(line["message"] for line in lines)
 
 
-def test_a_line_stays_one_line_whatever_it_holds():
+@pytest.fixture
+def many_lines():
+    """A record whose message and exception hold what forges lines and commands terminals."""
     try:
-        raise ValueError("two\nlines")
+        raise ValueError("two\nlines\x1b[31m")
     except ValueError:
-        record = logging.LogRecord(
+        return logging.LogRecord(
             *("ganserve", logging.ERROR, "file.py", 1, "a\n%s\u2028\x1b[31m", ("b\r",)),
             exc_info=sys.exc_info(),
         )
-    line = JsonFormatter().format(record)
+
+
+def test_a_line_stays_one_line_whatever_it_holds(many_lines):
+    line = JsonFormatter().format(many_lines)
     assert line.isascii()
     assert line.isprintable()
     assert json.loads(line)["message"] == "a\nb\r\u2028\x1b[31m"
+
+
+def test_a_line_of_text_does_too_and_a_traceback_stands_indented_below_it(many_lines):
+    line, *traceback = TextFormatter().format(many_lines).split("\n")
+    assert line.endswith(r" ERROR ganserve: a\nb\r\u2028\x1b[31m")
+    assert traceback[0] == "  Traceback (most recent call last):"
+    assert traceback[-2:] == ["  ValueError: two", r"  lines\x1b[31m"]
+    assert all(one.isprintable() and one.startswith("  ") for one in traceback)
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,53 @@ def test_wrong_metadata_is_named(tmp_path, metadata, message):
     assert str(error.value).startswith(f"{path}: ")
 
 
+FORGED = "x\n2026-01-01 INFO ganserve: forged \x1b[31m\u2028\u202e"
+HARMLESS = r"x\n2026-01-01 INFO ganserve: forged \x1b[31m\u2028\u202e"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "quoted"),
+    [
+        pytest.param({"seed_contract": FORGED}, HARMLESS, id="a value"),
+        pytest.param({"evaluation": {FORGED: "x"}}, HARMLESS, id="a key"),
+        pytest.param({"seed_contract": "k" * 2**21}, "got kkk", id="a long value"),
+        pytest.param({"evaluation": {"k" * 2**21: "bad"}}, "kkk", id="a long key"),
+        pytest.param({"class_names": ["k" * 256]}, "at most 255 characters, got kkk", id="a class"),
+    ],
+)
+def test_what_a_file_says_is_quoted_on_one_short_line_without_where_it_lies(
+    tmp_path, metadata, quoted
+):
+    path = write_artifact(tmp_path, metadata=metadata)
+    with pytest.raises(ModelError) as error:
+        load(path)
+    assert quoted in error.value.problem
+    assert error.value.problem.isprintable()
+    assert len(error.value.problem) < 1100
+    assert str(error.value) == f"{path}: {error.value.problem}"
+    assert str(tmp_path) not in error.value.problem
+
+
+def test_names_that_callers_see_are_printable_and_otherwise_as_they_are(tmp_path):
+    metadata = {"class_names": [FORGED, "Katze \u3000猫"], "evaluation": {FORGED: 1.0}}
+    path = write_artifact(tmp_path, class_names=["a", "b"], metadata=metadata)
+    spec = load(path).spec
+    assert spec.class_names == (HARMLESS, "Katze \u3000猫")
+    assert spec.evaluation == {HARMLESS: 1.0}
+
+
+def test_onnx_runtime_writes_no_lines_of_its_own_about_a_file(tmp_path, capfd):
+    model = onnx.load(write_artifact(tmp_path))
+    (node,) = [node for node in model.graph.node if node.op_type == "Gather"]
+    node.name = FORGED
+    (picks,) = [tensor for tensor in model.graph.initializer if tensor.name == "picks"]
+    picks.CopyFrom(onnx.numpy_helper.from_array(np.full(48, 99), "picks"))  # there are 4
+    with pytest.raises(ModelError, match="forged") as error:
+        load(publish(tmp_path, "tiny", 2, model.SerializeToString()))
+    assert error.value.problem.isprintable()
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

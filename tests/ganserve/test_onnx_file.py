@@ -1,5 +1,7 @@
 import os
 import random
+import subprocess
+import sys
 import threading
 
 import onnx
@@ -9,8 +11,17 @@ from onnx import TensorProto, helper, numpy_helper, onnx_ml_pb2
 from ganserve.errors import ModelError
 from ganserve.model import load_model
 from ganserve.model_files import read_model_file
-from ganserve.onnx_file import _REPEATED, _TABLE, check_onnx_file
+from ganserve.onnx_file import (
+    _COUNTED,
+    _MOST_FIELDS,
+    _REPEATED,
+    _REPEATING_OPERATORS,
+    _TABLE,
+    check_fields,
+    check_onnx_file,
+)
 from ganserve.onnx_weights import part
+from ganserve.wire_format import delimited
 from tests.ganserve.tiny import build_network, publish, write_artifact
 
 REAL_NAMES = {"Training": "TrainingInfoProto"}
@@ -78,7 +89,7 @@ def test_sound_models_pass(model):
     check(model)
 
 
-@pytest.mark.parametrize(
+EVERY_PLACE = pytest.mark.parametrize(
     "place",
     [
         pytest.param(lambda m, node: m.graph.node.append(node), id="the graph"),
@@ -109,6 +120,9 @@ def test_sound_models_pass(model):
         ),
     ],
 )
+
+
+@EVERY_PLACE
 @pytest.mark.parametrize(
     ("operator", "domain"),
     [
@@ -125,6 +139,26 @@ def test_operators_of_other_domains_are_found_wherever_they_stand(model, place, 
     place(model, foreign_node(operator, domain))
     with pytest.raises(ModelError, match=f"operator '{operator}' of the domain '{domain}'"):
         check(model)
+
+
+@EVERY_PLACE
+@pytest.mark.parametrize("domain", ["", "ai.onnx"])
+@pytest.mark.parametrize("operator", ["Loop", "Scan", "SequenceMap"])
+def test_operators_that_may_repeat_for_ever_are_found_too(model, place, operator, domain):
+    place(model, foreign_node(operator, domain))
+    with pytest.raises(ModelError, match=f"operator '{operator}': expected none that repeats"):
+        check(model)
+
+
+def test_no_other_operator_of_the_standard_runs_a_graph_more_than_once():
+    graphs = {onnx.defs.OpSchema.AttrType.GRAPH, onnx.defs.OpSchema.AttrType.GRAPHS}
+    running = {
+        schema.name
+        for schema in onnx.defs.get_all_schemas_with_history()
+        if schema.domain in ("", "ai.onnx.ml")
+        and any(attribute.type in graphs for attribute in schema.attributes.values())
+    }
+    assert {name.encode() for name in running} == {b"If", *_REPEATING_OPERATORS}
 
 
 @pytest.mark.parametrize(
@@ -208,22 +242,109 @@ def test_no_file_does_worse_than_be_refused(model):
     assert refused > 100
 
 
-def field(number, content):
-    """A field of bytes or a message, as it travels."""
-    length = len(content)
-    size = b""
-    while length >= 128:
-        size += bytes([length % 128 + 128])
-        length //= 128
-    return bytes([number * 8 + 2]) + size + bytes([length]) + content
-
-
 def test_a_thousand_levels_are_refused():
     graph = b""
     for _ in range(1000):
-        graph = field(1, field(5, field(6, graph)))  # a node with an attribute with a graph
+        graph = delimited(
+            1, delimited(5, delimited(6, graph))
+        )  # a node with an attribute with a graph
     with pytest.raises(ModelError, match="expected an ONNX file"):
-        check_onnx_file(field(7, graph))
+        check_onnx_file(delimited(7, graph))
+
+
+class TestNumberOfFields:
+    # Each ends in a place for any number of fields, here empty ones.
+    PLACES = (
+        pytest.param([], 14, id="metadata"),
+        pytest.param([7], 1, id="nodes"),
+        pytest.param([7], 5, id="weights"),
+        pytest.param([7, 5], 1, id="the dimensions of a weight"),
+        pytest.param([7, 1], 1, id="a node's inputs"),
+        pytest.param([7, 1, 5], 9, id="an attribute's texts"),
+        pytest.param([7, 1, 5, 5], 13, id="a constant's places"),
+        pytest.param([7, 1, 5, 6], 1, id="a branch's nodes"),
+        pytest.param([25], 7, id="a function's nodes"),
+        pytest.param([7, 13, 2, 1, 2], 1, id="the dimensions of a value"),
+    )
+
+    @staticmethod
+    def content(path, number, count):
+        content = delimited(number, b"") * count
+        for outer in reversed(path):
+            content = delimited(outer, content)
+        return content
+
+    @pytest.mark.parametrize(("path", "number"), PLACES)
+    def test_is_limited_wherever_they_stand(self, path, number):
+        most = _MOST_FIELDS - len(path)
+        check_fields(self.content(path, number, most))
+        with pytest.raises(ModelError, match=f"at most {_MOST_FIELDS} fields, got more"):
+            check_fields(self.content(path, number, most + 1))
+
+    def test_nothing_in_the_standard_is_left_uncounted(self):
+        def is_roomy(message, seen=()):
+            return message.full_name not in seen and any(
+                field.is_repeated
+                or (field.message_type and is_roomy(field.message_type, (*seen, message.full_name)))
+                for field in message.fields
+            )
+
+        compared = set()
+
+        def compare(kind, message):
+            if kind not in compared:
+                compared.add(kind)
+                expected = {
+                    field.number: field.message_type
+                    for field in message.fields
+                    if field.message_type and is_roomy(field.message_type)
+                }
+                inside = _COUNTED.get(kind, {})
+                assert inside.keys() == expected.keys(), kind
+                for number, inner in inside.items():
+                    compare(inner, expected[number])
+
+        compare("Model", onnx.ModelProto.DESCRIPTOR)
+        assert compared > _COUNTED.keys()
+
+    def test_a_sound_model_is_far_below_the_limit(self, model):
+        content = model.SerializeToString()
+        check_fields(content)
+        check_fields(memoryview(content))
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            pytest.param(b"\x3a\xff", id="a length that does not end"),
+            pytest.param(b"\x3a\x05abc", id="longer than the file"),
+            pytest.param(b"\x3a\x02\x2a\x05abcde", id="longer than its message"),
+            pytest.param(b"\x1b\x1c", id="a group, which would hide what stands behind it"),
+            pytest.param(b"\xff" * 30, id="a number without an end"),
+        ],
+    )
+    def test_what_cannot_be_counted_is_refused(self, content):
+        with pytest.raises(ModelError, match="expected an ONNX file, got other bytes"):
+            check_fields(content)
+
+    @pytest.mark.parametrize("before", [b"", b"\x1b\x1c"], ids=["plain", "behind a group"])
+    def test_ten_million_of_them_take_no_memory(self, before, tmp_path):
+        path = publish(tmp_path, "tiny", 1, before + self.content([7], 1, 10_000_000))
+        script = (
+            "import resource, sys\n"
+            "from pathlib import Path\n"
+            "from ganserve.errors import ModelError\n"
+            "from ganserve.model import load_model\n"
+            "import onnxruntime\n"
+            "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB\n"
+            "before = peak()\n"
+            "try:\n"
+            "    load_model(Path(sys.argv[1]), 'cpu', threads=1)\n"
+            "except ModelError:\n"
+            "    print((peak() - before) // 1024)\n"
+        )
+        command = [sys.executable, "-c", script, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert int(done.stdout) < 100  # MiB; the file is of 20
 
 
 class TestLoading:
@@ -245,8 +366,8 @@ class TestLoading:
         self, tmp_path, monkeypatch
     ):
         """The mark stands where a length in front of it takes a byte more than in the outline."""
-        name = field(2, b"RTM" + b"n" * (ord("O") - 3))
-        content = field(7, name + field(5, field(9, bytes(1024))))
+        name = delimited(2, b"RTM" + b"n" * (ord("O") - 3))
+        content = delimited(7, name + delimited(5, delimited(9, bytes(1024))))
         file = part(content)
         assert file.graph[4:8] == b"ORTM" != file.outline[4:8]
         check_onnx_file(file.outline)

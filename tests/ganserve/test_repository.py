@@ -194,6 +194,7 @@ async def test_a_version_that_cannot_be_loaded_leaves_the_one_before_serving(tmp
         assert states(repository) == [("tiny", 2, "FAILED"), ("tiny", 1, "READY")]
         assert "expected an ONNX file" in repository.describe("tiny", 2).error
         assert str(path) in caplog.text
+        assert str(tmp_path) not in repository.describe("tiny", 2).error  # callers see it
         loads = {"model": "tiny", "outcome": "failure"}
         assert sample(repository, "ganserve_model_loads_total", **loads) == 1
         assert sample(repository, "ganserve_model_ready", model="tiny") == 1
@@ -332,7 +333,7 @@ async def test_a_version_that_is_not_there_is_unknown_also_where_none_serves(tmp
         for find in (repository.describe, describe_in_use(repository)):
             with pytest.raises(UnknownModel, match="'tiny' version 99: expected one of 2, 1"):
                 find("tiny", 99)
-        with pytest.raises(Loading, match=r"tiny/1/model.onnx: expected an ONNX file"):
+        with pytest.raises(Loading, match=r"'tiny' version 1: expected an ONNX file"):
             describe_in_use(repository)("tiny", 1)
         write_artifact(tmp_path, version=3)
         load = repository._load = GatedLoad()
@@ -453,11 +454,22 @@ async def test_without_a_name_the_default_is_meant(tmp_path):
         assert serving(repository, "") == 7
 
 
+async def test_a_misspelt_default_is_told_in_the_log(tmp_path, caplog):
+    write_artifact(tmp_path)
+    async with opened(tmp_path, default_model="tinny") as repository:
+        for _ in range(2):
+            await repository.refresh()
+        with pytest.raises(UnknownModel, match="model 'tinny': expected one of tiny"):
+            repository.use("", None).__enter__()
+    assert caplog.text.count("default_model tinny is not there") == 1
+    assert "there are tiny" in caplog.text
+
+
 async def test_a_model_without_a_loadable_version_says_why(tmp_path):
     publish(tmp_path, "tiny", 1, b"rubbish")
     async with opened(tmp_path) as repository:
         await repository.refresh()
-        with pytest.raises(Loading, match=r"'tiny': .*expected an ONNX file"):
+        with pytest.raises(Loading, match=r"'tiny' version 1: expected an ONNX file"):
             repository.use("tiny", None).__enter__()
         assert repository.describe("", None).state is ModelState.FAILED
 
@@ -514,7 +526,7 @@ class TestAVersionThatCannotBeRead:
                 await repository.refresh()
             assert serving(repository) == 2
             assert repository.describe("tiny", number).state is ModelState.FAILED
-            assert "model.onnx: cannot be read: " in repository.describe("tiny", number).error
+            assert "cannot be read: " in repository.describe("tiny", number).error
             assert caplog.text.count(f"model tiny version {number} cannot be served") == 1
             loads = {"model": "tiny", "outcome": "failure"}
             assert sample(repository, "ganserve_model_loads_total", **loads) == 1
@@ -556,7 +568,7 @@ class TestAVersionThatCannotBeRead:
         async with opened(tmp_path) as repository:
             await repository.refresh()
             assert states(repository) == [("tiny", 1, "FAILED")]
-            with pytest.raises(Loading, match=r"'tiny': .*cannot be read"):
+            with pytest.raises(Loading, match=r"'tiny' version 1: cannot be read"):
                 repository.use("tiny", None).__enter__()
 
     @pytest.mark.parametrize("policy", ["latest", "all", "specific"])

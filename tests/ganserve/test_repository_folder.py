@@ -57,6 +57,37 @@ async def test_what_is_missing_is_told_again_once_it_was_there(root, caplog):
     assert caplog.text.count("model d version 1 is to serve, but is not there") == 2
 
 
+@pytest.mark.parametrize(
+    ("wanted", "there_are"),
+    [
+        pytest.param(None, "a, b", id="all"),
+        pytest.param(frozenset({("a", 1), ("d", 1)}), "a", id="named"),
+        pytest.param(frozenset({("d", 1)}), "none yet", id="none"),
+    ],
+)
+async def test_a_default_that_is_not_there_is_told_again_once_it_was(
+    wanted, there_are, root, caplog
+):
+    folder = RepositoryFolder(root, wanted, "d")
+    told = f"default_model d is not there: calls that name no model fail; there are {there_are}"
+    for _ in range(2):
+        await folder.look()
+    assert caplog.text.count(told) == 1
+    path = publish(root, "d", 1, b"not looked into")
+    await folder.look()
+    path.unlink()
+    for _ in range(2):
+        await folder.look()
+    assert caplog.text.count(told) == 2
+
+
+@pytest.mark.parametrize("default", [None, "a", "c"], ids=["none", "there", "unreadable"])
+async def test_no_other_default_is_told(default, root, caplog):
+    (root / "c").symlink_to("c")  # an error for whoever follows it, even for root
+    await RepositoryFolder(root, None, default).look()
+    assert "default_model" not in caplog.text
+
+
 async def test_a_folder_that_cannot_be_read_tells_nothing_of_its_models(root, caplog):
     folder = RepositoryFolder(root, None)
     root.rename(root.with_name("away"))

@@ -223,6 +223,8 @@ async def test_a_load_test_in_which_all_calls_fail_fails(repository, running_ser
         pytest.param("generate --seeds 5-3", "--seeds: expected the smaller end", id="backwards"),
         pytest.param("generate --seeds x", "--seeds: expected integers", id="word"),
         pytest.param("generate --address here", "--address: expected HOST:PORT", id="address"),
+        pytest.param("models --address http://h:1", "--address: expected HOST:PORT", id="http"),
+        pytest.param("load-test --address https://h:1", "--address: expected HOST", id="https"),
         pytest.param("generate --out x", "--out: expected FILE.png or a folder", id="out"),
         pytest.param("generate --out x.jpg", "--out: expected FILE.png", id="suffix"),
         pytest.param("generate --truncation 0", "--truncation: Input should be", id="truncation"),
@@ -244,6 +246,12 @@ def test_bad_usage_is_one_line_that_names_the_flag(arguments, message, capsys):
     assert run([command, *(word for flag in given.items() for word in flag)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"ganserve {command}: {message}")
+
+
+@pytest.mark.parametrize("address", ["dns:///localhost:1", "ipv4:127.0.0.1:1,127.0.0.1:2"])
+def test_the_schemes_that_grpc_knows_are_addresses(address, capsys):
+    assert run(["models", "--address", address, "--timeout-seconds", "0.2"]) == 1
+    assert f"no result from {address}" in capsys.readouterr().err
 
 
 def test_what_came_is_named(capsys):

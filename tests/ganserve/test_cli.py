@@ -340,12 +340,24 @@ async def test_a_refused_request_is_one_line(repository, running_server, tmp_pat
     assert line.startswith("ganserve generate: NOT_FOUND: model 'other': expected")
 
 
+@pytest.mark.parametrize("out", ["file/grid.png", "file/"])
+async def test_a_file_where_a_folder_must_be_is_named(
+    out, repository, running_server, tmp_path, capsys
+):
+    (tmp_path / "file").touch()
+    async with running_server(repository) as server:
+        flags = ["--seeds", "0", "--out", f"{tmp_path}/{out}"]
+        assert await run_beside("generate", "--address", server.address, *flags) == 1
+    error = capsys.readouterr().err
+    assert error == f"ganserve generate: --out {tmp_path}/file: is a file, expected a folder\n"
+
+
 async def test_a_place_that_cannot_be_written_is_one_line(
     repository, running_server, tmp_path, capsys
 ):
     (tmp_path / "file").touch()
     async with running_server(repository) as server:
-        flags = ["--seeds", "0", "--out", f"{tmp_path}/file/grid.png"]
+        flags = ["--seeds", "0", "--out", f"{tmp_path}/file/more/grid.png"]
         assert await run_beside("generate", "--address", server.address, *flags) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("ganserve generate: ")

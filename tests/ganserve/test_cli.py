@@ -234,6 +234,49 @@ async def test_a_load_test_in_which_all_calls_fail_fails(repository, running_ser
         pytest.param("load-test --rate 1 --concurrency 1", "--rate, --concurrency", id="both"),
         pytest.param("load-test --seconds inf", "--seconds: Input", id="for-ever"),
         pytest.param("serve --port 99999", "--port (or GANSERVE_PORT): Input", id="port"),
+        pytest.param(
+            "generate --tls-certificate c --tls-key k",
+            "--tls-certificate: expected --tls-ca too, got none",
+            id="generate-no-authority",
+        ),
+        pytest.param(
+            "models --tls-certificate c --tls-key k",
+            "--tls-certificate: expected --tls-ca too, got none",
+            id="models-no-authority",
+        ),
+        pytest.param(
+            "load-test --tls-certificate c --tls-key k",
+            "--tls-certificate: expected --tls-ca too, got none",
+            id="load-test-no-authority",
+        ),
+        pytest.param(
+            "models --tls-key k",
+            "--tls-certificate, --tls-key: expected both or none, got one",
+            id="no-certificate",
+        ),
+        pytest.param(
+            "serve --batch-sizes 1,4 --max-batch-size 8",
+            "--batch-sizes (or GANSERVE_BATCH_SIZES): expected --max-batch-size (8) as the largest,"
+            " got 4",
+            id="batch-sizes",
+        ),
+        pytest.param(
+            "serve --tls-key k",
+            "--tls-certificate (or GANSERVE_TLS_CERTIFICATE), --tls-key (or GANSERVE_TLS_KEY): "
+            "expected both or none, got one",
+            id="tls",
+        ),
+        pytest.param(
+            "serve --versions faces:1",
+            "--versions (or GANSERVE_VERSIONS): expected NAME:VERSION,... with the "
+            "--version-policy specific and only there, got latest with 1 versions",
+            id="versions",
+        ),
+        pytest.param(
+            "serve --cuda-graphs on --device cpu",
+            "--cuda-graphs (or GANSERVE_CUDA_GRAPHS): expected auto or off with the device cpu",
+            id="graphs",
+        ),
     ],
 )
 def test_bad_usage_is_one_line_that_names_the_flag(arguments, message, capsys):

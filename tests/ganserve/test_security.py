@@ -433,7 +433,6 @@ class TestClients:
         ("flags", "message"),
         [
             (["--tls-ca", "none.pem"], "none.pem"),
-            (["--tls-key", "k"], "tls_certificate, tls_key: expected both"),
             (["--token-file", "none"], "none"),
         ],
     )

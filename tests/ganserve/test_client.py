@@ -339,7 +339,7 @@ def test_a_server_that_is_not_there_ends_the_call_at_its_deadline():
 def test_a_server_that_is_not_there_is_not_taken_for_one_with_tls():
     with (
         Client(f"127.0.0.1:{free_port()}", retries=False) as client,
-        pytest.raises(CallError, match="Connection refused$"),
+        pytest.raises(CallError, match=r"Connection refused$"),
     ):
         client.generate(seeds=[1])
 

@@ -123,7 +123,9 @@ class TestTls:
         ("server_speaks", "client_speaks", "hint"),
         [
             pytest.param(True, False, "(does it speak TLS? then give --tls-ca,", id="server"),
-            pytest.param(False, True, "(does it speak no TLS? then leave out --tls-ca,", id="client"),
+            pytest.param(
+                False, True, "(does it speak no TLS? then leave out --tls-ca,", id="client"
+            ),
         ],
     )
     async def test_where_one_end_alone_speaks_tls_the_error_says_what_to_do(
@@ -145,6 +147,16 @@ class TestTls:
         for error in (raised.value, raised_in_a_loop.value):
             assert error.code is Code.UNAVAILABLE
             assert hint in error.details
+
+    async def test_a_load_test_that_is_to_speak_tls_and_does_not_says_so(
+        self, authority, repository, running_server, capsys
+    ):
+        async with running_server(repository, **tls(authority)) as server:
+            arguments = ["load-test", "--address", server.address, "--sweep", "rate"]
+            assert await asyncio.to_thread(run, arguments) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"ganserve load-test: UNAVAILABLE: {server.address} does not serve")
+        assert "then give --tls-ca" in line
 
     async def test_a_server_of_another_authority_is_not_trusted(
         self, authority, repository, running_server, tmp_path

@@ -9,6 +9,7 @@ import functools
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -32,8 +33,16 @@ if TYPE_CHECKING:
     from ganserve.v1.image_generation_pb2 import Model
 
 
+# A word of a message that may be the name of a setting; a flag is spelled out already.
+_NAME = re.compile(r"(?<![\w-])\w+")
+
+
 class CommandError(Exception):
     """A command that could not do its work; the message says why in one line."""
+
+
+class UsageError(Exception):
+    """A command whose flags do not fit together; the message names them, as their fields."""
 
 
 def main() -> NoReturn:
@@ -85,6 +94,9 @@ def run(arguments: Sequence[str]) -> int:
     name, execute = _COMMANDS[type(command)]
     try:
         execute(command)
+    except UsageError as error:
+        print(f"ganserve {name}: {_spell_flags(name, str(error))}", file=sys.stderr)
+        return 2
     except CommandError as error:
         print(f"ganserve {name}: {error}", file=sys.stderr)
         return 1
@@ -98,15 +110,34 @@ def _describe_usage_error(details: ErrorDetails) -> str:
     command = command.replace("_", "-")
     message = details["msg"].removeprefix("Value error, ")
     if not field:  # a check of several fields together, whose message names them
-        return f"ganserve {command}: {message}"
-    flag = f"--{field[0].replace('_', '-')}"
-    if command == "serve":
-        flag += f" (or GANSERVE_{field[0].upper()})"
+        return f"ganserve {command}: {_spell_flags(command, message)}"
+    flag = _spell_flag(command, field[0])
     if details["type"] == "missing":
         return f"ganserve {command}: {flag} is required"
     # Our own messages say themselves what came.
     came = "" if details["type"] == "value_error" else f" (got {details['input']!r})"
     return f"ganserve {command}: {flag}: {message}{came}"
+
+
+def _spell_flag(command: str, field: str) -> str:
+    flag = f"--{field.replace('_', '-')}"
+    return f"{flag} (or GANSERVE_{field.upper()})" if command == "serve" else flag
+
+
+def _spell_flags(command: str, message: str) -> str:
+    """Name the flags where a message about several settings names their fields."""
+    (fields,) = [model.model_fields for model, (name, _) in _COMMANDS.items() if name == command]
+
+    def spell_subject(match: re.Match[str]) -> str:
+        return _spell_flag(command, match[0]) if match[0] in fields else match[0]
+
+    def spell_other(match: re.Match[str]) -> str:
+        # Such as `device` and `versions` are words of the language, too.
+        is_field = "_" in match[0] and match[0] in fields
+        return f"--{match[0].replace('_', '-')}" if is_field else match[0]
+
+    subject, colon, rest = message.partition(": ")
+    return _NAME.sub(spell_subject, subject) + colon + _NAME.sub(spell_other, rest)
 
 
 def _serve(config: ServerConfig) -> None:
@@ -169,9 +200,12 @@ def _generate(command: Generate) -> None:
 def _security(command: Generate | Models | LoadTest) -> "ChannelSecurity":
     from ganserve.channel_security import ChannelSecurity
 
-    return ChannelSecurity(
-        command.tls_ca, command.tls_certificate, command.tls_key, command.token_file
-    )
+    try:
+        return ChannelSecurity(
+            command.tls_ca, command.tls_certificate, command.tls_key, command.token_file
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _models(command: Models) -> None:

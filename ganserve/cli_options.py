@@ -24,7 +24,8 @@ def is_folder(out: str) -> bool:
 
 def _check_address(address: str) -> str:
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
+    is_url = host.lower().startswith(("http://", "https://"))  # no scheme that gRPC knows
+    if not host or not port.isdecimal() or is_url:
         raise ValueError(f"expected HOST:PORT such as localhost:50051, got {address!r}")
     return address
 

@@ -74,6 +74,7 @@ class Client:
         self._timeout_seconds = timeout_seconds
         self._hedge_after_seconds = hedge_after_seconds
         security = security or ChannelSecurity()
+        self._tls = security.tls_ca is not None
         self._metadata = security.metadata()
         options = make_channel_options(retries=retries, round_robin=round_robin)
         self._channel = open_channel(address, security, options)
@@ -120,7 +121,7 @@ class Client:
         message = build_message(request, self._model, "raw")
         timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
         progress = StreamProgress(message, timeout)
-        with readable_errors(self._address, timeout):
+        with readable_errors(self._address, timeout, tls=self._tls):
             while True:
                 call = self._stub.StreamImages(
                     progress.message, timeout=progress.remaining_seconds, metadata=self._metadata
@@ -138,7 +139,7 @@ class Client:
     def models(self, *, timeout_seconds: float | None = None) -> list[pb.Model]:
         """List what serves and what could not be loaded, by name, newest version first."""
         timeout = choose_timeout(timeout_seconds, self._timeout_seconds)
-        with readable_errors(self._address, timeout):
+        with readable_errors(self._address, timeout, tls=self._tls):
             reply = self._stub.ListModels(
                 pb.ListModelsRequest(), timeout=timeout, metadata=self._metadata
             )
@@ -164,7 +165,7 @@ class Client:
         self, message: pb.GenerateImagesRequest, request: ImageRequest
     ) -> pb.GenerateImagesResponse:
         timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
-        with readable_errors(self._address, timeout):
+        with readable_errors(self._address, timeout, tls=self._tls):
             if self._hedge_after_seconds is not None:
                 return self._generate_hedged(message, timeout, self._hedge_after_seconds)
             return self._stub.GenerateImages(message, timeout=timeout, metadata=self._metadata)

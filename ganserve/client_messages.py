@@ -16,6 +16,10 @@ ImageFormat = Literal["raw"] | EncodedFormat
 
 # What gRPC says where it has waited long enough; a server that ends a call before says why.
 _DEADLINE_AT_CLIENT = "Deadline Exceeded"
+# What it says where no connection could be made, before the reason of the last attempt.
+_NO_CONNECTION = "last error: "
+# What it says where the other end closed the connection, as one that waits for a handshake does.
+_CLOSED = ("Socket closed", "Connection reset")
 _LONGEST_TIMEOUT = 1e9  # seconds, 31 years; gRPC's clock ends somewhere beyond
 
 
@@ -65,8 +69,13 @@ def choose_timeout(asked: float | None, default: float) -> float:
 
 
 @contextlib.contextmanager
-def readable_errors(address: str, timeout: float) -> Iterator[None]:
-    """Say in a line what failed; `timeout` is in seconds.
+def readable_errors(address: str, timeout: float, *, tls: bool) -> Iterator[None]:
+    """Say in a line what failed.
+
+    Args:
+        address: The server, as its caller knows it.
+        timeout: How long the call may take, in seconds.
+        tls: Whether the client speaks TLS.
 
     Raises:
         CallError: instead of gRPC's error.
@@ -74,17 +83,27 @@ def readable_errors(address: str, timeout: float) -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise _to_call_error(error, address, timeout) from None
+        raise _to_call_error(error, address, timeout, tls) from None
 
 
-def _to_call_error(error: grpc.RpcError, address: str, timeout: float) -> CallError:
+def _to_call_error(error: grpc.RpcError, address: str, timeout: float, tls: bool) -> CallError:
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)  # a call that was started
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and details == _DEADLINE_AT_CLIENT:
         details = f"no result from {address} within {timeout:g} s"
     elif code is grpc.StatusCode.UNAVAILABLE:
-        details = f"{address} does not serve: {details}"
+        details = f"{address} does not serve: {details}{_hint(details, tls)}"
     return CallError(code, details)
+
+
+def _hint(details: str, tls: bool) -> str:
+    """What to do where one end seems to speak TLS and the other does not; else empty."""
+    _, not_connected, reason = details.partition(_NO_CONNECTION)
+    if not_connected and not tls and any(word in reason for word in _CLOSED):
+        return " (does it speak TLS? then give --tls-ca, in Python tls_ca)"
+    if not_connected and tls and "WRONG_VERSION_NUMBER" in reason:
+        return " (does it speak no TLS? then leave out --tls-ca, in Python tls_ca)"
+    return ""
 
 
 def build_message(

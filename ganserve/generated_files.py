@@ -35,12 +35,12 @@ def write_images(client: Client, command: Generate) -> Path:
 
 def _write_grid(client: Client, command: Generate, out: Path) -> None:
     parts = [read_pixels(reply) for reply in _ask(client, command, "raw")]
-    out.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(out.parent)
     to_picture(make_grid(np.concatenate(parts))).save(out)
 
 
 def _write_files(client: Client, command: Generate, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+    _make_folder(out)
     written = Counter[int]()
     for reply in _ask(client, command, "png"):
         for seed, content in zip(reply.seeds, reply.images, strict=True):
@@ -48,6 +48,13 @@ def _write_files(client: Client, command: Generate, out: Path) -> None:
             # One seed may be asked for with several classes: each image is a file of its own.
             again = f"-{written[seed]}" if written[seed] > 1 else ""
             (out / f"{seed}{again}.png").write_bytes(content)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:  # whose own words fit where a new file was to be made
+        raise FileExistsError(f"--out {folder}: is a file, expected a folder") from None
 
 
 def _ask(

@@ -126,7 +126,7 @@ def find_knee(points: "Sequence[LoadReport]") -> int | None:
 
 
 def render_sweep(result: Sweep) -> str:
-    """The points as a table, a line for each, the knee marked, and their warnings."""
+    """The points as a table, a line each, the knee marked; their warnings; what was verified."""
     columns = (result.kind, "calls/s", "images/s", "p50 ms", "p99 ms", "errors", "not sent", "")
     rows: list[tuple[str, ...]] = [columns]
     for index, point in enumerate(result.points):
@@ -145,7 +145,17 @@ def render_sweep(result: Sweep) -> str:
     ]
     for point in result.points:
         lines += [f"warning: at {_load(point):g}: {warning}" for warning in point.warnings]
-    return "\n".join(lines)
+    return "\n".join(lines + _verification_lines(result.points))
+
+
+def _verification_lines(points: "Sequence[LoadReport]") -> list[str]:
+    parts = [point.verification for point in points if point.verification is not None]
+    if not parts:
+        return []
+    calls, wrong = sum(part.calls for part in parts), sum(part.wrong for part in parts)
+    other = sum(part.other_version for part in parts)
+    of_another = f", of another version {other}" if other else ""
+    return [f"verified calls {calls}, wrong bytes {wrong}{of_another}"]
 
 
 async def _first_load(kind: LoadKind, offer: Offer) -> float:

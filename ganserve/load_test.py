@@ -11,7 +11,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
+import grpc
+
+from ganserve.async_client import AsyncClient
 from ganserve.channel_security import ChannelSecurity
+from ganserve.client_messages import CallError
 from ganserve.load_offering import connected, offer_share
 from ganserve.load_plan import LoadPlan, LoadTally
 from ganserve.load_references import fetch_references
@@ -64,7 +68,8 @@ async def offer_load(
         stop: Set it to end the test early; the report is then that of the time so far.
 
     Raises:
-        ConnectionError: no server answers within `timeout_seconds`.
+        ConnectionError: no server answers, within `timeout_seconds` and the attempts of a client;
+            it says why, unless the time was too short to learn it.
         OSError: a file of `security` cannot be read, or a process of ours is lost.
         ValueError: a file of `security` holds not what it must, or no references can be fetched.
     """
@@ -124,6 +129,7 @@ def stopped_by_interrupts() -> Iterator[asyncio.Event]:
 async def _offer(
     plan: LoadPlan, processes: int, verify: bool, began: asyncio.Event, stop: asyncio.Event
 ) -> tuple[LoadPlan, list[LoadTally]]:
+    await _require_answer(plan)
     if verify:
         async with connected(replace(plan, connections=1)) as (generate,):
             plan = replace(plan, references=await fetch_references(plan, generate))
@@ -132,3 +138,23 @@ async def _offer(
     async with connected(plan) as connections:
         began.set()
         return plan, [await offer_share(plan, connections, time.perf_counter(), stop)]
+
+
+async def _require_answer(plan: LoadPlan) -> None:
+    """Make sure that a server is there, before connections are waited for that do not say why not.
+
+    Whatever it answers will do: the load shows how calls fail, such as those without a token.
+
+    Raises:
+        ConnectionError, OSError, ValueError: as `offer_load` does.
+    """
+    seconds, security = plan.timeout_seconds, plan.security
+    async with AsyncClient(plan.address, timeout_seconds=seconds, security=security) as client:
+        try:
+            await client.models()
+        except CallError as error:
+            if error.code is grpc.StatusCode.UNAVAILABLE:
+                raise ConnectionError(str(error)) from None
+            if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                message = f"no server answers at {plan.address} within {seconds:g} s"
+                raise ConnectionError(message) from None

@@ -33,9 +33,8 @@ LAYERS = {
         {"credentials", "answers", "row_queue", "further_parts"},
         {"entries", "log_format", "generated_files"},
         {"calls", "client"},
-        {"async_client"},
         {"load_test", "load_plot", "cli_options"},
-        {"load_workers", "load_sweep"},
+        {"async_client", "load_workers", "load_sweep"},
         {"load_offering", "load_report"},
         {"load_references"},
         {

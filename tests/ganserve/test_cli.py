@@ -223,6 +223,8 @@ async def test_a_load_test_in_which_all_calls_fail_fails(repository, running_ser
         pytest.param("generate --seeds 5-3", "--seeds: expected the smaller end", id="backwards"),
         pytest.param("generate --seeds x", "--seeds: expected integers", id="word"),
         pytest.param("generate --address here", "--address: expected HOST:PORT", id="address"),
+        pytest.param("models --address http://h:1", "--address: expected HOST:PORT", id="http"),
+        pytest.param("load-test --address https://h:1", "--address: expected HOST", id="https"),
         pytest.param("generate --out x", "--out: expected FILE.png or a folder", id="out"),
         pytest.param("generate --out x.jpg", "--out: expected FILE.png", id="suffix"),
         pytest.param("generate --truncation 0", "--truncation: Input should be", id="truncation"),
@@ -232,6 +234,49 @@ async def test_a_load_test_in_which_all_calls_fail_fails(repository, running_ser
         pytest.param("load-test --rate 1 --concurrency 1", "--rate, --concurrency", id="both"),
         pytest.param("load-test --seconds inf", "--seconds: Input", id="for-ever"),
         pytest.param("serve --port 99999", "--port (or GANSERVE_PORT): Input", id="port"),
+        pytest.param(
+            "generate --tls-certificate c --tls-key k",
+            "--tls-certificate: expected --tls-ca too, got none",
+            id="generate-no-authority",
+        ),
+        pytest.param(
+            "models --tls-certificate c --tls-key k",
+            "--tls-certificate: expected --tls-ca too, got none",
+            id="models-no-authority",
+        ),
+        pytest.param(
+            "load-test --tls-certificate c --tls-key k",
+            "--tls-certificate: expected --tls-ca too, got none",
+            id="load-test-no-authority",
+        ),
+        pytest.param(
+            "models --tls-key k",
+            "--tls-certificate, --tls-key: expected both or none, got one",
+            id="no-certificate",
+        ),
+        pytest.param(
+            "serve --batch-sizes 1,4 --max-batch-size 8",
+            "--batch-sizes (or GANSERVE_BATCH_SIZES): expected --max-batch-size (8) as the largest,"
+            " got 4",
+            id="batch-sizes",
+        ),
+        pytest.param(
+            "serve --tls-key k",
+            "--tls-certificate (or GANSERVE_TLS_CERTIFICATE), --tls-key (or GANSERVE_TLS_KEY): "
+            "expected both or none, got one",
+            id="tls",
+        ),
+        pytest.param(
+            "serve --versions faces:1",
+            "--versions (or GANSERVE_VERSIONS): expected NAME:VERSION,... with the "
+            "--version-policy specific and only there, got latest with 1 versions",
+            id="versions",
+        ),
+        pytest.param(
+            "serve --cuda-graphs on --device cpu",
+            "--cuda-graphs (or GANSERVE_CUDA_GRAPHS): expected auto or off with the device cpu",
+            id="graphs",
+        ),
     ],
 )
 def test_bad_usage_is_one_line_that_names_the_flag(arguments, message, capsys):
@@ -244,6 +289,12 @@ def test_bad_usage_is_one_line_that_names_the_flag(arguments, message, capsys):
     assert run([command, *(word for flag in given.items() for word in flag)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"ganserve {command}: {message}")
+
+
+@pytest.mark.parametrize("address", ["dns:///localhost:1", "ipv4:127.0.0.1:1,127.0.0.1:2"])
+def test_the_schemes_that_grpc_knows_are_addresses(address, capsys):
+    assert run(["models", "--address", address, "--timeout-seconds", "0.2"]) == 1
+    assert f"no result from {address}" in capsys.readouterr().err
 
 
 def test_what_came_is_named(capsys):
@@ -332,12 +383,24 @@ async def test_a_refused_request_is_one_line(repository, running_server, tmp_pat
     assert line.startswith("ganserve generate: NOT_FOUND: model 'other': expected")
 
 
+@pytest.mark.parametrize("out", ["file/grid.png", "file/"])
+async def test_a_file_where_a_folder_must_be_is_named(
+    out, repository, running_server, tmp_path, capsys
+):
+    (tmp_path / "file").touch()
+    async with running_server(repository) as server:
+        flags = ["--seeds", "0", "--out", f"{tmp_path}/{out}"]
+        assert await run_beside("generate", "--address", server.address, *flags) == 1
+    error = capsys.readouterr().err
+    assert error == f"ganserve generate: --out {tmp_path}/file: is a file, expected a folder\n"
+
+
 async def test_a_place_that_cannot_be_written_is_one_line(
     repository, running_server, tmp_path, capsys
 ):
     (tmp_path / "file").touch()
     async with running_server(repository) as server:
-        flags = ["--seeds", "0", "--out", f"{tmp_path}/file/grid.png"]
+        flags = ["--seeds", "0", "--out", f"{tmp_path}/file/more/grid.png"]
         assert await run_beside("generate", "--address", server.address, *flags) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("ganserve generate: ")

@@ -336,6 +336,14 @@ def test_a_server_that_is_not_there_ends_the_call_at_its_deadline():
     assert raised.value.__suppress_context__, "one clear error, not gRPC's as well"
 
 
+def test_a_server_that_is_not_there_is_not_taken_for_one_with_tls():
+    with (
+        Client(f"127.0.0.1:{free_port()}", retries=False) as client,
+        pytest.raises(CallError, match=r"Connection refused$"),
+    ):
+        client.generate(seeds=[1])
+
+
 def test_the_time_of_a_call_can_be_its_own():
     with (
         Client(f"127.0.0.1:{free_port()}") as client,

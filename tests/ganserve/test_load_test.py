@@ -11,6 +11,7 @@ from ganserve.load_plan import LoadPlan, LoadTally
 from ganserve.load_report import make_report, render_report
 from ganserve.load_test import offer_load
 from ganserve.v1 import image_generation_pb2 as pb
+from tests.ganserve.conftest import free_port
 from tests.ganserve.slow_service import SlowService, running
 from tests.ganserve.tiny import write_artifact
 
@@ -201,6 +202,20 @@ async def test_errors_are_counted_by_code_and_are_no_throughput():
 async def test_a_server_that_is_not_there_is_an_error_at_once():
     with pytest.raises(ConnectionError, match=r"no server answers at 127.0.0.1:1 within 0.2 s"):
         await offer_load("127.0.0.1:1", timeout_seconds=0.2)
+
+
+async def test_where_no_connection_can_be_made_the_error_says_why():
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(ConnectionError, match=f"{address} does not serve: .* Connection refused"):
+        await offer_load(address, processes=2)
+
+
+async def test_a_server_without_a_model_yet_is_one_that_answers(tmp_path, running_server):
+    (tmp_path / "models").mkdir()
+    async with running_server(tmp_path / "models", until_ready=False) as server:
+        report = await offer_load(server.address, seconds=0.3, warm_up_seconds=0)
+    assert report.errors == {"UNAVAILABLE": report.calls}
+    assert report.calls
 
 
 @pytest.mark.parametrize("settings", [{"rate": 50}, {"concurrency": 2}], ids=["open", "closed"])

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from ganserve.channel_security import ChannelSecurity
+from ganserve.load_plan import LoadPlan
 from ganserve.load_test import offer_load
+from ganserve.load_workers import offer_in_processes
 from tests.ganserve.certificates import Authority
 from tests.ganserve.conftest import eventually
 from tests.ganserve.slow_service import SlowService, running
@@ -129,8 +131,9 @@ async def test_processes_show_certificate_and_token(tmp_path, repository, runnin
     ],
 )
 async def test_what_a_process_cannot_do_is_the_error_of_the_test(security, error):
+    plan = LoadPlan("127.0.0.1:1", timeout_seconds=0.2, security=security)
     with pytest.raises(error, match=r"127.0.0.1:1|none.pem|expected one token"):
-        await offer_load("127.0.0.1:1", processes=2, timeout_seconds=0.2, security=security)
+        await offer_in_processes(plan, 2, asyncio.Event(), asyncio.Event())
 
 
 async def test_ctrl_c_ends_all_processes_with_a_report():

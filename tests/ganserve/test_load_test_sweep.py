@@ -13,7 +13,7 @@ from PIL import Image
 from ganserve.cli import run
 from ganserve.load_plan import LoadPlan
 from ganserve.load_plot import draw_sweep
-from ganserve.load_report import LoadReport, make_report
+from ganserve.load_report import LoadReport, Verification, make_report
 from ganserve.load_sweep import SweepLoads, find_knee, parse_sweep, render_sweep, sweep
 from tests.ganserve.slow_service import SlowService, running
 
@@ -167,6 +167,25 @@ async def test_the_table_marks_the_knee_and_repeats_warnings():
     assert [row.endswith("knee") for row in rows] == [False, True, False]
     assert warning == "warning: at 90: busy"
     assert "-" in render_sweep(dataclasses.replace(result, points=[point(0, 0, rate=1.0)]))
+
+
+@pytest.mark.parametrize(
+    ("other_version", "line"),
+    [
+        pytest.param(0, "verified calls 900, wrong bytes 1", id="one"),
+        pytest.param(5, "verified calls 900, wrong bytes 1, of another version 5", id="another"),
+    ],
+)
+async def test_what_was_verified_is_the_last_line_of_the_table(other_version, line):
+    result = await sweep(SweepLoads("rate", (10.0, 50.0)), queue)
+    verified = Verification(400, 0, 0, []), Verification(500, 1, other_version, [7])
+    points = [
+        dataclasses.replace(point, verification=part, warnings=["busy"])
+        for point, part in zip(result.points, verified, strict=True)
+    ]
+    table = render_sweep(dataclasses.replace(result, points=points))
+    assert table.splitlines()[-1] == line
+    assert "verified" not in render_sweep(result)
 
 
 async def test_the_picture_shows_both_curves_and_the_knee(tmp_path):

@@ -21,7 +21,7 @@ from grpc_status import rpc_status
 
 from ganserve.channel_security import ChannelSecurity, open_async_channel
 from ganserve.cli import run
-from ganserve.client import CallError, Client
+from ganserve.client import AsyncClient, CallError, Client
 from ganserve.errors import StartupError
 from ganserve.inference.v2 import open_inference_pb2 as inference_pb
 from ganserve.inference.v2.open_inference_pb2_grpc import GRPCInferenceServiceStub
@@ -121,6 +121,45 @@ class TestTls:
             connected(server) as stub,
         ):
             assert await code_of(stub.GenerateImages(request(), timeout=10)) is Code.UNAVAILABLE
+
+    @pytest.mark.parametrize(
+        ("server_speaks", "client_speaks", "hint"),
+        [
+            pytest.param(True, False, "(does it speak TLS? then give --tls-ca,", id="server"),
+            pytest.param(
+                False, True, "(does it speak no TLS? then leave out --tls-ca,", id="client"
+            ),
+        ],
+    )
+    async def test_where_one_end_alone_speaks_tls_the_error_says_what_to_do(
+        self, server_speaks, client_speaks, hint, authority, repository, running_server
+    ):
+        settings = tls(authority) if server_speaks else {}
+        security = ChannelSecurity(tls_ca=authority.ca if client_speaks else None)
+
+        def ask():
+            with Client(server.address, security=security, retries=False) as client:
+                client.models()
+
+        async with running_server(repository, **settings) as server:
+            with pytest.raises(CallError) as raised:
+                await asyncio.to_thread(ask)
+            async with AsyncClient(server.address, security=security, retries=False) as client:
+                with pytest.raises(CallError) as raised_in_a_loop:
+                    await client.models()
+        for error in (raised.value, raised_in_a_loop.value):
+            assert error.code is Code.UNAVAILABLE
+            assert hint in error.details
+
+    async def test_a_load_test_that_is_to_speak_tls_and_does_not_says_so(
+        self, authority, repository, running_server, capsys
+    ):
+        async with running_server(repository, **tls(authority)) as server:
+            arguments = ["load-test", "--address", server.address, "--sweep", "rate"]
+            assert await asyncio.to_thread(run, arguments) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"ganserve load-test: UNAVAILABLE: {server.address} does not serve")
+        assert "then give --tls-ca" in line
 
     async def test_a_server_of_another_authority_is_not_trusted(
         self, authority, repository, running_server, tmp_path
@@ -436,7 +475,6 @@ class TestClients:
         ("flags", "message"),
         [
             (["--tls-ca", "none.pem"], "none.pem"),
-            (["--tls-key", "k"], "tls_certificate, tls_key: expected both"),
             (["--token-file", "none"], "none"),
         ],
     )

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import sys
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextvars import ContextVar
 from functools import partial
@@ -15,7 +16,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc.aio import ServicerContext
 
 from ganserve.batcher import DEADLINE_SLACK_SECONDS
-from ganserve.calls import Call, CallMetadata, Method, Tracer, request_id_of
+from ganserve.calls import Call, CallMetadata, Method, Tracer, request_id_of, split_peer
 from ganserve.deadlines import Deadlines
 from ganserve.errors import (
     DeadlineExceeded,
@@ -43,6 +44,7 @@ Context = ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for the type checker only
 
 _metadata: ContextVar[CallMetadata] = ContextVar("metadata")
+_MANY_EXEMPT_STREAMS = 64  # that one address may have, be it more than its share
 _TOO_MANY_CALLS_RETRY_SECONDS = 0.5  # nobody can know: calls take from a millisecond to minutes
 _EXPECTED_CODES = (
     grpc.StatusCode.OK,
@@ -70,8 +72,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
     Calls of `exempt_services` (health, reflection) have no deadline imposed, are answered while
     the server drains, and are not waited for. They do not count among the `max_calls` under way,
     as those do that were answered and whose replies are `unread`; of their streams, such as
-    watches, there may be as many again. Where there is `has_token`, which
-    is given a call's metadata, nothing else is answered, `open_services` excepted.
+    watches, there may be as many again, an eighth of them from one address. Where there is
+    `has_token`, which is given a call's metadata, nothing else is answered, `open_services`
+    excepted.
     """
 
     def __init__(
@@ -103,7 +106,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._unknown: Handler | None = None
         self._refusing = False
         self._in_flight = 0
-        self._exempt_streams = 0
+        self._exempt_streams: Counter[str] = Counter()  # by the address of the peer
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -216,10 +219,14 @@ class Interceptor(grpc.aio.ServerInterceptor):
     ) -> Callable[[Any, Context], Awaitable[None]]:
         async def answer(request: Any, context: Context) -> None:  # noqa: ANN401 - as gRPC has it
             call = self._begin(method, context)
-            self._exempt_streams += method.exempt
+            address = ""
+            if method.exempt:
+                address, _ = split_peer(context.peer())
+                self._exempt_streams[address] += 1
             try:
                 self._check_open(method)
-                self._check_exempt_stream(method)
+                if address:
+                    self._check_exempt_streams(address)
                 if deserialize is not None:
                     request = deserialize_request(deserialize, request)
                 responses = behaviour(request, context)
@@ -235,7 +242,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
             except BaseException as error:
                 await self._fail(method, call, context, error)
             finally:
-                self._exempt_streams -= method.exempt
+                if address:
+                    self._exempt_streams[address] -= 1
+                    if not self._exempt_streams[address]:
+                        del self._exempt_streams[address]
             self._end(method, call, grpc.StatusCode.OK, context)
 
         return answer
@@ -260,8 +270,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if under_way > self._max_calls and not method.exempt:
             raise self._too_many_calls()
 
-    def _check_exempt_stream(self, method: Method) -> None:
-        if self._exempt_streams > self._max_calls and method.exempt:
+    def _check_exempt_streams(self, address: str) -> None:
+        """Let an address have no more than its share of what all may have."""
+        of_one = max(min(self._max_calls, _MANY_EXEMPT_STREAMS), self._max_calls // 8)
+        if self._exempt_streams[address] > of_one or self._exempt_streams.total() > self._max_calls:
             raise self._too_many_calls()
 
     def _too_many_calls(self) -> TooManyCalls:

@@ -1,6 +1,7 @@
 """Hides how metrics are kept and shown: every metric in one class, and the HTTP port for them."""
 
 import contextlib
+import io
 import logging
 import socket
 import sys
@@ -29,6 +30,7 @@ SECONDS_BUCKETS = (
 )
 # Probes and scrapes last milliseconds; whoever holds more open than this is up to no good.
 _MOST_CONNECTIONS = 64
+_LONGEST_HEAD = 16 * 1024  # bytes of a request and its headers
 IMAGES_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 AbandonReason = Literal["cancelled", "deadline", "failed"]
@@ -197,8 +199,33 @@ class _IPv6Server(_ThreadingServer):
     address_family = socket.AF_INET6
 
 
+class _Head(io.BufferedIOBase):
+    """The begin of what a client sends; the standard library would read megabytes of headers."""
+
+    def __init__(self, file: io.BufferedIOBase) -> None:
+        self._file = file
+        self._left = _LONGEST_HEAD
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """The next line; empty beyond the limit, as at the end."""
+        wanted = self._left if size is None or size < 0 else min(size, self._left)
+        line = self._file.readline(wanted)
+        self._left -= len(line)
+        return line
+
+    def close(self) -> None:
+        """Close the connection's side of it too."""
+        self._file.close()
+        super().close()
+
+
 class _QuietHandler(WSGIRequestHandler):
     timeout = 10  # seconds for a client to send its request
+
+    def setup(self) -> None:
+        """Read no more than a request without a body needs."""
+        super().setup()
+        self.rfile = _Head(self.rfile)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - inherited name
         """Scrapes and probes are no events."""

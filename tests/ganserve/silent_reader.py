@@ -52,9 +52,9 @@ class SilentReader:
 
 
 @contextlib.asynccontextmanager
-async def silent_reader(address: str) -> AsyncIterator[SilentReader]:
+async def silent_reader(address: str, own_host: str = "127.0.0.1") -> AsyncIterator[SilentReader]:
     host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    reader, writer = await asyncio.open_connection(host, int(port), local_addr=(own_host, 0))
     client = SilentReader(writer)
     writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
     writer.write(frame(_SETTINGS, 0, 0, struct.pack(">HI", _INITIAL_WINDOW_SIZE, 0)))

@@ -125,6 +125,14 @@ def test_a_port_in_use_is_one_clear_line(http):
             http(port)
 
 
+def test_endless_headers_are_not_read(http):
+    port = http()
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nx: " + b"y" * 15_000)
+        client.sendall(b"z" * 2_000)  # beyond the limit, and no end of the line yet
+        assert client.recv(64).startswith(b"HTTP/1.0 200")
+
+
 def test_a_host_that_does_not_exist_is_one_clear_line(http):
     with pytest.raises(StartupError, match=r"host: no address .* is known as 256\.1\.1\.1"):
         http(host="256.1.1.1")

@@ -722,6 +722,25 @@ class TestLimits:
             for watch in watches:
                 watch.cancel()
 
+    async def test_one_address_does_not_have_all_watches(self, repository, running_server):
+        async with (
+            running_server(repository, max_concurrent_calls=100) as server,
+            grpc.aio.insecure_channel(server.address) as channel,
+            silent_reader(server.address, "127.0.0.2") as other,
+        ):
+            health = health_pb2_grpc.HealthStub(channel)
+            watches = [health.Watch(HealthCheckRequest()) for _ in range(64)]
+            for watch in watches:
+                await watch.read()
+            surplus = health.Watch(HealthCheckRequest())
+            assert await code_of(surplus.read()) is Code.RESOURCE_EXHAUSTED
+            for _ in range(5):
+                other.ask("/grpc.health.v1.Health/Watch", b"")
+            open_streams = server.interceptor._exempt_streams
+            await eventually(lambda: open_streams == {"127.0.0.1": 64, "127.0.0.2": 5})
+            for watch in watches:
+                watch.cancel()
+
     async def test_no_call_takes_longer_than_the_longest_deadline(self, tmp_path, running_server):
         write_artifact(tmp_path, height=64, width=64)
         # More than all buffers on the way hold, or a quick server would be done in time.

@@ -35,9 +35,9 @@ CUSTOM = {
     "Certificate": "cert-manager.io/v1",
     "GRPCRoute": "gateway.networking.k8s.io/v1",
     "JobSet": "jobset.x-k8s.io/v1alpha2",
-    "PodMonitor": "monitoring.coreos.com/v1",
     "PrometheusRule": "monitoring.coreos.com/v1",
     "ScaledObject": "keda.sh/v1alpha1",
+    "ServiceMonitor": "monitoring.coreos.com/v1",
 }
 CHECKS = [*workload_checks.CHECKS, *network_checks.CHECKS, *queries.CHECKS]
 ROOT = Path(__file__).resolve().parents[1]

@@ -172,22 +172,14 @@ CONTROLS: list[tuple[str, Callable[..., Any], Variant, Spoil, str]] = [
         lambda manifests: manifests.remove(of_kind(manifests, "Service")[1]),
         "one without",
     ),
-    ("scraped twice", network.check_scrapes, CPU, twice("PodMonitor"), "scraped by 2"),
     (
-        *("scrape of other pods", network.check_scrapes, CPU),
-        *(spec("PodMonitor", selector={"matchLabels": {"app": "x"}}), "scraped by 0"),
+        *("scraped twice", network.check_scrapes, CPU),
+        spec("ServiceMonitor", selector={"matchLabels": {"app.kubernetes.io/name": "ganserve"}}),
+        "expected one Service",
     ),
     (
         *("scrape of no port", network.check_scrapes, CPU),
-        *(spec("PodMonitor", podMetricsEndpoints=[{"port": "http"}]), "no such port"),
-    ),
-    (
-        *("another job", network.check_scrapes, CPU),
-        *(spec("PodMonitor", jobLabel="pod-template-hash"), "job=ganserve"),
-    ),
-    (
-        *("scrape that forgets who drains", network.check_scrapes, CPU),
-        *(one("PodMonitor", lambda m: m.update(kind="ServiceMonitor")), "expected a PodMonitor"),
+        *(spec("ServiceMonitor", endpoints=[{"port": "http"}]), "no such port"),
     ),
     (
         "probes kept out",

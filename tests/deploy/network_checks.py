@@ -84,22 +84,21 @@ def check_service_ports(manifests: Manifests) -> Iterator[str]:
 
 
 def check_scrapes(manifests: Manifests) -> Iterator[str]:
-    """Each replica is scraped once, for as long as its process lives."""
+    """Each replica is scraped once, on a port that its Service has."""
     for monitor in of_kind(manifests, "ServiceMonitor"):
-        yield f"{name_of(monitor)}: leaves out replicas that drain: expected a PodMonitor"
-    monitors = of_kind(manifests, "PodMonitor")
-    for server in servers(manifests) if monitors else ():
+        spec = monitor["spec"]
         found = [
-            m for m in monitors if selects(m["spec"]["selector"]["matchLabels"], server.labels)
+            service
+            for service in of_kind(manifests, "Service")
+            if selects(spec["selector"]["matchLabels"], service["metadata"]["labels"])
         ]
         if len(found) != 1:
-            yield f"{server.name}: scraped by {len(found)}"
-        names = {port["name"] for port in server.server["ports"]}
-        for monitor in found:
-            endpoints = monitor["spec"]["podMetricsEndpoints"]
-            if len(endpoints) != 1 or endpoints[0]["port"] not in names:
-                yield f"{name_of(monitor)}: no such port in {server.name}: {sorted(names)}"
-            if server.labels.get(monitor["spec"]["jobLabel"]) != "ganserve":
+            yield f"{name_of(monitor)}: expected one Service, got {[*map(name_of, found)]}"
+        for service in found:
+            names = {port["name"] for port in service["spec"]["ports"]}
+            if any(endpoint["port"] not in names for endpoint in spec["endpoints"]):
+                yield f"{name_of(monitor)}: no such port in {name_of(service)}: {sorted(names)}"
+            if service["metadata"]["labels"].get(spec["jobLabel"]) != "ganserve":
                 yield f"{name_of(monitor)}: the queries expect job=ganserve"
 
 

@@ -18,8 +18,8 @@ _RECORDED = re.compile(r"\bganserve:[a-z0-9_:]+")
 _OUR_TARGETS = re.compile(r'\bup\{[^}]*job="ganserve"[^}]*\}')
 _CONSTANT = re.compile(r"vector\([0-9.]+\)")
 _MATCHER = re.compile(r'(\w+)\s*(=~|!=|!~|=)\s*"([^"]*)"')
-# What Prometheus and its operator add to every series, for a PodMonitor.
-_TARGET_LABELS = {"job", "namespace", "pod", "instance", "container", "endpoint"}
+# What Prometheus and its operator add to every series.
+_TARGET_LABELS = {"job", "namespace", "pod", "instance", "service", "container", "endpoint"}
 # What kube-state-metrics says of Deployments, of that what we ask for.
 _KUBE_STATE = {
     "kube_deployment_spec_replicas": frozenset({"deployment"}),

@@ -178,6 +178,11 @@ CONTROLS: list[tuple[str, Callable[..., Any], Variant, Spoil, str]] = [
         "expected one Service",
     ),
     (
+        *("draining pods not scraped", network.check_scrapes, CPU),
+        lambda manifests: of_kind(manifests, "Service")[2]["spec"].pop("publishNotReadyAddresses"),
+        "leaves out pods",
+    ),
+    (
         *("scrape of no port", network.check_scrapes, CPU),
         *(spec("ServiceMonitor", endpoints=[{"port": "http"}]), "no such port"),
     ),

@@ -69,6 +69,10 @@ def check_spread(manifests: Manifests) -> Iterator[str]:
             yield f"{server.name}: not spread by {sorted(missing)}"
 
 
+def _takes_calls(service: Manifest) -> bool:
+    return any(port["name"] == "grpc" for port in service["spec"]["ports"])
+
+
 def check_service_ports(manifests: Manifests) -> Iterator[str]:
     """A Service's port leads to a port of the container, under the same number and name."""
     for service in of_kind(manifests, "Service"):
@@ -78,13 +82,14 @@ def check_service_ports(manifests: Manifests) -> Iterator[str]:
                 target = port["targetPort"]
                 if ports.get(target) != port["port"] or port["name"] != target:
                     yield f"{name_of(service)}: {port['name']}: the container has {ports}"
-    kinds = {one["spec"].get("clusterIP") == "None" for one in of_kind(manifests, "Service")}
+    services = filter(_takes_calls, of_kind(manifests, "Service"))
+    kinds = {one["spec"].get("clusterIP") == "None" for one in services}
     if servers(manifests) and kinds != {True, False}:
         yield "expected a Service with an address and one without"
 
 
 def check_scrapes(manifests: Manifests) -> Iterator[str]:
-    """Each replica is scraped once, on a port that its Service has."""
+    """Each replica is scraped once, on a port that its Service has, until it ends."""
     for monitor in of_kind(manifests, "ServiceMonitor"):
         spec = monitor["spec"]
         found = [
@@ -98,6 +103,8 @@ def check_scrapes(manifests: Manifests) -> Iterator[str]:
             names = {port["name"] for port in service["spec"]["ports"]}
             if any(endpoint["port"] not in names for endpoint in spec["endpoints"]):
                 yield f"{name_of(monitor)}: no such port in {name_of(service)}: {sorted(names)}"
+            if not service["spec"].get("publishNotReadyAddresses"):
+                yield f"{name_of(monitor)}: {name_of(service)} leaves out pods that load or drain"
             if service["metadata"]["labels"].get(spec["jobLabel"]) != "ganserve":
                 yield f"{name_of(monitor)}: the queries expect job=ganserve"
 
@@ -186,11 +193,12 @@ def check_disruption(manifests: Manifests) -> Iterator[str]:
 
 
 def check_addresses(manifests: Manifests) -> Iterator[str]:
-    """Certificates name the Services; routes lead to Services, ports and RPCs that there are."""
+    """Certificates name the Services of calls; routes lead to what there is."""
     services = {one["metadata"]["name"]: one for one in of_kind(manifests, "Service")}
     for certificate in of_kind(manifests, "Certificate"):
         namespace = certificate["metadata"]["namespace"]
-        for name in services:
+        called = [name for name, one in services.items() if _takes_calls(one)]
+        for name in called:
             full = f"{name}.{namespace}.svc.cluster.local"
             for expected in (name, f"{name}.{namespace}", f"{name}.{namespace}.svc", full):
                 if expected not in certificate["spec"]["dnsNames"]:

@@ -10,7 +10,6 @@ from ganserve.errors import StartupError
 
 _HANDSHAKE_SECONDS = 10.0  # for a client to say what it wants
 _KEEPALIVE_TIMEOUT_SECONDS = 20.0
-_NO_COMPRESSION = 1 << grpc.Compression.NoCompression.value
 _MOST = 2**31 - 1  # of what the core counts
 
 
@@ -20,8 +19,6 @@ def grpc_options(config: ServerConfig) -> dict[str, int]:
     # would end some as CANCELLED where more than a thousand come at once.
     most_calls = min(config.max_connections * config.max_streams_per_connection, _MOST)
     return {
-        # Requests are short; what unpacks to a thousand times its length costs us, not its sender.
-        "grpc.compression_enabled_algorithms_bitset": _NO_COMPRESSION,
         "grpc.so_reuseport": 0,  # or a port in use would be shared without a word
         "grpc.max_receive_message_length": config.max_message_bytes,
         "grpc.max_send_message_length": -1,

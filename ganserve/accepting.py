@@ -7,7 +7,6 @@ where it lacks what is needed here, calls are taken one by one.
 """
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -33,8 +32,7 @@ class DirectMethods:
 
     paths: Sequence[str]  # as in `/package.Service/Method`
     may_call: MayCall  # of whom requests are read; the interceptors must refuse others
-    request_seconds: float  # that a request may take to come, and its reply to leave
-    reply_seconds: float = math.inf  # that a reply may take, whatever deadline its caller sets
+    request_seconds: float  # that a request may take to come
     open_paths: Collection[str] = ()  # those of `paths` that anybody may call
     unread: UnreadReplies = field(default_factory=UnreadReplies)
 
@@ -84,7 +82,6 @@ class _EagerServer(_AioServer):  # type: ignore[misc]  # published without types
                 open_methods=methods.open_paths,
                 may_call=methods.may_call,
                 message_seconds=methods.request_seconds,
-                reply_seconds=methods.reply_seconds,
                 unread=methods.unread,
             )
         await super().start()

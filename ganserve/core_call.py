@@ -18,6 +18,10 @@ Metadata = Sequence[tuple[str, str | bytes]]
 Answer = Callable[["CoreCall", bytes], Coroutine[Any, Any, None]]  # a call and its message
 
 
+def _left_or_cannot(_: object) -> None:
+    """What was sent has left, or cannot any more; either way the call is over."""
+
+
 class CallDetails(NamedTuple):
     """What is known of a call before its message, as `grpc.HandlerCallDetails`."""
 
@@ -63,7 +67,7 @@ class CoreCall:
         if self._task is not None:
             self._task.cancel()
 
-    def send(self, response: bytes, sent: Callable[[Any], None]) -> None:
+    def send(self, response: bytes, sent: Callable[[Any], None] = _left_or_cannot) -> None:
         """Answer the call; that it was received is not waited for.
 
         `sent` is called in any thread once all has left, or cannot any more.
@@ -99,9 +103,8 @@ class CoreCall:
         message: Any,  # noqa: ANN401
         code: grpc.StatusCode,
         details: str,
-        sent: Callable[[Any], None] | None = None,
+        sent: Callable[[Any], None] = _left_or_cannot,
     ) -> None:
-        sent = sent or _sent
         self._code = code
         if self._gone:
             sent(None)
@@ -124,6 +127,11 @@ class CoreCall:
         """Who calls, as in `ipv4:127.0.0.1:50051`."""
         peer: bytes = self._core_call.peer()
         return peer.decode()
+
+    @property
+    def has_deadline(self) -> bool:
+        """Whether its caller set one."""
+        return self._deadline <= _NO_DEADLINE
 
     def time_remaining(self) -> float | None:
         """Seconds until the caller's deadline, None where it set none."""
@@ -155,7 +163,3 @@ class CoreCall:
         if self._code is None:
             self._send(None, code, details)
         raise grpc.aio.AbortError(details)
-
-
-def _sent(_: object) -> None:
-    """What was sent has left, or could not; either way the call is over."""

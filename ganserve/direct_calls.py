@@ -69,9 +69,7 @@ class DirectCalls:
         open_methods: those of `methods` that anybody may call; their replies are too short to be
             counted until they have left.
         may_call: of whom the message is read; asked in any thread. The handlers of others refuse.
-        message_seconds: how long the message may take to come, and the reply to leave where the
-            caller sets no deadline.
-        reply_seconds: how long the reply may take to leave, whatever deadline the caller sets.
+        message_seconds: how long the message may take to come.
         unread: counts replies until they have left.
     """
 
@@ -84,7 +82,6 @@ class DirectCalls:
         open_methods: Collection[str],
         may_call: MayCall,
         message_seconds: float,
-        reply_seconds: float,
         unread: UnreadReplies,
     ) -> None:
         self._server = server
@@ -92,7 +89,6 @@ class DirectCalls:
         self._open_methods = open_methods
         self._may_call = may_call
         self._message_seconds = message_seconds
-        self._reply_seconds = reply_seconds
         self._unread = unread
         # Calls whose message has not come, and since when on time.monotonic; the oldest first.
         self.unfinished: dict[CoreCall, float] = {}
@@ -224,9 +220,11 @@ class DirectCalls:
             response = await handler.unary_unary(message, call)
             serialize = handler.response_serializer
             reply = response if serialize is None else serialize(response)
-            if call.details.method not in self._open_methods:
-                self._unread.add(call, self._time_to_leave(call))
-            call.send(reply, partial(self._sent, call))
+            if call.details.method in self._open_methods:
+                call.send(reply)
+            else:
+                self._unread.add(call, call.has_deadline)
+                call.send(reply, partial(self._unread.remove, call))
         except grpc.aio.AbortError:
             pass  # its status is sent
         except asyncio.CancelledError:
@@ -236,14 +234,6 @@ class DirectCalls:
             logger.exception("%s: a call could not be answered", call.details.method)
             with contextlib.suppress(grpc.aio.AbortError):
                 await call.abort(grpc.StatusCode.INTERNAL, "internal error")
-
-    def _time_to_leave(self, call: CoreCall) -> float:
-        """Seconds; the core itself ends a call whose own deadline passes before."""
-        return self._message_seconds if call.time_remaining() is None else self._reply_seconds
-
-    def _sent(self, call: CoreCall, _: object) -> None:
-        """Tag of the reply: it has left, or cannot any more."""
-        self._unread.remove(call)
 
 
 def _work_of(event: Any) -> Work | None:  # noqa: ANN401

@@ -51,7 +51,7 @@ class RunningServer:
         self.hurry = asyncio.Event()
         self.health = Health()
         self.admission = Admission(tokens, make_rate_limiter(config))
-        self.unread = UnreadReplies()
+        self.unread = UnreadReplies(config.deadline_seconds, config.max_deadline_seconds)
         self.interceptor = make_interceptor(config, metrics, self.admission, tracing, self.unread)
         self.repository = open_repository(
             config, metrics, tracing, self._publish_health, gpu_thread

@@ -141,7 +141,6 @@ def make_grpc_server(
             open_paths=[_HEALTH_CHECK],
             may_call=server.interceptor.may_call,
             request_seconds=config.deadline_seconds,
-            reply_seconds=config.max_deadline_seconds,
             unread=server.unread,
         ),
     )

@@ -6,9 +6,12 @@ number of them.
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from typing import Protocol
+
+_BETWEEN_LOOKS = 1.0  # seconds, at most
 
 
 class Reply(Protocol):
@@ -19,20 +22,27 @@ class Reply(Protocol):
 
 
 class UnreadReplies:
-    """Replies that gRPC holds, of any methods; how many is its length."""
+    """Replies that gRPC holds, of any methods; how many is its length.
 
-    def __init__(self) -> None:
+    Args:
+        seconds: how long one may take whose caller set no deadline.
+        longest_seconds: how long any may take; the core ends a call whose own deadline passes.
+    """
+
+    def __init__(self, seconds: float = math.inf, longest_seconds: float = math.inf) -> None:
+        self._seconds = {False: seconds, True: longest_seconds}  # by whether there is a deadline
         self._until: dict[Reply, float] = {}  # of time.monotonic
         self._statuses = 0
+        self._look_at_the_clock()
 
     def __len__(self) -> int:
         return len(self._until) + self._statuses
 
-    def add(self, reply: Reply, seconds: float) -> None:
-        """Count a reply that is about to be given to gRPC, and may take so long to leave."""
-        self._until[reply] = time.monotonic() + seconds
+    def add(self, reply: Reply, has_deadline: bool) -> None:
+        """Count a reply that is about to be given to gRPC."""
+        self._until[reply] = self._end[has_deadline]
 
-    def remove(self, reply: Reply) -> None:
+    def remove(self, reply: Reply, _: object = None) -> None:
         """It has left, or cannot any more; may be called in any thread."""
         self._until.pop(reply, None)
 
@@ -46,10 +56,20 @@ class UnreadReplies:
             self._statuses -= 1
 
     def give_up_late(self) -> int:
-        """Let go of replies that have taken too long; how many these are."""
-        now = time.monotonic()
+        """Let go of replies that have taken too long; how many these are. To be called often."""
+        now = self._look_at_the_clock()
         late = [reply for reply, until in list(self._until.items()) if until < now]
         for reply in late:
             self.remove(reply)
             reply.give_up()
         return len(late)
+
+    def _look_at_the_clock(self) -> float:
+        """Replies that are added before the next look count from the last moment before it.
+
+        A look at the clock for each would cost as much as all else here.
+        """
+        now = time.monotonic()
+        latest = now + _BETWEEN_LOOKS
+        self._end = {kind: latest + seconds for kind, seconds in self._seconds.items()}
+        return now

@@ -44,6 +44,7 @@ Context = ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for the type checker only
 
 _metadata: ContextVar[CallMetadata] = ContextVar("metadata")
+_REFUSAL_SECONDS = 1.0  # for a status that stands behind nothing to leave, or it does not
 _MANY_EXEMPT_STREAMS = 64  # that one address may have, be it more than its share
 _TOO_MANY_CALLS_RETRY_SECONDS = 0.5  # nobody can know: calls take from a millisecond to minutes
 _EXPECTED_CODES = (
@@ -219,7 +220,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
     ) -> Callable[[Any, Context], Awaitable[None]]:
         async def answer(request: Any, context: Context) -> None:  # noqa: ANN401 - as gRPC has it
             call = self._begin(method, context)
-            address = ""
+            address, is_open = "", False
             if method.exempt:
                 address, _ = split_peer(context.peer())
                 self._exempt_streams[address] += 1
@@ -230,7 +231,6 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 if deserialize is not None:
                     request = deserialize_request(deserialize, request)
                 responses = behaviour(request, context)
-                is_open = False
                 try:
                     async for response in responses:
                         if not is_open:
@@ -240,7 +240,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 finally:
                     await responses.aclose()
             except BaseException as error:
-                await self._fail(method, call, context, error)
+                await self._fail(method, call, context, error, has_messages=is_open)
             finally:
                 if address:
                     self._exempt_streams[address] -= 1
@@ -300,9 +300,15 @@ class Interceptor(grpc.aio.ServerInterceptor):
         return None
 
     async def _fail(
-        self, method: Method, call: Call, context: Context, error: BaseException
+        self,
+        method: Method,
+        call: Call,
+        context: Context,
+        error: BaseException,
+        *,
+        has_messages: bool = False,
     ) -> NoReturn:
-        """End a call that raised, and tell its caller why."""
+        """End a call that raised, and tell its caller why, behind messages if it has sent some."""
         if isinstance(error, grpc.aio.InternalError):
             # What gRPC raises where an answer finds no caller any more.
             error = asyncio.CancelledError("the caller has gone")
@@ -324,8 +330,11 @@ class Interceptor(grpc.aio.ServerInterceptor):
             code = grpc.StatusCode.INTERNAL
         self._end(method, call, code, context)
         if isinstance(error, RequestError):
-            with self._unread.status():
-                await abort(context, to_status(error))
+            # Else it holds nothing, and strangers who are refused must not take the places of others.
+            if has_messages and not method.exempt:
+                with self._unread.status():
+                    await abort(context, to_status(error))
+            await abort(context, to_status(error), _REFUSAL_SECONDS)
         raise error
 
 

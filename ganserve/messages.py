@@ -51,8 +51,10 @@ def with_messages(
     return behaviour(messages(), context)
 
 
-async def abort(context: Context, status: grpc.Status) -> None:
-    """Send a status, and wait until it has left: behind messages that nobody reads it does not.
+async def abort(context: Context, status: grpc.Status, seconds: float | None = None) -> None:
+    """Send a status, and wait until it has left, for so long or for ever.
+
+    Behind messages that nobody reads it does not leave.
 
     Its details go beside what the trailing metadata hold already.
 
@@ -65,8 +67,9 @@ async def abort(context: Context, status: grpc.Status) -> None:
         # The caller knows. And gRPC (1.85) never frees what it was given and could not send.
         raise asyncio.CancelledError
     try:
-        await context.abort(status.code, status.details, metadata)
-    except grpc.aio.InternalError as error:
+        async with asyncio.timeout(seconds):
+            await context.abort(status.code, status.details, metadata)
+    except (TimeoutError, grpc.aio.InternalError) as error:
         raise asyncio.CancelledError from error
 
 

@@ -330,7 +330,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             code = grpc.StatusCode.INTERNAL
         self._end(method, call, code, context)
         if isinstance(error, RequestError):
-            # Else it holds nothing, and strangers who are refused must not take the places of others.
+            # Else it holds nothing, and strangers who are refused must take no places.
             if has_messages and not method.exempt:
                 with self._unread.status():
                     await abort(context, to_status(error))

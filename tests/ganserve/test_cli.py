@@ -36,9 +36,9 @@ def expected_pixels(*seeds: int, **shape) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def process(*arguments: str, **environment: str):
+def process(*arguments: str, warnings: str = "error", **environment: str):
     """`python -m ganserve` as a process of its own."""
-    command = [sys.executable, "-W", "error", "-m", "ganserve", *arguments]
+    command = [sys.executable, "-W", warnings, "-m", "ganserve", *arguments]
     with subprocess.Popen(
         command,
         env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
@@ -441,10 +441,10 @@ async def test_a_server_that_is_starting_is_deaf_to_a_reload_and_stops_at_a_sign
     tokens = tmp_path / "tokens"
     os.mkfifo(tokens)  # the start waits for who writes into it, and nobody does
     flags = ["--models", str(repository), "--port", str(free_port()), "--metrics-port", "0"]
+    flags += ["--token-file", str(tokens)]
     # As people run it: of the file that an import reads in that moment Python would say with
-    # `-W error` that nobody closed it.
-    command = [sys.executable, "-m", "ganserve", "serve", *flags, "--token-file", str(tokens)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as serve:
+    # `error` that nobody closed it.
+    with process("serve", *flags, warnings="default::UserWarning") as serve:
         await eventually(lambda: catches(serve.pid, signal.SIGTERM))
         serve.send_signal(signal.SIGHUP)
         serve.send_signal(number)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
-from records import commit, processor
+from records import arguments_given, commit, processor
 
 from ganserve.cpus import usable_cpus
 
@@ -60,7 +60,7 @@ def render_page(parts: dict[str, Findings]) -> str:
     lines = [
         f"# Endurance of the server, {dt.date.today()}",
         "",
-        f"- command: `python benchmarks/endurance.py {' '.join(sys.argv[1:])}`",
+        f"- command: `python benchmarks/endurance.py {arguments_given()}`",
         f"- commit {commit()}, {versions}, Python {platform.python_version()}",
         f"- {processor()}, {usable_cpus()} CPUs for servers, clients and others; took {took}",
         f"- load at the end: {os.getloadavg()[0]:.1f} runnable threads over the last minute",

@@ -31,7 +31,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from records import commit, cpu_information, processor, write_record
+from records import arguments_given, commit, cpu_information, processor, write_record
 
 from ganserve.onnx_weights import part
 from ganserve.runtime import open_session
@@ -182,7 +182,7 @@ def render_page(
         [
             f"# Precision of a 64x64 generator on a CPU, {dt.date.today()}",
             "",
-            f"- command: `python benchmarks/precision.py {' '.join(sys.argv[1:])}`",
+            f"- command: `python benchmarks/precision.py {arguments_given()}`",
             (
                 f"- commit {commit()}, torch {torch.__version__}, ONNX {onnx.__version__}, "
                 f"ONNX Runtime {onnxruntime.__version__}, Python {platform.python_version()}"

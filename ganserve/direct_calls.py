@@ -24,7 +24,7 @@ import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # published without types
 
 from ganserve.core_call import CallDetails, CoreCall, Metadata
-from ganserve.unread_replies import UnreadReplies
+from ganserve.unread_replies import BETWEEN_LOOKS, UnreadReplies
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,6 @@ _SHUT_DOWN = cygrpc.CompletionType.queue_shutdown
 _NO_EVENTS = (cygrpc.CompletionType.queue_timeout, _SHUT_DOWN)
 _NO_FLAGS = 0
 _JOIN_SECONDS = 5.0
-_LONGEST_PAUSE = 1.0  # seconds, between looks for messages that do not come
 
 Work = Callable[[], None]
 Find = Callable[[Any], Awaitable[Any]]  # details of a call -> its handler, None for none
@@ -172,7 +171,7 @@ class DirectCalls:
             logger.warning("refused: calls whose request did not come whole (%d)", len(late))
         if unread := self._unread.give_up_late():
             logger.warning("given up: replies that were not read in time (%d)", unread)
-        pause = min(self._message_seconds / 2, _LONGEST_PAUSE)
+        pause = min(self._message_seconds / 2, BETWEEN_LOOKS)
         self._next_look = self._loop.call_later(pause, self._look_for_messages)
 
     def _refuse(self, call: CoreCall, code: grpc.StatusCode, details: str) -> None:

@@ -70,7 +70,8 @@ class LoadTally:
         lateness: Open loop: by how much calls started later than intended.
         completed: Calls that ended well within the window, whenever they began.
         not_sent: Calls left out because as many as allowed were under way.
-        too_late: Calls left out because the tester came to them later than a call may take.
+        too_late: Calls left out because the tester came to them later after the window than a call
+            may take.
         unfinished: Calls under way when the test was interrupted.
         verified, wrong, other_version: Calls whose images were compared: all, those of other bytes,
             and those of another version of the model, which may differ.

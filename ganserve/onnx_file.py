@@ -12,8 +12,8 @@ from functools import cache
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError, Message
 
+from ganserve import wire_format
 from ganserve.errors import ModelError
-from ganserve.wire_format import BYTES, Malformed, read_fields
 
 # The operators of the ONNX standard: https://onnx.ai/onnx/operators/
 _STANDARD_DOMAINS = frozenset({b"", b"ai.onnx", b"ai.onnx.ml"})
@@ -100,19 +100,13 @@ def check_fields(content: bytes | memoryview) -> None:
         ModelError: it has too many fields, or is no ONNX file.
     """
     check_format(content)
-    left = _MOST_FIELDS
-    waiting = [("Model", 0, len(content))]
     try:
-        while waiting:
-            kind, begin, end = waiting.pop()
-            inside = _COUNTED.get(kind, {})
-            for field in read_fields(content, begin, end):
-                left -= 1
-                if left < 0:
-                    raise ModelError(f"expected a graph of at most {_MOST_FIELDS} fields, got more")
-                if field.wire_type == BYTES and field.number in inside:
-                    waiting.append((inside[field.number], field.body, field.end))
-    except Malformed as error:
+        wire_format.check_fields(
+            content, "Model", _MOST_FIELDS, lambda kind: _COUNTED.get(kind, {})
+        )
+    except wire_format.TooManyFields as error:
+        raise ModelError(f"expected a graph of at most {_MOST_FIELDS} fields, got more") from error
+    except wire_format.Malformed as error:
         raise ModelError("expected an ONNX file, got other bytes") from error
 
 

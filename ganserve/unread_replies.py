@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Protocol
 
-_BETWEEN_LOOKS = 1.0  # seconds, at most
+BETWEEN_LOOKS = 1.0  # seconds, at most
 
 
 class Reply(Protocol):
@@ -70,6 +70,6 @@ class UnreadReplies:
         A look at the clock for each would cost as much as all else here.
         """
         now = time.monotonic()
-        latest = now + _BETWEEN_LOOKS
+        latest = now + BETWEEN_LOOKS
         self._end = {kind: latest + seconds for kind, seconds in self._seconds.items()}
         return now

@@ -1,6 +1,6 @@
 """Hides protobuf's form, where making messages of it would copy or cost to no end."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -10,6 +10,10 @@ _FIXED_SIZES = {1: 8, 5: 4}  # in bytes, by wire type
 
 class Malformed(Exception):
     """Not of protobuf's form, or of one that nothing writes any more, as groups are."""
+
+
+class TooManyFields(Malformed):
+    """More than may be looked at."""
 
 
 class Field(NamedTuple):
@@ -75,31 +79,42 @@ def read_fields(content: bytes | memoryview, begin: int, end: int) -> Iterator[F
         begin = after
 
 
-def check_fields(content: bytes, kind: Any, most: int) -> None:  # noqa: ANN401 - a Descriptor
+@cache
+def message_fields(kind: Any) -> Mapping[int, Any]:  # noqa: ANN401 - a Descriptor
+    """The fields of a kind of message that are messages themselves, by their numbers."""
+    return {field.number: field.message_type for field in kind.fields if field.message_type}
+
+
+def check_fields(
+    content: bytes | memoryview,
+    kind: Any,  # noqa: ANN401 - whatever `inside` takes
+    most: int,
+    inside: Callable[[Any], Mapping[int, Any]] = message_fields,
+) -> None:
     """Let through a message of a kind with at most so many fields, those within its fields too.
 
-    Parsing takes time for each field, be it of two bytes.
+    Making a message of it takes time and memory for each, be it of two bytes.
+
+    Args:
+        content: the message.
+        kind: its descriptor, or what else `inside` knows.
+        most: how many fields it may have.
+        inside: the fields of a kind that are looked into, and of which kind they are.
 
     Raises:
-        Malformed: it has more, or is no message.
+        TooManyFields: it has more.
+        Malformed: it is no message.
     """
-    parts = [(0, len(content), kind)]
+    parts = [(kind, 0, len(content))]
     while parts:
-        begin, end, part = parts.pop()
-        messages = _message_fields(part)
+        part, begin, end = parts.pop()
+        kinds = inside(part)
         for field in read_fields(content, begin, end):
             most -= 1
             if most < 0:
-                raise Malformed("too many fields")
-            message = messages.get(field.number) if field.wire_type == BYTES else None
-            if message is not None:
-                parts.append((field.body, field.end, message))
-
-
-@cache
-def _message_fields(kind: Any) -> dict[int, Any]:  # noqa: ANN401
-    """The fields of a kind of message that are messages themselves, by their numbers."""
-    return {field.number: field.message_type for field in kind.fields if field.message_type}
+                raise TooManyFields
+            if field.wire_type == BYTES and field.number in kinds:
+                parts.append((kinds[field.number], field.body, field.end))
 
 
 def _read_varint(content: bytes | memoryview, position: int, end: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ Prints images a second of wall time after a few steps to warm up. Kinds: `exampl
 `ours` and `ours, bf16` are `gantrain train` with preset `dcgan-2015`, `flagship` and `flagship,
 bf16` with preset `dcgan`; `..., constant batch` are the same steps fed from one batch that never
 changes; `flagship, autograd` is that too, with PyTorch's layers and autograd's second derivatives.
+On a GPU our steps are replayed as graphs, but for `flagship, autograd`.
 """
 
 import argparse
@@ -27,11 +28,13 @@ from gantrain.networks import create_networks
 from gantrain.networks import dcgan as flagship_networks
 from gantrain.networks.shape import Shape
 from gantrain.presets import resolve
+from gantrain.recorded_steps import CudaRecorder, RecordedStep
 from gantrain.reporting import read_metrics
 from gantrain.run_directory import RunDirectory
 from gantrain.settling import settle_config
-from gantrain.steps import discriminator_step, generate_fakes, generator_step, update_ema
+from gantrain.steps import StepResults, discriminator_step, generate_fakes, generator_step
 from gantrain.training import create_state, train
+from gantrain.updates import set_rates, update_ema
 
 BATCH, LATENTS, WARM_UP = 64, 100, 4
 IMAGES = 512
@@ -47,6 +50,7 @@ class Example:
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.device = device
+        torch.backends.cudnn.benchmark = True
         shape = Shape(image_size=size, channels=3, latent_dim=LATENTS, filters=64, kernel_size=4)
         generator, discriminator = create_networks("dcgan-2015", "dcgan-2015", shape, seed=0)
         make_plain(generator, discriminator)
@@ -100,18 +104,35 @@ class ConstantBatch:
         self.noise = torch.Generator(device)
         reals = torch.rand(BATCH, 3, size, size, device=device) * 2 - 1
         self.reals: Tensor = reals.to(memory_format=torch.channels_last)
+        self.indices = torch.zeros(1, BATCH, dtype=torch.int64, device=device)  # looked at by none
+        self.recorded: RecordedStep | None = None
+        if device.type == "cuda" and config.cuda_graph:
+            recorder = CudaRecorder(device, [self.noise])
+            self.recorded = RecordedStep(self.take, self.state, self.seed_noise, recorder)
 
     def step(self, index: int) -> None:
         """What the loop does to a batch."""
-        self.noise.manual_seed(index)
-        reuse = self.config.reuse_fakes
-        fakes = generate_fakes(self.state, self.config, self.noise, with_gradient=reuse)
-        discriminator_step(self.state, self.reals, fakes, self.config, self.noise)
-        if not reuse:
-            fakes = generate_fakes(self.state, self.config, self.noise, with_gradient=True)
-        generator_step(self.state, self.reals, fakes, self.config, self.noise)
+        set_rates(self.state, self.config)
+        if self.recorded:
+            self.recorded(index, self.indices)
+        else:
+            self.seed_noise(index)
+            self.take(self.indices)
         self.state.images_seen += BATCH
         update_ema(self.state, self.config)
+
+    def seed_noise(self, seed: int) -> None:
+        """Begin the noise of a step."""
+        self.noise.manual_seed(seed)
+
+    def take(self, _indices: Tensor) -> list[StepResults]:
+        """One step of each network."""
+        reuse = self.config.reuse_fakes
+        fakes = generate_fakes(self.state, self.config, self.noise, with_gradient=reuse)
+        judged = discriminator_step(self.state, self.reals, fakes, self.config, self.noise)
+        if not reuse:
+            fakes = generate_fakes(self.state, self.config, self.noise, with_gradient=True)
+        return [judged, generator_step(self.state, self.reals, fakes, self.config, self.noise)]
 
 
 def make_plain(*networks: nn.Module) -> None:
@@ -201,7 +222,10 @@ def main() -> None:
             run = settings(preset, *place, precision=how or "fp32", device=options.device)
             print(rate_of_our_loop(run))
             return
-        constant = ConstantBatch(settings(preset, *place, device=options.device))
+        graphed = how != "autograd"
+        constant = ConstantBatch(
+            settings(preset, *place, device=options.device, cuda_graph=graphed)
+        )
         if how == "autograd":
             make_plain(constant.state.generator, constant.state.discriminator)
             constant.state.discriminator = PlainDiscriminator(constant.state.discriminator)

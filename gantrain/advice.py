@@ -11,7 +11,7 @@ from gantrain.combinations import choose_lr, has_penalty, penalty_for_images, pe
 from gantrain.config import HIGHEST_DEFAULT_LR, TrainConfig
 from gantrain.networks import DISCRIMINATORS
 from gantrain.point_sets import POINT_SETS
-from gantrain.steps import ROLLBACK_LR
+from gantrain.updates import ROLLBACK_LR
 
 Advice = tuple[str, ...]
 

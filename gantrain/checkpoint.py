@@ -36,17 +36,15 @@ class TrainState:
     rollbacks: int = 0  # how often the run went back after its numbers had left all bounds
     rolled_back_to: int | None = None  # where to, until the next checkpoint; not saved
 
-    _PARTS = (
-        "generator",
-        "discriminator",
-        "generator_ema",
-        "generator_optimizer",
-        "discriminator_optimizer",
-    )
+    _OPTIMIZERS = ("generator_optimizer", "discriminator_optimizer")
+    _PARTS = ("generator", "discriminator", "generator_ema", *_OPTIMIZERS)
 
     def state_dict(self) -> dict[str, Any]:
         """All parts as tensors and plain values."""
         parts = {name: getattr(self, name).state_dict() for name in self._PARTS}
+        for name in self._OPTIMIZERS:  # what a recorded step keeps on a GPU is of no use elsewhere
+            for group in parts[name]["param_groups"]:
+                group |= {"lr": float(group["lr"]), "capturable": False}
         return {
             "format": _FORMAT,
             "images_seen": self.images_seen,

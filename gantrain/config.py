@@ -223,6 +223,12 @@ class TrainConfig(BaseModel):
         "repeat themselves anyway",
         may_change=True,
     )
+    cuda_graph: bool = _setting(
+        True,
+        "on a GPU: a step is recorded, compared with steps as they are, and replayed as a CUDA "
+        "graph; not with several ranks",
+        may_change=True,
+    )
     log_every: int | None = _setting(
         None, "images between status lines; unset: a 200th of the run", may_change=True, ge=1
     )

@@ -17,27 +17,26 @@ def repeatable(asked: bool) -> Iterator[None]:
     """Within the context, if asked for, equal inputs give equal bits on the same kind of device.
 
     As PyTorch's notes on reproducibility have it: algorithms without a random order of sums, chosen
-    without timing them, and a cuBLAS workspace of fixed size. On the CPU they are so anyway.
+    without timing them, and a cuBLAS workspace of fixed size. On the CPU they are so anyway. If not
+    asked for, cuDNN takes the algorithms that it finds the quickest.
 
     Raises:
         RunError: an operation has no such algorithm.
     """
-    if not asked:
-        yield
-        return
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.backends.cudnn.benchmark,
         os.environ.get(_WORKSPACE),
     )
-    os.environ.setdefault(_WORKSPACE, _FIXED_WORKSPACE)
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark = not asked
+    if asked:
+        os.environ.setdefault(_WORKSPACE, _FIXED_WORKSPACE)
+        torch.use_deterministic_algorithms(True)
     try:
         yield
     except RuntimeError as error:
-        if "deterministic" not in str(error):
+        if not asked or "deterministic" not in str(error):
             raise
         raise RunError(
             f"--deterministic: {str(error).splitlines()[0]}; choose other settings, or train "

@@ -7,13 +7,13 @@ left to tell them apart is how real they look for that class. R3GAN pairs them s
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from gantrain.augment import augment
-from gantrain.batches import random_latents
+from gantrain.batches import load_batch, random_latents
 from gantrain.checkpoint import TrainState
 from gantrain.config import TrainConfig
 from gantrain.losses import (
@@ -25,10 +25,46 @@ from gantrain.losses import (
 )
 from gantrain.networks import judge_with_gradients, run_network
 from gantrain.ranks import backward, take_share
+from gantrain.updates import apply_gradients
 
 StepResults = dict[str, Tensor]  # scalars are losses and penalties, [batch] are logits; detached
 
-ROLLBACK_LR = 0.5  # the learning rate after each rollback, over that before
+
+@dataclass(frozen=True)
+class Feed:
+    """What the batches of a run are taken from, on its device."""
+
+    examples: Tensor  # uint8 [count, channels, size, size], or points, float32 [count, 2]
+    labels: Tensor | None  # int64 [count], if conditional
+    lowest: float  # of the values that the generator makes
+    share: slice  # of each batch, this rank's
+
+
+def take_step(
+    state: TrainState,
+    feed: Feed,
+    indices: Tensor,
+    config: TrainConfig,
+    noise: torch.Generator,
+    own_noise: torch.Generator,
+) -> list[StepResults]:
+    """All updates of one step, on the examples at indices [discriminator_updates, batch_size].
+
+    `noise` is the same on all ranks, `own_noise` is this one's. Nothing here asks the device for a
+    value, and nothing but tensors differs from step to step, so that a GPU can repeat it.
+    """
+    found = []
+    for chosen in indices:
+        flip = config.flip == "on"
+        reals = load_batch(feed.examples, chosen, flip, noise, feed.lowest, feed.share)
+        labels = None if feed.labels is None else feed.labels[chosen[feed.share]]
+        fakes = generate_fakes(state, config, noise, labels, with_gradient=config.reuse_fakes)
+        found.append(discriminator_step(state, reals, fakes, config, own_noise, labels))
+    for _ in range(config.generator_updates):
+        if not config.reuse_fakes:
+            fakes = generate_fakes(state, config, noise, labels, with_gradient=True)
+        found.append(generator_step(state, reals, fakes, config, own_noise, labels))
+    return found
 
 
 def generate_fakes(
@@ -217,8 +253,7 @@ def generator_step(
         total = loss.generator(fake_logits if real_logits is None else real_logits, fake_logits)
         state.generator_optimizer.zero_grad()
         backward(total, state.generator)
-    lr = config.generator_lr
-    take_step(state.generator, state.generator_optimizer, lr, state.rollbacks, config)
+    apply_gradients(state.generator, state.generator_optimizer, config)
     return {"generator_loss": total.detach(), "generator_logits": fake_logits.detach()}
 
 
@@ -250,44 +285,4 @@ def update_discriminator(state: TrainState, loss: Tensor, config: TrainConfig) -
     """One optimizer step of the discriminator down the gradient of a scalar loss."""
     state.discriminator_optimizer.zero_grad()
     backward(loss, state.discriminator)
-    lr = config.discriminator_rate
-    take_step(state.discriminator, state.discriminator_optimizer, lr, state.rollbacks, config)
-
-
-def take_step(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    lr: float,
-    rollbacks: int,
-    config: TrainConfig,
-) -> None:
-    """Let the optimizer use the gradients that are there, clipped where asked for."""
-    if config.gradient_clip is not None:
-        nn.utils.clip_grad_value_(network.parameters(), config.gradient_clip)
-    updates = updates_so_far(optimizer)
-    lr = lr * ROLLBACK_LR**rollbacks / (1 + config.lr_decay * updates)
-    for group in optimizer.param_groups:
-        group |= {"lr": lr, "updates": updates + 1}
-    optimizer.step()
-
-
-def updates_so_far(optimizer: torch.optim.Optimizer) -> int:
-    """How often the optimizer has stepped, as noted beside its learning rate in checkpoints, too.
-
-    Its own count is in the device's memory: to read it is to wait for the device at each step.
-    """
-    noted = optimizer.param_groups[0].get("updates")
-    if noted is None:  # at the start, and in checkpoints before 0.10.0
-        return next((int(values["step"]) for values in optimizer.state.values()), 0)
-    return int(noted)
-
-
-def update_ema(state: TrainState, config: TrainConfig) -> None:
-    """Move the averaged generator's weights towards the generator's, where there is averaging."""
-    if not config.ema_half_life_images:
-        return  # it is the generator itself
-    half_life = min(config.ema_half_life_images, config.ema_ramp_up * state.images_seen)
-    decay = 0.5 ** (config.images_per_step / half_life)
-    averaged, current = state.generator_ema.parameters(), state.generator.parameters()
-    # All weights in few operations, where the device has such.
-    get_ema_multi_avg_fn(decay)([*averaged], [*current], None)  # type: ignore[no-untyped-call]
+    apply_gradients(state.discriminator, state.discriminator_optimizer, config)

@@ -2,16 +2,16 @@
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from gantrain.advice import say_how_to_go_on
-from gantrain.batches import DataOrder, load_batch, stream_seed
+from gantrain.batches import DataOrder, stream_seed
 from gantrain.checkpoint import (
     TrainState,
     discard_checkpoint,
@@ -37,19 +37,15 @@ from gantrain.ranks import (
     read_ranks,
     wait_for_all,
 )
+from gantrain.recorded_steps import CudaRecorder, RecordedStep
 from gantrain.reporting import StatusLine, Stopwatch
 from gantrain.run_directory import DataFacts, RunDirectory, check_same_run, open_run
 from gantrain.settling import check_share, describe_data, load_labels, settle_config
 from gantrain.shared_batch_norm import share_batch_norm
 from gantrain.step_means import StepMeans, gradient_norm
-from gantrain.steps import (
-    ROLLBACK_LR,
-    discriminator_step,
-    generate_fakes,
-    generator_step,
-    update_ema,
-)
+from gantrain.steps import Feed, StepResults, take_step
 from gantrain.stop_requests import stop_requests
+from gantrain.updates import ROLLBACK_LR, create_optimizer, set_rates, update_ema
 
 logger = logging.getLogger(__name__)
 
@@ -100,12 +96,13 @@ def train(config: TrainConfig) -> TrainState:
     ):
         state = create_state(config, device, len(facts.class_names))
         restore_newest(state, run)
-        lowest = GENERATORS[config.generator or ""].lowest
-        on_device = torch.from_numpy(examples).to(device)
-        all_labels = load_labels(data, config, device)
-        noise = torch.Generator(device)  # the same on all ranks
-        own_noise = torch.Generator(device) if ranks.count > 1 else noise
-        share = ranks.share(config.batch_size)
+        feed = Feed(
+            examples=torch.from_numpy(examples).to(device),
+            labels=load_labels(data, config, device),
+            lowest=GENERATORS[config.generator or ""].lowest,
+            share=ranks.share(config.batch_size),
+        )
+        step = create_step(state, feed, config, ranks)
         log_every = config.log_every or max(config.total_images // 200, 1)
         sample_every = config.sample_every or max(config.total_images // 20, 1)
         diagnose_every = config.diagnose_every or max(config.total_images // 20, 1)
@@ -116,24 +113,12 @@ def train(config: TrainConfig) -> TrainState:
         checkup = Checkup(run, config, data, state.images_seen) if ranks.first else None
         with StatusLine(state.images_seen, config.total_images, shown=ranks.first) as status:
             while state.images_seen < config.total_images:
-                noise.manual_seed(stream_seed(order.seed, state.images_seen))
-                if own_noise is not noise:
-                    own_noise.manual_seed(stream_seed(noise.initial_seed(), ranks.rank))
-                torch.manual_seed(own_noise.initial_seed())  # dropout draws from no other generator
-                for update in range(config.discriminator_updates):
-                    position = state.images_seen + update * config.batch_size
-                    indices = order.indices(position)
-                    flip = config.flip == "on"
-                    reals = load_batch(on_device, indices, flip, noise, lowest, share)
-                    labels = None if all_labels is None else all_labels[indices[share]]
-                    fakes = generate_fakes(
-                        state, config, noise, labels, with_gradient=config.reuse_fakes
-                    )
-                    means.add(discriminator_step(state, reals, fakes, config, own_noise, labels))
-                for _ in range(config.generator_updates):
-                    if not config.reuse_fakes:
-                        fakes = generate_fakes(state, config, noise, labels, with_gradient=True)
-                    means.add(generator_step(state, reals, fakes, config, own_noise, labels))
+                start, length = state.images_seen, config.images_per_step
+                positions = range(start, start + length, config.batch_size)
+                indices = torch.stack([order.indices(position) for position in positions])
+                set_rates(state, config)
+                for results in step(stream_seed(order.seed, state.images_seen), indices):
+                    means.add(results)
                 state.images_seen += config.images_per_step
                 update_ema(state, config)
                 status.advance(config.images_per_step)
@@ -153,6 +138,7 @@ def train(config: TrainConfig) -> TrainState:
                         before = state.images_seen
                         roll_back(state, run, config, diverged, len(facts.class_names))
                         order = data_order(len(examples), config, state, device)
+                        step = create_step(state, feed, config, ranks)
                         status.advance(state.images_seen - before)
                         clock.go_back(state.images_seen)
                         if checkup:
@@ -255,19 +241,33 @@ def create_state(config: TrainConfig, device: torch.device, class_count: int = 0
     )
 
 
-def create_optimizer(network: nn.Module, lr: float, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of one network.
+def create_step(
+    state: TrainState, feed: Feed, config: TrainConfig, ranks: Ranks
+) -> Callable[[int, Tensor], list[StepResults]]:
+    """What takes a step, given the seed of its noise and the indices of its batches.
 
-    Keras' epsilon stands where PyTorch's does, beside the root of the mean square.
+    On a GPU it is recorded, if asked for and if no other rank takes part.
     """
-    if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(
-            network.parameters(), lr=lr, alpha=config.rho, eps=config.optimizer_eps
-        )
-    betas = (config.beta1, config.beta2)
-    return torch.optim.Adam(
-        network.parameters(), lr=lr, betas=betas, eps=config.optimizer_eps, fused=True
-    )
+    device = feed.examples.device
+    noise = torch.Generator(device)  # the same on all ranks
+    own_noise = torch.Generator(device) if ranks.count > 1 else noise
+
+    def seed_noise(seed: int) -> None:
+        noise.manual_seed(seed)
+        if own_noise is not noise:
+            own_noise.manual_seed(stream_seed(seed, ranks.rank))
+        torch.manual_seed(own_noise.initial_seed())  # dropout draws from no other generator
+
+    def step(indices: Tensor) -> list[StepResults]:
+        return take_step(state, feed, indices, config, noise, own_noise)
+
+    def seeded_step(seed: int, indices: Tensor) -> list[StepResults]:
+        seed_noise(seed)
+        return step(indices)
+
+    if device.type != "cuda" or ranks.count > 1 or not config.cuda_graph:
+        return seeded_step
+    return RecordedStep(step, state, seed_noise, CudaRecorder(device, [noise]))
 
 
 def data_order(
@@ -335,7 +335,7 @@ def take_row(state: TrainState, means: StepMeans, clock: Stopwatch) -> dict[str,
         **clock.row(state.images_seen, values),
         "discriminator_gradient": gradient_norm(state.discriminator).item(),
         "generator_gradient": gradient_norm(state.generator).item(),
-        "lr": state.generator_optimizer.param_groups[0]["lr"],
+        "lr": float(state.generator_optimizer.param_groups[0]["lr"]),
         "rollbacks": state.rollbacks,
     }
 

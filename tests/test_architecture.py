@@ -84,11 +84,13 @@ LAYERS = {
         {"feature_spaces", "evaluation_data", "inception", "evaluation_results"},
         {"classifier_cache", "proof", "quantization"},
         {"checkup", "settling", "presets", "data_check", "onnx_graph", "precision_distance"},
-        {"datasets", "sampling", "step_means", "curves", "diagnostics", "integer_graph"},
+        {"datasets", "sampling", "step_means", "curves", "diagnostics", "integer_graph"}
+        | {"recorded_steps"},
         {"advice"},
         {"changes"},
         {"combinations", "pictures", "steps", "sample_statistics", "integer_layers"},
-        {"reporting", "run_directory", "image_decoding", "celeba_folders", "publishing"},
+        {"reporting", "run_directory", "image_decoding", "celeba_folders", "publishing"}
+        | {"updates"},
         {"checkpoint", "image_folders", "idx_files", "cifar_files", "stacked_mnist"},
         {"image_files", "networks", "point_sets"},
         {

@@ -24,7 +24,8 @@ def test_pytorch_is_told_to_repeat_itself_for_as_long_as_asked():
         assert flags() == (True, False, ":4096:8")
     assert flags() == before
     with repeatable(False):
-        assert flags() == before
+        assert flags() == (before[0], True, before[2]), "cuDNN may time its algorithms"
+    assert flags() == before
 
 
 def test_what_was_set_comes_back_after_an_error_too(monkeypatch: pytest.MonkeyPatch):

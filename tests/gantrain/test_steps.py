@@ -11,8 +11,9 @@ from gantrain.batches import random_latents
 from gantrain.combinations import network_shape
 from gantrain.networks import create_networks
 from gantrain.presets import resolve
-from gantrain.steps import discriminator_step, generate_fakes, generator_step, take_step
+from gantrain.steps import discriminator_step, generate_fakes, generator_step
 from gantrain.training import create_state
+from gantrain.updates import apply_gradients, set_rates
 
 BATCH = 6
 CPU = torch.device("cpu")
@@ -146,7 +147,8 @@ def test_the_learning_rate_decays_as_in_keras_and_each_gradient_element_is_clipp
     for _ in range(3):
         for values in state.generator.parameters():
             values.grad = torch.full_like(values, -30.0)
-        take_step(state.generator, state.generator_optimizer, config.lr, 0, config)
+        set_rates(state, config)
+        apply_gradients(state.generator, state.generator_optimizer, config)
         assert torch.equal(weights.grad, torch.full_like(weights, -1.0))
         seen.append(state.generator_optimizer.param_groups[0]["lr"])
     assert seen == pytest.approx([0.5, 0.5 / 1.25, 0.5 / 1.5])
@@ -158,15 +160,14 @@ def test_the_learning_rate_goes_on_falling_from_checkpoints_that_do_not_note_the
     for values in state.generator.parameters():
         values.grad = torch.ones_like(values)
     for _ in range(3):
-        take_step(state.generator, state.generator_optimizer, config.lr, 0, config)
+        set_rates(state, config)
+        apply_gradients(state.generator, state.generator_optimizer, config)
     saved = state.generator_optimizer.state_dict()
     for group in saved["param_groups"]:
         assert group.pop("updates") == 3  # 0.9.0 and before knew none
     resumed = create_state(config, CPU)
     resumed.generator_optimizer.load_state_dict(saved)
-    for values in resumed.generator.parameters():
-        values.grad = torch.ones_like(values)
-    take_step(resumed.generator, resumed.generator_optimizer, config.lr, 0, config)
+    set_rates(resumed, config)
     assert resumed.generator_optimizer.param_groups[0]["lr"] == 0.5 / 1.75
 
 

@@ -26,7 +26,7 @@ from gantrain.presets import resolve
 from gantrain.run_directory import RunDirectory, open_run
 from gantrain.sampling import generate, load_run_generator
 from gantrain.settling import load_labels
-from gantrain.steps import discriminator_step, generate_fakes, generator_step, update_ema
+from gantrain.steps import discriminator_step, generate_fakes, generator_step
 from gantrain.training import (
     Diverged,
     check_bounds,
@@ -34,6 +34,7 @@ from gantrain.training import (
     create_state,
     train,
 )
+from gantrain.updates import update_ema
 from tests.gantrain.conftest import (
     IMAGES,
     SHADES,

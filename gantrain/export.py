@@ -151,6 +151,7 @@ def reduce_precision(
 def describe(name: str, run: RunGenerator) -> dict[str, Any]:
     """The metadata of docs/artifact.md, less evaluation and golden images."""
     settings = run.config.model_dump(mode="json", exclude=_LOCAL_SETTINGS)
+    settings["preset"] = Path(run.config.preset).name  # of a file, not where it was
     data = run.data
     return {
         "schema": SCHEMA,

@@ -9,6 +9,7 @@ step does is not taken on trust: its first replays are compared with it.
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -64,8 +65,10 @@ class CudaRecorder:
     ) -> tuple[Callable[[], None], list[StepResults]]:
         """As a graph, which keeps the memory that the work took."""
         graph = torch.cuda.CUDAGraph()
-        for generator in self._generators:
-            graph.register_generator_state(generator)
+        with warnings.catch_warnings():  # in later releases that is done by the drawing itself
+            warnings.simplefilter("ignore")
+            for generator in self._generators:
+                graph.register_generator_state(generator)
         # Other threads may go on: TensorBoard's writes files.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             results = work()

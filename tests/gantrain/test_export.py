@@ -14,6 +14,7 @@ from PIL import Image
 from gantrain.errors import RunError, UsageError
 from gantrain.export import export_run
 from gantrain.latents import draw_latents
+from gantrain.presets import resolve
 from gantrain.proof import PROOF_BATCHES, compare, prove
 from gantrain.sampling import (
     generate,
@@ -22,6 +23,8 @@ from gantrain.sampling import (
     open_session,
     run_session,
 )
+from gantrain.training import train
+from tests.gantrain.conftest import SMALL
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,16 @@ def test_versions_count_up_and_hold_one_file(artifact: Path, small_run: Path):
     assert [path.name for path in artifact.parent.iterdir()] == ["model.onnx"]
     found = sorted(path.name for path in (repository / "digits").iterdir())
     assert found == [".versions", "1", "2"]
+
+
+def test_of_a_preset_in_a_file_the_name_alone_is_told(tmp_path: Path):
+    preset = tmp_path / "mine.json"
+    preset.write_text(json.dumps({"settings": {"filters": 4}}))
+    run_dir = tmp_path / "run"
+    train(resolve({**SMALL, "preset": str(preset), "run_dir": run_dir, "total_images": 32}))
+    path = export_run(run_dir, tmp_path / "models", "digits")
+    assert metadata_of(onnx.load(path))["training"]["preset"] == "mine.json"
+    assert str(tmp_path).encode() not in path.read_bytes()
 
 
 def test_the_graph_has_the_shapes_of_the_definition(model: onnx.ModelProto):

@@ -523,6 +523,14 @@ async def test_a_full_batch_does_not_wait():
     assert model.batches == [[1, 2, 3, 4]]
 
 
+async def test_a_full_batch_that_idle_workers_share_does_not_wait():
+    model = GatedModel(is_open=True)
+    async with running(model, max_wait_seconds=60, instances=2) as batcher:
+        await eventually(lambda: batcher._idle == 2)
+        await asyncio.wait_for(start(batcher, 1, 2, 3, 4), 20)
+    assert sorted(model.batches) == [[1, 2], [3, 4]]
+
+
 async def test_every_batch_and_request_is_measured():
     model = GatedModel(is_open=True)
     async with running(model) as batcher:

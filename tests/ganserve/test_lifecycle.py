@@ -397,6 +397,14 @@ class TestLifecycle:
             server.look_now()
             await eventually(lambda: server.repository.versions[0].number == 2)
 
+    async def test_a_demand_in_the_moment_of_the_end_does_not_hold_it_up(
+        self, repository, running_server
+    ):
+        async with running_server(repository, poll_seconds=60) as server:
+            await eventually(lambda: server._look_at_models._waiters)
+            server.look_now()
+            await asyncio.wait_for(server.stop_watching(), 20)
+
     def test_a_hangup_signal_is_the_demand(self, repository):
         process = subprocess.Popen(
             [

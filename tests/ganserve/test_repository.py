@@ -396,6 +396,16 @@ async def test_a_call_that_came_early_waits_for_the_first_models(tmp_path):
         await asyncio.wait_for(repository.wait_for_first_look("c"), 1)  # never again
 
 
+async def test_a_caller_that_leaves_in_the_moment_the_first_look_ends_has_left(tmp_path):
+    async with opened(tmp_path) as repository:
+        early = asyncio.ensure_future(repository.wait_for_first_look("tiny"))
+        await settle()
+        repository._first_look_over.set()
+        early.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await early
+
+
 @pytest.mark.parametrize("end", ["failed", "cancelled"])
 async def test_after_a_first_look_that_came_to_nothing_nobody_waits(end, tmp_path):
     write_artifact(tmp_path)

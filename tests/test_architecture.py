@@ -66,6 +66,7 @@ LAYERS = {
                 "health",
                 "channel_security",
                 "cpus",
+                "flag_names",
                 "grid",
                 "growth",
                 "latency_histogram",

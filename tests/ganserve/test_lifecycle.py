@@ -123,6 +123,7 @@ class TestModelQueue:
             waiting = asyncio.ensure_future(code_of(stub.GenerateImages(request(8))))
             await eventually(lambda: server.metrics.pending_images._value.get() == 8)
             assert await code_of(stub.GenerateImages(request(1))) is Code.RESOURCE_EXHAUSTED
+            assert await code_of(stub.StreamImages(request(1)).read()) is Code.RESOURCE_EXHAUSTED
             gate.open()
             assert await first is await waiting is Code.OK
             assert await code_of(stub.GenerateImages(request(8))) is Code.OK

@@ -236,16 +236,22 @@ async def test_without_a_name_each_call_names_its_own_field(repository, running_
         )
 
 
-async def test_more_than_the_encoder_keeps_up_with_is_refused(tmp_path, running_server):
+@pytest.mark.parametrize("kind", ["GenerateImages", "StreamImages"])
+async def test_more_than_the_encoder_keeps_up_with_is_refused(tmp_path, running_server, kind):
     write_artifact(tmp_path, height=256, width=256)
     settings = {"queue_size": 8, "max_images_per_request": 4, "encoder_threads": 1}
     async with running_server(tmp_path, **settings) as server, connected(server) as stub:
         refusals, answers = [], []
 
+        async def generate(message):
+            if kind == "GenerateImages":
+                return (await stub.GenerateImages(message)).images
+            return [image async for reply in stub.StreamImages(message) for image in reply.images]
+
         async def ask():
             while not refusals:
                 try:
-                    answers.append(await stub.GenerateImages(request(*range(4), format=PNG)))
+                    answers.append(await generate(request(*range(4), format=PNG)))
                 except grpc.aio.AioRpcError as error:
                     if "wait to be encoded, the limit is 8" in error.details():
                         refusals.append(error)
@@ -254,7 +260,7 @@ async def test_more_than_the_encoder_keeps_up_with_is_refused(tmp_path, running_
             await asyncio.gather(*(ask() for _ in range(8)))
         assert {error.code() for error in refusals} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
         assert (await stub.GenerateImages(request(1))).count == 1  # RAW needs no encoder
-        assert len({tuple(answer.images) for answer in answers}) == 1
+        assert len({tuple(images) for images in answers}) == 1
 
 
 async def test_images_are_counted_as_they_are_received(repository, running_server):

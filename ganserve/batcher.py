@@ -93,6 +93,7 @@ class Batcher:
         self._changed = threading.Condition(threading.Lock())
         self._queue = RowQueue(metrics)  # of the event loop and the workers
         self._idle = 0  # workers waiting for work
+        self._shared_at = 0.0  # when idle workers last were to share what waited
         self._closing = False
         self._call_times = CallTimes()
         self._workers = [
@@ -272,6 +273,8 @@ class Batcher:
         if not self._queue or self._closing or self._queue.waiting >= self._max_batch_size:
             return 0.0
         oldest = self._queue.oldest() if self._max_wait_seconds else 0.0
+        if oldest <= self._shared_at:  # left for another worker, not to wait for more
+            return 0.0
         return oldest + self._max_wait_seconds - time.monotonic()
 
     def _take(self, *, alone: bool = False) -> list[Part]:
@@ -283,6 +286,8 @@ class Batcher:
         share = self._queue.waiting if alone else -(-self._queue.waiting // (1 + self._idle))
         room = min(self._max_batch_size, max(share, -(-self._max_batch_size // 2)))
         parts, late = self._queue.take(room)
+        if self._idle and not alone:
+            self._shared_at = time.monotonic()
         if self._further_parts:
             self._loop.call_soon_threadsafe(self._let_in)
         for entry in late:

@@ -9,32 +9,27 @@ import functools
 import json
 import logging
 import os
-import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 from pydantic_settings import CliApp, get_subcommand
 
 from ganserve.cli_options import Ganserve, Generate, LoadTest, Models
 from ganserve.config import ServerConfig
+from ganserve.flag_names import describe_error, spell_flags
 
 if TYPE_CHECKING:
     from ganserve.channel_security import ChannelSecurity
     from ganserve.load_report import LoadReport
     from ganserve.load_sweep import LoadKind, Sweep
     from ganserve.v1.image_generation_pb2 import Model
-
-
-# A word of a message that may be the name of a setting; a flag is spelled out already.
-_NAME = re.compile(r"(?<![\w-])\w+")
 
 
 class CommandError(Exception):
@@ -82,7 +77,7 @@ def run(arguments: Sequence[str]) -> int:
         root = CliApp.run(Ganserve, cli_args=list(arguments))
     except ValidationError as error:
         for details in error.errors():
-            print(_describe_usage_error(details), file=sys.stderr)
+            print(describe_error(details, _fields), file=sys.stderr)
         return 2
     if root.version:
         print(f"ganserve {installed_version('ganserve')}")
@@ -95,7 +90,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         execute(command)
     except UsageError as error:
-        print(f"ganserve {name}: {_spell_flags(name, str(error))}", file=sys.stderr)
+        print(f"ganserve {name}: {spell_flags(name, str(error), _fields)}", file=sys.stderr)
         return 2
     except CommandError as error:
         print(f"ganserve {name}: {error}", file=sys.stderr)
@@ -105,39 +100,10 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _describe_usage_error(details: ErrorDetails) -> str:
-    command, *field = [str(part) for part in details["loc"]]
-    command = command.replace("_", "-")
-    message = details["msg"].removeprefix("Value error, ")
-    if not field:  # a check of several fields together, whose message names them
-        return f"ganserve {command}: {_spell_flags(command, message)}"
-    flag = _spell_flag(command, field[0])
-    if details["type"] == "missing":
-        return f"ganserve {command}: {flag} is required"
-    # Our own messages say themselves what came.
-    came = "" if details["type"] == "value_error" else f" (got {details['input']!r})"
-    return f"ganserve {command}: {flag}: {message}{came}"
-
-
-def _spell_flag(command: str, field: str) -> str:
-    flag = f"--{field.replace('_', '-')}"
-    return f"{flag} (or GANSERVE_{field.upper()})" if command == "serve" else flag
-
-
-def _spell_flags(command: str, message: str) -> str:
-    """Name the flags where a message about several settings names their fields."""
-    (fields,) = [model.model_fields for model, (name, _) in _COMMANDS.items() if name == command]
-
-    def spell_subject(match: re.Match[str]) -> str:
-        return _spell_flag(command, match[0]) if match[0] in fields else match[0]
-
-    def spell_other(match: re.Match[str]) -> str:
-        # Such as `device` and `versions` are words of the language, too.
-        is_field = "_" in match[0] and match[0] in fields
-        return f"--{match[0].replace('_', '-')}" if is_field else match[0]
-
-    subject, colon, rest = message.partition(": ")
-    return _NAME.sub(spell_subject, subject) + colon + _NAME.sub(spell_other, rest)
+def _fields(command: str) -> Collection[str]:
+    """The settings of a command."""
+    (kind,) = [kind for kind, (name, _) in _COMMANDS.items() if name == command]
+    return kind.model_fields
 
 
 def _serve(config: ServerConfig) -> None:

@@ -99,7 +99,8 @@ class Repository:
         over = self._first_look_over
         if not over.is_set() and (name or self._default_model) not in self._serving:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(over.wait(), _FIRST_LOOK_SECONDS)
+                async with asyncio.timeout(_FIRST_LOOK_SECONDS):
+                    await over.wait()
 
     @contextlib.contextmanager
     def use(

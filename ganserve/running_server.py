@@ -91,7 +91,8 @@ class RunningServer:
         self._draining = True
         self.health.shut_down()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.hurry.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self.hurry.wait()
         self.interceptor.refuse_new_calls()
 
     def watch(self) -> None:
@@ -165,7 +166,9 @@ class RunningServer:
     async def _pause(self, look_now: asyncio.Event) -> None:
         """Wait for the time of the next look, or for who wants one now."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(look_now.wait(), self._poll_seconds or None)
+            # `wait_for` of Python 3.11 loses a cancellation that comes together with the event.
+            async with asyncio.timeout(self._poll_seconds or None):
+                await look_now.wait()
         look_now.clear()
 
     def _publish_health(self) -> None:

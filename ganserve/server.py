@@ -24,7 +24,8 @@ from ganserve.inference.v2 import open_inference_pb2, open_inference_pb2_grpc
 from ganserve.listening import grpc_options, listen
 from ganserve.log_format import set_up_logging
 from ganserve.memory import keep_large_buffers
-from ganserve.metrics import Metrics, MetricsServer
+from ganserve.metrics import Metrics
+from ganserve.metrics_port import MetricsServer
 from ganserve.model_files import check_root
 from ganserve.open_inference import OpenInferenceService
 from ganserve.running_server import RunningServer

@@ -1,6 +1,7 @@
 """Hides the way from a call to its images: each RPC is the table of contents of its work."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -121,10 +122,12 @@ class ImageGenerationService(ImageGenerationServiceServicer):
                     return await self._respond(version, served, generation, generated, first=first)
 
                 starts = range(0, generation.count, chunk_images)
-                async for first, reply in one_ahead(make, starts):
-                    # Before it is sent: a caller that leaves may have received it.
-                    version.count_images(min(chunk_images, generation.count - first))
-                    yield reply
+                # Closed here, or what is made ahead would outlast a call whose caller leaves.
+                async with contextlib.aclosing(one_ahead(make, starts)) as replies:
+                    async for first, reply in replies:
+                        # Before it is sent: a caller that leaves may have received it.
+                        version.count_images(min(chunk_images, generation.count - first))
+                        yield reply
 
     async def ListModels(self, _: pb.ListModelsRequest, __: Context) -> pb.ListModelsResponse:
         """Describe every version that has a state."""

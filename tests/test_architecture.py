@@ -48,7 +48,7 @@ LAYERS = {
         }
         | {"accepting", "replies"},
         {"tallies", "encoding", "listening", "messages", "client_messages", "client_channel"}
-        | {"direct_calls", "providers"}
+        | {"direct_calls", "metrics_port", "providers"}
         | {"load_plan"},
         {
             *(
@@ -66,6 +66,7 @@ LAYERS = {
                 "health",
                 "channel_security",
                 "cpus",
+                "flag_names",
                 "grid",
                 "growth",
                 "latency_histogram",

@@ -43,6 +43,8 @@ class Service(grpc.GenericRpcHandler):
         self.context = context
         if request == b"fail":
             raise ValueError(request)
+        if request == b"give up":
+            raise asyncio.CancelledError
         try:
             await self.open.wait()
         except asyncio.CancelledError:
@@ -221,6 +223,14 @@ async def test_what_a_handler_raises_is_an_error_of_its_call_alone(direct_method
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await call(b"fail", timeout=20)
         assert error.value.code() in {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
+        assert await call(b"x") == b"x"
+
+
+async def test_a_handler_that_gives_up_leaves_no_caller_waiting():
+    async with serving([METHOD]) as (_, _, call):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await call(b"give up", timeout=20)
+        assert error.value.code() is grpc.StatusCode.CANCELLED
         assert await call(b"x") == b"x"
 
 

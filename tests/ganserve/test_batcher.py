@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import gc
 import os
 import sys
 import threading
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from ganserve.batcher import Batcher
+from ganserve.answers import refuse
+from ganserve.batcher import DEADLINE_SLACK_SECONDS, Batcher
 from ganserve.call_times import CallTimes
+from ganserve.entries import Entry
 from ganserve.errors import DeadlineExceeded, Overloaded, ShuttingDown
 from ganserve.latents import draw_latents
 from ganserve.metrics import Metrics
@@ -215,8 +218,37 @@ async def test_more_workers_have_a_refused_caller_come_back_sooner(instances):
     assert refusal.value.retry_seconds == pytest.approx(3 * guess / instances)
 
 
+async def test_a_refused_caller_comes_back_within_ten_seconds():
+    model = GatedModel()
+    async with running(model, queue_size=2000) as batcher:
+        first = start(batcher, 1)
+        await model.has_started()
+        waiting = start(batcher, *range(2000))
+        await settle()
+        assert 2000 * CallTimes().seconds_per_row > 10
+        with pytest.raises(Overloaded) as refusal:
+            await start(batcher, 5)
+        assert refusal.value.retry_seconds == 10
+        waiting.cancel()
+        model.release()
+        await first
+
+
 class TestFurtherParts:
     """Of calls that were admitted before."""
+
+    async def test_they_enter_as_soon_as_others_reach_the_model(self):
+        model = GatedModel()
+        async with running(model, queue_size=2) as batcher:
+            first = start(batcher, 1)
+            await model.has_started()
+            waiting, part = start(batcher, 2, 3), start(batcher, 4, 5, admitted=True)
+            model.release(1)
+            await model.has_started()  # the model works on 2 and 3
+            await eventually(lambda: sample(batcher, "ganserve_pending_images") == 2)
+            assert not waiting.done()
+            model.release()
+            await asyncio.gather(first, waiting, part)
 
     async def test_they_wait_for_room_and_are_never_refused(self):
         model = GatedModel()
@@ -471,6 +503,19 @@ async def test_a_caller_cancelled_at_its_deadline_counts_as_such():
     assert sample(batcher, "ganserve_abandoned_images_total", reason="deadline") == 1
 
 
+async def test_a_caller_cancelled_just_before_its_deadline_was_cancelled_by_it():
+    model = GatedModel()
+    async with running(model) as batcher:
+        first = start(batcher, 1)
+        await model.has_started()
+        late = start(batcher, 2, seconds=DEADLINE_SLACK_SECONDS * 0.9)
+        await asyncio.sleep(0)
+        late.cancel()
+        model.release()
+        await asyncio.wait([first, late])
+    assert sample(batcher, "ganserve_abandoned_images_total", reason="deadline") == 1
+
+
 async def test_a_fault_fails_its_batch_alone():
     model = GatedModel()
     model.fails_on = 2
@@ -507,6 +552,15 @@ async def test_closing_answers_what_was_accepted_and_refuses_the_rest():
             assert ((await request).pixels == images(*range(value, value + 3))).all()
 
 
+async def test_closing_waits_for_no_company():
+    model = GatedModel(is_open=True)
+    async with running(model, max_wait_seconds=60) as batcher:
+        request = start(batcher, 1)
+        await settle()
+        await asyncio.wait_for(batcher.close(), 20)
+        assert ((await request).pixels == images(1)).all()
+
+
 async def test_the_oldest_waits_for_company_no_longer_than_allowed():
     model = GatedModel(is_open=True)
     async with running(model, max_wait_seconds=0.1) as batcher:
@@ -523,6 +577,14 @@ async def test_a_full_batch_does_not_wait():
     assert model.batches == [[1, 2, 3, 4]]
 
 
+async def test_a_full_batch_that_idle_workers_share_does_not_wait():
+    model = GatedModel(is_open=True)
+    async with running(model, max_wait_seconds=60, instances=2) as batcher:
+        await eventually(lambda: batcher._idle == 2)
+        await asyncio.wait_for(start(batcher, 1, 2, 3, 4), 20)
+    assert sorted(model.batches) == [[1, 2], [3, 4]]
+
+
 async def test_every_batch_and_request_is_measured():
     model = GatedModel(is_open=True)
     async with running(model) as batcher:
@@ -532,6 +594,25 @@ async def test_every_batch_and_request_is_measured():
     assert sample(batcher, "ganserve_compute_seconds_count", model="m") == 2
     assert sample(batcher, "ganserve_queue_seconds_count") == 1
     assert sample(batcher, "ganserve_padding_images_total", model="m") == 0
+
+
+async def test_the_model_calls_of_a_split_request_are_summed():
+    model = GatedModel(is_open=True)
+    async with running(model) as batcher:
+        generated = await start(batcher, *range(10))
+    assert sample(batcher, "ganserve_compute_seconds_count", model="m") == 3
+    seconds = sample(batcher, "ganserve_compute_seconds_sum", model="m")
+    assert generated.compute_seconds == pytest.approx(seconds)
+
+
+async def test_an_error_that_nobody_waits_for_any_more_is_silent():
+    loop, told = asyncio.get_running_loop(), []
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    entry = Entry(rows(1), None, 1.0, 0.0, loop.create_future())
+    refuse(entry, DeadlineExceeded("too late"))
+    del entry
+    gc.collect()
+    assert told == []
 
 
 async def test_under_random_load_and_cancels_everyone_who_stays_gets_their_own_images():
@@ -679,6 +760,51 @@ async def test_calls_that_are_not_quick_are_made_by_the_workers():
         for _ in range(2):
             await submit(batcher, seeds(1))
     assert threading.current_thread() not in model.threads
+
+
+async def test_quick_calls_are_left_to_the_workers_while_those_work():
+    model, gate, held = SeenModel(), threading.Semaphore(1), threading.Event()
+
+    def run_batch(latents, labels):
+        images = model(latents, labels)
+        held.set()
+        assert gate.acquire(timeout=20)
+        return images
+
+    run_batch.release = gate.release
+    async with running(run_batch, inline_seconds=60) as batcher:
+        await become_quick(batcher)
+        batcher._inline_seconds = 0.0  # for once
+        first = submit(batcher, seeds(1))
+        held.clear()
+        await asyncio.to_thread(held.wait, 20)
+        batcher._inline_seconds = 60
+        second = submit(batcher, seeds(2))
+        await settle()
+        gate.release(2)
+        await asyncio.gather(first, second)
+    assert threading.current_thread() not in model.threads
+
+
+async def test_quick_calls_wait_for_company_too_where_that_is_asked_for():
+    model = SeenModel()
+    async with running(model, inline_seconds=60, max_wait_seconds=0.1) as batcher:
+        await become_quick(batcher)
+        assert (await submit(batcher, seeds(1))).queue_seconds >= 0.1
+
+
+async def test_how_long_one_batch_waited_takes_nothing_from_the_next():
+    model = SeenModel()
+    async with running(model, inline_seconds=60) as batcher:
+        await become_quick(batcher)
+        await asyncio.gather(submit(batcher, seeds(1)), submit(batcher, seeds(2)))
+        await submit(batcher, seeds(3))  # waits some turns, as the last had company
+        model.batches.clear()
+        first = submit(batcher, seeds(4))
+        for _ in range(4):
+            await asyncio.sleep(0)
+        await asyncio.gather(first, submit(batcher, seeds(5)))
+    assert [len(batch) for batch in model.batches] == [2]
 
 
 async def test_a_fault_in_the_event_loop_fails_its_batch_alone():

@@ -520,6 +520,16 @@ class TestSeveralServers:
             await eventually(lambda: hanging.cancelled == hanging.calls)
 
     @both_kinds
+    async def test_the_attempt_that_is_not_needed_any_more_is_cancelled(self, kind):
+        async with (
+            serving(FirstHangs()) as server,
+            opened(kind, server, hedge_after_seconds=0.05) as client,
+        ):
+            pixels = await generate(client, seeds=[5], timeout_seconds=60)
+            assert pixels.tolist() == [[[[1]]]]
+            await eventually(lambda: server.cancelled == 1)  # long before its deadline
+
+    @both_kinds
     async def test_a_hedged_call_that_fails_says_so(self, kind, repository, running_server):
         async with (
             running_server(repository) as server,
@@ -602,6 +612,16 @@ class Hanging:
         finally:
             self.cancelled += 1
         raise AssertionError
+
+
+class FirstHangs(Hanging):
+    """A server that answers all but its first call."""
+
+    async def answer(self, request: bytes, context: Any) -> bytes:
+        if self.calls == 0:
+            return await super().answer(request, context)
+        shape = {"count": 1, "height": 1, "width": 1, "channels": 1}
+        return pb.GenerateImagesResponse(**shape, pixels=b"\1").SerializeToString()
 
 
 class Ordered:

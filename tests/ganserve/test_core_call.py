@@ -49,6 +49,13 @@ def test_who_has_left_is_sent_nothing_that_grpc_would_keep(end):
     assert core.batches == []
 
 
+def test_a_reply_to_who_has_left_is_over_at_once():
+    call, over = arrive(Core()), []
+    leave(call)
+    call.send(b"images", over.append)
+    assert len(over) == 1
+
+
 def test_the_core_is_left_to_end_a_call_whose_deadline_has_passed():
     core = Core()
     call = arrive(core, seconds=-1)

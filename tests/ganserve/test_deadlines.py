@@ -1,8 +1,10 @@
 import asyncio
+import time
+from types import SimpleNamespace
 
 import pytest
 
-from ganserve.deadlines import Deadlines
+from ganserve.deadlines import Deadlines, deadline_of
 
 
 async def wait_for_ever(deadlines):
@@ -13,6 +15,23 @@ async def wait_for_ever(deadlines):
         return deadlines.has_passed()
     finally:
         deadlines.lift()
+
+
+@pytest.mark.parametrize(
+    ("of_grpc", "given", "expected"),
+    [
+        pytest.param(None, [None], 60, id="the default where there is none"),
+        pytest.param(500, [None], 500, id="gRPC's, though it be later than the default"),
+        pytest.param(None, [7], 7, id="the given one"),
+        pytest.param(30, [7], 7, id="the given one, earlier than gRPC's"),
+        pytest.param(5, [7], 5, id="gRPC's, earlier than the given one"),
+        pytest.param(0, [7], 0, id="one that has passed"),
+    ],
+)
+def test_the_earliest_deadline_counts(monkeypatch, of_grpc, given, expected):
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    context = SimpleNamespace(time_remaining=lambda: of_grpc)
+    assert deadline_of(context, 60.0, *given) == 1000.0 + expected
 
 
 async def test_a_task_is_cancelled_when_its_time_is_up():
@@ -43,6 +62,14 @@ async def test_whoever_ends_in_time_is_left_alone():
     deadlines.lift()
     await asyncio.sleep(0.06)
     assert not deadlines.has_passed()
+
+
+async def test_after_a_time_without_tasks_the_next_has_its_deadline_too():
+    deadlines = Deadlines(0.02)
+    deadlines.impose()
+    deadlines.lift()
+    await asyncio.sleep(0.06)  # when that one's time is up, there is none
+    assert await asyncio.wait_for(wait_for_ever(deadlines), 20) is True
 
 
 async def test_a_caller_who_cancels_is_not_mistaken_for_the_deadline():

@@ -110,6 +110,18 @@ async def test_a_small_call_is_not_held_up_by_a_large_one():
         assert len(await large) == 512
 
 
+@pytest.mark.parametrize("leaves", [False, True], ids=["answered", "left"])
+async def test_images_are_pending_until_their_call_ends(leaves):
+    with running(Encoder(threads=1)) as encoder:
+        call = asyncio.ensure_future(encoder.encode(noise(8, 64, 64, 3), ImageFormat.WEBP))
+        await asyncio.sleep(0)
+        assert encoder.pending_images == 8
+        if leaves:
+            call.cancel()
+        await asyncio.wait([call])
+        assert encoder.pending_images == 0
+
+
 async def test_a_closed_encoder_refuses_work():
     encoder = Encoder(threads=1)
     encoder.close()

@@ -143,6 +143,13 @@ def test_parallel_stations_are_joined_by_a_straight_line(stations, latent_dim):
     np.testing.assert_allclose(middle, (start + end) / 2, rtol=1e-6)
 
 
+def test_the_way_from_a_seed_to_itself_stays_there():
+    # Of many, for the cosine of some is rounded to more than 1.
+    stations = seeds(*np.repeat(np.arange(200), 2))
+    walk = interpolate_latents(stations, 2, 16)
+    np.testing.assert_allclose(walk[1::4], draw_latents(stations[::2], 16), rtol=1e-6)
+
+
 def test_truncation_comes_after_interpolation():
     walk = interpolate_latents(seeds(1, 2), 3, 8)
     truncated = interpolate_latents(seeds(1, 2), 3, 8, truncation=0.5)

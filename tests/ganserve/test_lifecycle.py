@@ -123,6 +123,7 @@ class TestModelQueue:
             waiting = asyncio.ensure_future(code_of(stub.GenerateImages(request(8))))
             await eventually(lambda: server.metrics.pending_images._value.get() == 8)
             assert await code_of(stub.GenerateImages(request(1))) is Code.RESOURCE_EXHAUSTED
+            assert await code_of(stub.StreamImages(request(1)).read()) is Code.RESOURCE_EXHAUSTED
             gate.open()
             assert await first is await waiting is Code.OK
             assert await code_of(stub.GenerateImages(request(8))) is Code.OK
@@ -396,6 +397,14 @@ class TestLifecycle:
                     await eventually(lambda: len(server.repository.versions) > 1)
             server.look_now()
             await eventually(lambda: server.repository.versions[0].number == 2)
+
+    async def test_a_demand_in_the_moment_of_the_end_does_not_hold_it_up(
+        self, repository, running_server
+    ):
+        async with running_server(repository, poll_seconds=60) as server:
+            await eventually(lambda: server._look_at_models._waiters)
+            server.look_now()
+            await asyncio.wait_for(server.stop_watching(), 20)
 
     def test_a_hangup_signal_is_the_demand(self, repository):
         process = subprocess.Popen(

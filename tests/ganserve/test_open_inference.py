@@ -547,6 +547,7 @@ class TestDescriptions:
         self, repository, running_server, settings, versions, policy
     ):
         write_artifact(repository, version=2)
+        publish(repository, "tiny", 3, b"rubbish")
         async with running_server(repository, **settings) as server, inferring(server) as stub:
             metadata = await stub.ModelMetadata(pb.ModelMetadataRequest(name="tiny"))
             config = (await stub.ModelConfig(pb.ModelConfigRequest(name="tiny"))).config

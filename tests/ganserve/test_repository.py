@@ -291,6 +291,19 @@ async def test_an_old_version_answers_its_last_calls_before_it_goes(tmp_path):
         assert states(repository) == []
 
 
+async def test_an_old_version_stays_until_the_last_of_its_calls_ends(tmp_path):
+    write_artifact(tmp_path)
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        with repository.use("tiny", None) as (version, served):
+            with repository.use("tiny", None):
+                write_artifact(tmp_path, version=2, offset=50)
+                await repository.refresh()
+            await settle()
+            assert version.state is ModelState.RETIRING
+            assert (await pixels_of(served) == 128).all()
+
+
 async def test_where_a_file_was_replaced_the_one_that_serves_is_described(tmp_path):
     path = write_artifact(tmp_path)
     async with opened(tmp_path) as repository:
@@ -394,6 +407,16 @@ async def test_a_call_that_came_early_waits_for_the_first_models(tmp_path):
         await early
         assert serving(repository, "b") == 1
         await asyncio.wait_for(repository.wait_for_first_look("c"), 1)  # never again
+
+
+async def test_a_caller_that_leaves_in_the_moment_the_first_look_ends_has_left(tmp_path):
+    async with opened(tmp_path) as repository:
+        early = asyncio.ensure_future(repository.wait_for_first_look("tiny"))
+        await settle()
+        repository._first_look_over.set()
+        early.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await early
 
 
 @pytest.mark.parametrize("end", ["failed", "cancelled"])

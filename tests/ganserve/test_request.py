@@ -67,6 +67,11 @@ def test_latents_are_rows_and_truncated_too():
     assert latents_of(request, 3).tolist() == [[0.5, 1.0, 1.5], [2.0, 2.5, 3.0]]
 
 
+@pytest.mark.parametrize("truncation", [2.0**-149, 1.0], ids=["smallest", "largest"])
+def test_a_truncation_may_be_as_small_as_a_number_and_as_large_as_one(truncation):
+    assert parse(**with_seeds(1, truncation=truncation)).truncation == truncation
+
+
 def test_an_interpolation_has_its_frames():
     request = parse(interpolation={"seeds": [1, 2], "frames_per_segment": 3}, truncation=0.5)
     assert request.count == 4

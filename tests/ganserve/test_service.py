@@ -1,6 +1,7 @@
 import asyncio
 import hashlib
 import io
+import shutil
 
 import grpc
 import numpy as np
@@ -11,7 +12,8 @@ from ganserve.latents import draw_latents, interpolate_latents
 from ganserve.messages import write
 from ganserve.service import one_ahead
 from ganserve.v1 import image_generation_pb2 as pb
-from tests.ganserve.conftest import connected, metric, settle
+from ganserve.versions import ModelState
+from tests.ganserve.conftest import connected, eventually, metric, settle
 from tests.ganserve.tiny import publish, reveal_pixels, write_artifact
 
 RAW, PNG, JPEG, WEBP = 1, 2, 3, 4
@@ -234,16 +236,22 @@ async def test_without_a_name_each_call_names_its_own_field(repository, running_
         )
 
 
-async def test_more_than_the_encoder_keeps_up_with_is_refused(tmp_path, running_server):
+@pytest.mark.parametrize("kind", ["GenerateImages", "StreamImages"])
+async def test_more_than_the_encoder_keeps_up_with_is_refused(tmp_path, running_server, kind):
     write_artifact(tmp_path, height=256, width=256)
     settings = {"queue_size": 8, "max_images_per_request": 4, "encoder_threads": 1}
     async with running_server(tmp_path, **settings) as server, connected(server) as stub:
         refusals, answers = [], []
 
+        async def generate(message):
+            if kind == "GenerateImages":
+                return (await stub.GenerateImages(message)).images
+            return [image async for reply in stub.StreamImages(message) for image in reply.images]
+
         async def ask():
             while not refusals:
                 try:
-                    answers.append(await stub.GenerateImages(request(*range(4), format=PNG)))
+                    answers.append(await generate(request(*range(4), format=PNG)))
                 except grpc.aio.AioRpcError as error:
                     if "wait to be encoded, the limit is 8" in error.details():
                         refusals.append(error)
@@ -252,7 +260,7 @@ async def test_more_than_the_encoder_keeps_up_with_is_refused(tmp_path, running_
             await asyncio.gather(*(ask() for _ in range(8)))
         assert {error.code() for error in refusals} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
         assert (await stub.GenerateImages(request(1))).count == 1  # RAW needs no encoder
-        assert len({tuple(answer.images) for answer in answers}) == 1
+        assert len({tuple(images) for images in answers}) == 1
 
 
 async def test_images_are_counted_as_they_are_received(repository, running_server):
@@ -284,6 +292,34 @@ async def test_a_reply_of_a_stream_is_counted_before_it_can_be_received(
         assert (await call.read()).count == 1
         call.cancel()
         assert await metric(server, "ganserve_images_total") == 1
+
+
+async def test_what_a_stream_makes_ahead_is_over_before_its_version_may_go(
+    repository, running_server, monkeypatch
+):
+    writing = asyncio.Event()
+
+    async def stuck(_, __):
+        writing.set()
+        await asyncio.Event().wait()  # until the call is cancelled
+
+    monkeypatch.setattr("ganserve.interceptors.write", stuck)
+    # The first message fills a batch, the second waits for company.
+    settings = {"chunk_bytes": 2 * 48, "max_batch_size": 2, "max_wait_seconds": 60}
+    settings |= {"instances": 1}
+    async with running_server(repository, **settings) as server, connected(server) as stub:
+        call = stub.StreamImages(request(1, 2, 3))
+        reading = asyncio.ensure_future(call.read())
+        await writing.wait()
+        batcher = server.repository.versions[0].served.batcher
+        await eventually(lambda: batcher._queue.waiting == 1)
+        shutil.rmtree(repository / "tiny")
+        await eventually(lambda: server.repository.versions[0].state is ModelState.RETIRING)
+        call.cancel()
+        await asyncio.wait([reading])
+        await eventually(lambda: not server.repository.versions)
+        cancelled = {"reason": "cancelled"}
+        assert await metric(server, "ganserve_abandoned_images_total", **cancelled) == 1
 
 
 async def test_a_full_queue_refuses_and_the_accepted_are_answered(tmp_path, running_server):

@@ -1,0 +1,47 @@
+"""Hides how messages about settings name the flags that people typed."""
+
+import re
+from collections.abc import Callable, Collection
+
+from pydantic_core import ErrorDetails
+
+# A word of a message that may be the name of a setting; a flag is spelled out already.
+_NAME = re.compile(r"(?<![\w-])\w+")
+
+FieldsOf = Callable[[str], Collection[str]]  # the settings of a command
+
+
+def describe_error(details: ErrorDetails, fields_of: FieldsOf) -> str:
+    """One line about what is wrong on a command line."""
+    command, *field = [str(part) for part in details["loc"]]
+    command = command.replace("_", "-")
+    message = details["msg"].removeprefix("Value error, ")
+    if not field:  # a check of several fields together, whose message names them
+        return f"ganserve {command}: {spell_flags(command, message, fields_of)}"
+    flag = _spell_flag(command, field[0])
+    if details["type"] == "missing":
+        return f"ganserve {command}: {flag} is required"
+    # Our own messages say themselves what came.
+    came = "" if details["type"] == "value_error" else f" (got {details['input']!r})"
+    return f"ganserve {command}: {flag}: {message}{came}"
+
+
+def spell_flags(command: str, message: str, fields_of: FieldsOf) -> str:
+    """Name the flags where a message about several settings names their fields."""
+    fields = fields_of(command)
+
+    def spell_subject(match: re.Match[str]) -> str:
+        return _spell_flag(command, match[0]) if match[0] in fields else match[0]
+
+    def spell_other(match: re.Match[str]) -> str:
+        # Such as `device` and `versions` are words of the language, too.
+        is_field = "_" in match[0] and match[0] in fields
+        return f"--{match[0].replace('_', '-')}" if is_field else match[0]
+
+    subject, colon, rest = message.partition(": ")
+    return _NAME.sub(spell_subject, subject) + colon + _NAME.sub(spell_other, rest)
+
+
+def _spell_flag(command: str, field: str) -> str:
+    flag = f"--{field.replace('_', '-')}"
+    return f"{flag} (or GANSERVE_{field.upper()})" if command == "serve" else flag

@@ -1,0 +1,187 @@
+"""Hides the HTTP port: metrics, liveness and readiness, for whoever asks in whatever way."""
+
+import contextlib
+import io
+import logging
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from socketserver import TCPServer, ThreadingMixIn
+from typing import Any, Self
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from ganserve.errors import StartupError
+
+logger = logging.getLogger(__name__)
+
+# Probes and scrapes last milliseconds; whoever holds more open than this is up to no good.
+_MOST_CONNECTIONS = 64
+_LONGEST_HEAD = 16 * 1024  # bytes of a request and its headers
+
+
+class _ThreadingServer(ThreadingMixIn, WSGIServer):
+    """Answers each scrape in a thread of its own, so that a slow one holds up nobody."""
+
+    daemon_threads = True
+    # A port that another process listens on must be an error.
+    allow_reuse_port = False
+
+    def server_bind(self) -> None:
+        """Take the port; the standard library would also ask the network for this host's name."""
+        TCPServer.server_bind(self)
+        host, self.server_port = self.server_address[:2]
+        self.server_name = str(host)
+        self.setup_environ()
+        self._open: dict[socket.socket, None] = {}  # the oldest first
+        self._lock = threading.Lock()
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - inherited
+        """Make room: where there are too many, the oldest connection has had its time."""
+        with self._lock:
+            if len(self._open) >= _MOST_CONNECTIONS:
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                with contextlib.suppress(OSError):  # closed just now
+                    oldest.shutdown(socket.SHUT_RDWR)
+            self._open[request] = None
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401 - inherited
+        """Close a connection."""
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
+        """Say nothing of a client that leaves or never asks; by default all print a traceback."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            logger.error("a request of %s failed", client_address, exc_info=error)
+
+
+class _IPv6Server(_ThreadingServer):
+    address_family = socket.AF_INET6
+
+
+class _Head(io.BufferedIOBase):
+    """The begin of what a client sends; the standard library would read megabytes of headers."""
+
+    def __init__(self, file: io.BufferedIOBase) -> None:
+        self._file = file
+        self._left = _LONGEST_HEAD
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """The next line; empty beyond the limit, as at the end."""
+        wanted = self._left if size is None or size < 0 else min(size, self._left)
+        line = self._file.readline(wanted)
+        self._left -= len(line)
+        return line
+
+    def close(self) -> None:
+        """Close the connection's side of it too."""
+        self._file.close()
+        super().close()
+
+
+class _QuietHandler(WSGIRequestHandler):
+    timeout = 10  # seconds for a client to send its request
+
+    def setup(self) -> None:
+        """Read no more than a request without a body needs."""
+        super().setup()
+        self.rfile = _Head(self.rfile)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - inherited name
+        """Scrapes and probes are no events."""
+
+
+@dataclass(frozen=True)
+class MetricsServer:
+    """The HTTP port, open until `close`."""
+
+    port: int
+    server: WSGIServer
+    thread: threading.Thread
+
+    @classmethod
+    def start(
+        cls,
+        host: str,
+        port: int,
+        registry: CollectorRegistry,
+        *,
+        is_alive: Callable[[], bool],
+        why_not_ready: Callable[[], str | None],
+    ) -> Self:
+        """Answer /metrics, /healthz and /readyz in a thread; port 0 takes a free one.
+
+        Both callables are called in other threads; `why_not_ready` returns None when ready.
+
+        Raises:
+            StartupError: the port cannot be had.
+        """
+        app = make_app(registry, is_alive=is_alive, why_not_ready=why_not_ready)
+        try:
+            family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            server_class = _IPv6Server if family == socket.AF_INET6 else _ThreadingServer
+            server = make_server(str(address[0]), port, app, server_class, _QuietHandler)
+        except socket.gaierror as error:
+            raise StartupError(
+                f"host: no address of this machine is known as {host}: {error.strerror}; choose "
+                "another --host"
+            ) from error
+        except OSError as error:
+            raise StartupError(
+                f"metrics_port: cannot listen on {host}:{port}: {error.strerror}; "
+                "choose another --metrics-port"
+            ) from error
+        # The default poll of half a second would be the time that closing takes.
+        thread = threading.Thread(
+            target=server.serve_forever, args=(0.1,), name="metrics", daemon=True
+        )
+        thread.start()
+        return cls(server.server_port, server, thread)
+
+    def close(self) -> None:
+        """Stop answering and free the port."""
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+def make_app(
+    registry: CollectorRegistry,
+    *,
+    is_alive: Callable[[], bool],
+    why_not_ready: Callable[[], str | None],
+) -> Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]:
+    """Build the WSGI application behind the metrics port."""
+    metrics_app = make_wsgi_app(registry)
+
+    def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO")
+        if path == "/metrics":
+            page: Iterable[bytes] = metrics_app(environ, start_response)
+            return page
+        if path == "/healthz":
+            status, text = ("200 OK", "ok") if is_alive() else ("503 Service Unavailable", "stuck")
+        elif path == "/readyz":
+            reason = why_not_ready()
+            status = "200 OK" if reason is None else "503 Service Unavailable"
+            text = reason or "ready"
+        else:
+            status, text = "404 Not Found", "expected /metrics, /healthz or /readyz"
+        body = (text + "\n").encode()
+        headers = [
+            ("Content-Type", "text/plain; charset=utf-8"),
+            ("Content-Length", str(len(body))),
+        ]
+        start_response(status, headers)
+        return [body]
+
+    return app

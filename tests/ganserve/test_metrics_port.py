@@ -1,0 +1,138 @@
+import contextlib
+import socket
+import struct
+import threading
+import urllib.error
+from urllib.request import urlopen
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from ganserve.errors import StartupError
+from ganserve.metrics import Metrics
+from ganserve.metrics_port import MetricsServer
+
+
+@pytest.fixture
+def http():
+    """Starts servers; what they say about themselves is in the dict."""
+    servers = []
+    says = {"alive": True, "reason": None}
+
+    def start(port=0, host="127.0.0.1"):
+        metrics = Metrics(CollectorRegistry())
+        metrics.pending_images.set(3)
+        server = MetricsServer.start(
+            host,
+            port,
+            metrics.registry,
+            is_alive=lambda: says["alive"],
+            why_not_ready=lambda: says["reason"],
+        )
+        servers.append(server)
+        return server.port
+
+    start.says = says
+    yield start
+    for server in servers:
+        server.close()
+
+
+def get(port, path):
+    try:
+        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_metrics_are_shown_as_prometheus_reads_them(http):
+    status, text = get(http(), "/metrics")
+    assert status == 200
+    assert "# TYPE ganserve_pending_images gauge\nganserve_pending_images 3.0\n" in text
+
+
+def test_liveness_is_that_of_the_event_loop(http):
+    port = http()
+    assert get(port, "/healthz") == (200, "ok\n")
+    http.says["alive"] = False
+    assert get(port, "/healthz")[0] == 503
+
+
+def test_readiness_says_what_is_missing(http):
+    port = http()
+    assert get(port, "/readyz") == (200, "ready\n")
+    http.says["reason"] = "loading models"
+    assert get(port, "/readyz") == (503, "loading models\n")
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics/x", "/%00", "/metricsx"])
+def test_other_pages_do_not_exist(http, path):
+    assert get(http(), path)[0] == 404
+
+
+def test_a_port_in_use_is_one_clear_line(http):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(StartupError, match=rf"127.0.0.1:{port}: Address already in use"):
+            http(port)
+
+
+def test_endless_headers_are_not_read(http):
+    port = http()
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(b"GET /healthz HTTP/1.1\r\nx: " + b"y" * 15_000)
+        client.sendall(b"z" * 2_000)  # beyond the limit, and no end of the line yet
+        assert client.recv(64).startswith(b"HTTP/1.0 200")
+
+
+def test_a_host_that_does_not_exist_is_one_clear_line(http):
+    with pytest.raises(StartupError, match=r"host: no address .* is known as 256\.1\.1\.1"):
+        http(host="256.1.1.1")
+
+
+def test_a_client_that_says_nothing_holds_up_nobody(http):
+    port = http()
+    with socket.create_connection(("127.0.0.1", port)):
+        assert get(port, "/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "stays"])
+def test_a_client_that_never_asks_is_no_event(http, monkeypatch, capfd, caplog, leaves):
+    monkeypatch.setattr("ganserve.metrics_port._QuietHandler.timeout", 0.05)
+    port = http()
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        if leaves:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        else:
+            assert client.recv(1) == b""  # given up
+    assert get(port, "/healthz")[0] == 200  # so the one before was accepted
+    for thread in threading.enumerate():
+        if "process_request_thread" in thread.name:
+            thread.join(20)
+    assert (capfd.readouterr().err, caplog.records) == ("", [])
+
+
+def test_more_connections_than_sensible_cost_the_oldest_theirs(http, monkeypatch):
+    monkeypatch.setattr("ganserve.metrics_port._MOST_CONNECTIONS", 3)
+    port = http()
+    with contextlib.ExitStack() as stack:
+        loiterers = []
+        for _ in range(6):  # as fast as they are accepted
+            loiterers.append(stack.enter_context(socket.create_connection(("127.0.0.1", port))))
+            loiterers[-1].sendall(b"GET /metrics HTT")
+        for loiterer in loiterers[:3]:
+            loiterer.settimeout(20)
+            assert loiterer.recv(1) == b""
+        assert get(port, "/healthz")[0] == 200  # which takes the fourth's place
+        for _ in range(20):
+            assert get(port, "/metrics")[0] == 200
+
+
+def test_a_start_asks_no_name_server(monkeypatch, http):
+    def ask(*_):
+        raise AssertionError("a name server was asked")
+
+    monkeypatch.setattr("socket.getfqdn", ask)
+    assert get(http(), "/healthz")[0] == 200

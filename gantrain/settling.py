@@ -27,7 +27,8 @@ def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
     if config.conditional and (isinstance(data, PointSet) or data.labels is None):
         raise RunError(
             f"--conditional: the data {config.data} have no classes ({data.kind}); give images in "
-            "a folder for each class or another source with labels, or leave --conditional out"
+            "a folder for each class, with none beside these folders, or another source with "
+            "labels, or leave --conditional out"
         )
     if isinstance(data, PointSet):
         count = len(data.points)

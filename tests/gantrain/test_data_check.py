@@ -54,6 +54,17 @@ def test_a_folder_is_described(pictures):
     )
 
 
+def test_images_that_keep_folders_from_being_classes_are_named(pictures):
+    for name in ("a.png", "b.png", "c.png", "d.png"):
+        save(pictures / name)
+    report = check_source(str(pictures))
+    assert report.class_counts == {}
+    assert (
+        "classes    none, as these images lie beside the folders: a.png, b.png, c.png and 1 more\n"
+        in report.describe()
+    )
+
+
 def test_every_bad_file_is_named_to_the_end(pictures):
     for index in range(20):
         (pictures / "cat" / f"empty{index}.png").touch()

@@ -151,6 +151,14 @@ def test_every_damaged_mnist_format_file_is_named(mnist_like):
     assert report.problem.startswith(f"{mnist_like}/t10k-images-idx3-ubyte.gz: wrong magic number")
 
 
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte.gz", "t10k-labels.idx1-ubyte"])
+@pytest.mark.parametrize("prefix", ["", "stacked-mnist:"])
+def test_one_mnist_format_file_leads_to_its_folder(prefix, name, tmp_path):
+    write_idx(tmp_path / name, np.zeros(3))
+    with pytest.raises(DatasetError, match=f"{name}: one of .* give the folder that holds them"):
+        check_source(f"{prefix}{tmp_path / name}")
+
+
 def test_a_source_that_is_none_is_refused():
     with pytest.raises(DatasetError, match="'nowhere': no such data set, file or folder"):
         check_source("nowhere")

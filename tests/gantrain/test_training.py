@@ -507,6 +507,12 @@ def test_classes_are_not_learned_from_data_that_have_none(class_folders: Path, t
         train(resolve({**one_class, "conditional": True, "total_images": 16}))
 
 
+def test_classes_beyond_the_limit_are_told_to_be_so(class_folders: Path, tmp_path: Path):
+    first_class = {**SMALL, "data": str(class_folders), "max_data_images": 16, "batch_size": 8}
+    with pytest.raises(RunError, match=r"have no classes .*; give a larger --max-data-images, "):
+        train(resolve({**first_class, "conditional": True, "run_dir": tmp_path, "total_images": 8}))
+
+
 def test_a_run_does_not_become_conditional(small_run: Path):
     with pytest.raises(RunError, match="--conditional False, asked for is True"):
         train(resolve({**SMALL, "run_dir": small_run, "total_images": 2048, "conditional": True}))

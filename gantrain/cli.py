@@ -64,6 +64,9 @@ def run(arguments: Sequence[str]) -> int:
     command: Any = get_subcommand(root, is_required=False)
     if isinstance(command, Data):
         command = get_subcommand(command, is_required=False)
+        if command is None:
+            print("gantrain data: expected `gantrain data check SOURCE`", file=sys.stderr)
+            return 2
     if command is None:
         CliApp.print_help(Gantrain, file=sys.stderr)
         return 2

@@ -22,7 +22,7 @@ from gantrain.datasets import (
     refuse_image_settings,
 )
 from gantrain.image_decoding import choose_image_size, decode_files, is_grey, quiet_decoders
-from gantrain.image_folders import Listing, find_problem, label
+from gantrain.image_folders import NAMES_SHOWN, Listing, find_problem, find_strays, label
 from gantrain.point_sets import POINT_SET_SUMMARIES, POINT_SETS, PointSet
 from gantrain.stacked_mnist import PREFIX, STACKED_KIND
 
@@ -40,6 +40,7 @@ class SourceReport:
     sizes: Mapping[str, int] = field(default_factory=dict)  # "640x480" -> images, most first
     modes: Mapping[str, int] = field(default_factory=dict)  # Pillow's names -> images
     class_counts: Mapping[str, int] = field(default_factory=dict)  # empty without classes
+    strays: tuple[str, ...] = ()  # images beside folders, which are no classes therefore
     splits: Mapping[str, int] = field(default_factory=dict)  # empty where there is no other split
     ignored: Mapping[str, int] = field(default_factory=dict)  # extension -> files left out
     bad_files: tuple[BadFile, ...] = ()
@@ -49,13 +50,17 @@ class SourceReport:
         """Return the report as lines for a person, with every bad file."""
         colour = "grey" if self.channels == 1 else "RGB"
         loaded = f"{self.image_size}x{self.image_size} {colour}" if self.image_size else ""
+        no_classes = "" if self.points else "none"
+        if self.strays:
+            named = list_some([*self.strays], NAMES_SHOWN)
+            no_classes += f", as these images lie beside the folders: {named}"
         rows = {
             "source": f"{self.source} ({self.kind})",
             "points" if self.points else "images": f"{self.count}",
             "splits": list_counts(self.splits),
             "sizes": list_counts(self.sizes),
             "modes": list_counts(self.modes),
-            "classes": list_counts(self.class_counts) or ("" if self.points else "none"),
+            "classes": list_counts(self.class_counts) or no_classes,
             "loaded as": loaded if self.count else "",
             "left out": list_counts(self.ignored),
             "bad files": f"{len(self.bad_files)}" if self.bad_files else "",
@@ -194,6 +199,7 @@ def check_listing(
         sizes=dict(sizes.most_common()),
         modes=dict(modes.most_common()),
         class_counts=count_classes(*label(listing, names)),
+        strays=tuple(find_strays([file.name for file in listing.files])),
         ignored=listing.ignored,
         bad_files=tuple(bad_files),
     )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gantrain.bad_data import BadFile, DatasetError
 from gantrain.celeba_folders import count_splits, find_celeba, list_celeba
 from gantrain.cifar_files import is_cifar, read_cifar
-from gantrain.idx_files import holds_split, is_idx_folder, read_idx_folder
+from gantrain.idx_files import holds_split, is_idx_file, is_idx_folder, read_idx_folder
 from gantrain.image_decoding import (
     IMAGE_SIZES,
     choose_image_size,
@@ -193,10 +193,15 @@ def find_path(source: str) -> Path:
     try:
         if path.is_dir():
             os.scandir(path).close()  # raises where it cannot be listed
-        if source and path.exists():  # an empty path would mean the current folder
-            return path
+        found = source and path.exists()  # an empty path would mean the current folder
     except OSError as error:
         raise DatasetError(f"{source}: cannot be read: {error.strerror}") from error
+    if found and path.is_file() and is_idx_file(path):
+        raise DatasetError(
+            f"{source}: one of several MNIST-format idx files; give the folder that holds them"
+        )
+    if found:
+        return path
     names = ", ".join((*NAMED_SOURCES, *POINT_SETS, f"{PREFIX}FOLDER"))
     raise DatasetError(
         f"{source!r}: no such data set, file or folder; known are {names}, or give the path of a "

@@ -23,14 +23,19 @@ FILE_NAME = re.compile(r"(train|t10k)-(images[-.]idx3|labels[-.]idx1)-ubyte(\.gz
 FILE_PREFIXES = {"train": "train", "test": "t10k"}
 
 
+def is_idx_file(path: Path) -> bool:
+    """Tell whether the file is named as one of MNIST's four."""
+    return FILE_NAME.fullmatch(path.name) is not None
+
+
 def is_idx_folder(folder: Path) -> bool:
     """Tell whether the folder holds a file named as one of MNIST's four."""
-    return any(FILE_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return any(is_idx_file(path) for path in folder.iterdir())
 
 
 def holds_split(folder: Path, split: str) -> bool:
     """Tell whether the folder holds a file named as one of a split's two."""
-    names = (path.name for path in folder.iterdir() if FILE_NAME.fullmatch(path.name))
+    names = (path.name for path in folder.iterdir() if is_idx_file(path))
     return any(name.startswith(FILE_PREFIXES[split]) for name in names)
 
 
@@ -65,6 +70,9 @@ def find_bad_files(folder: Path) -> list[BadFile]:
     bad_files = []
     for path in sorted(folder.iterdir()):
         if match := FILE_NAME.fullmatch(path.name):
+            stem, extension = re.split(r"[-.](?=idx)", path.name.removesuffix(".gz"))
+            if path.is_dir() and path != find_file(folder, stem, extension):
+                continue
             try:
                 read_idx(path, dimensions=3 if "images" in match[2] else 1)
             except BadFileError as error:
@@ -73,12 +81,18 @@ def find_bad_files(folder: Path) -> list[BadFile]:
 
 
 def find_file(folder: Path, stem: str, extension: str) -> Path:
-    """Find the file in any of its spellings; an unpacked one is preferred."""
-    for name in (f"{stem}-{extension}", f"{stem}.{extension}"):
-        for path in (folder / name, folder / f"{name}.gz"):
-            if path.exists():
-                return path
-    raise DatasetError(f"{folder}: {stem}-{extension} (or the same with .gz) is missing; add it")
+    """Find the file in any of its spellings; an unpacked one is preferred.
+
+    Kaggle's copy of MNIST has beside `train-images.idx3-ubyte` a folder of the other spelling.
+    """
+    names = (f"{stem}-{extension}", f"{stem}.{extension}")
+    paths = (folder / f"{name}{packed}" for name in names for packed in ("", ".gz"))
+    there = [path for path in paths if path.exists()]
+    if not there:
+        raise DatasetError(
+            f"{folder}: {stem}-{extension} (or the same with .gz) is missing; add it"
+        )
+    return next((path for path in there if not path.is_dir()), there[0])
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:

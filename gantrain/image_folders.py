@@ -216,13 +216,27 @@ def classes_by_folder(names: list[str]) -> list[str] | None:
     Folders that all files share are passed over. Folders are classes where there are at least two
     and every file lies in one.
     """
+    parts = below_shared_folders(names)
+    if not parts or any(len(part) == 1 for part in parts):
+        return None
+    return [part[0] for part in parts]
+
+
+def find_strays(names: list[str]) -> list[str]:
+    """Return the files without which the folders beside them would be classes."""
+    parts = below_shared_folders(names)
+    folders = {part[0] for part in parts if len(part) > 1}
+    strays = [name for name, part in zip(names, parts, strict=True) if len(part) == 1]
+    return strays if len(folders) > 1 else []
+
+
+def below_shared_folders(names: list[str]) -> list[tuple[str, ...]]:
+    """Return the parts of each file's path below the folders that all files share."""
     parts = [PurePosixPath(name).parts for name in names]
     shared = 0
     while parts and all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
         shared += 1
-    if not parts or any(len(p) <= shared + 1 for p in parts):
-        return None
-    return [p[shared] for p in parts]
+    return [p[shared:] for p in parts]
 
 
 def label(listing: Listing, names: list[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:

@@ -25,9 +25,11 @@ def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
             classes are to be learned and there are none.
     """
     if config.conditional and (isinstance(data, PointSet) or data.labels is None):
+        more = "a larger --max-data-images, " if config.max_data_images else ""
         raise RunError(
-            f"--conditional: the data {config.data} have no classes ({data.kind}); give images in "
-            "a folder for each class or another source with labels, or leave --conditional out"
+            f"--conditional: the data {config.data} have no classes ({data.kind}); give {more}"
+            "images in a folder for each class, with none beside these folders, or another source "
+            "with labels, or leave --conditional out"
         )
     if isinstance(data, PointSet):
         count = len(data.points)

@@ -40,6 +40,11 @@ def test_without_a_command_help_is_shown_and_the_usage_is_wrong(capsys):
     assert "train" in capsys.readouterr().err
 
 
+def test_without_a_command_of_its_own_data_says_which_there_is(capsys):
+    assert gantrain("data") == 2
+    assert capsys.readouterr().err == "gantrain data: expected `gantrain data check SOURCE`\n"
+
+
 def test_whoever_reads_may_have_enough():
     reader, writer = os.pipe()
     os.close(reader)

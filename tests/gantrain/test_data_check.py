@@ -54,6 +54,17 @@ def test_a_folder_is_described(pictures):
     )
 
 
+def test_images_that_keep_folders_from_being_classes_are_named(pictures):
+    for name in ("a.png", "b.png", "c.png", "d.png"):
+        save(pictures / name)
+    report = check_source(str(pictures))
+    assert report.class_counts == {}
+    assert (
+        "classes    none, as these images lie beside the folders: a.png, b.png, c.png and 1 more\n"
+        in report.describe()
+    )
+
+
 def test_every_bad_file_is_named_to_the_end(pictures):
     for index in range(20):
         (pictures / "cat" / f"empty{index}.png").touch()
@@ -138,6 +149,14 @@ def test_every_damaged_mnist_format_file_is_named(mnist_like):
         "train-labels-idx1-ubyte.gz",
     ]
     assert report.problem.startswith(f"{mnist_like}/t10k-images-idx3-ubyte.gz: wrong magic number")
+
+
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte.gz", "t10k-labels.idx1-ubyte"])
+@pytest.mark.parametrize("prefix", ["", "stacked-mnist:"])
+def test_one_mnist_format_file_leads_to_its_folder(prefix, name, tmp_path):
+    write_idx(tmp_path / name, np.zeros(3))
+    with pytest.raises(DatasetError, match=f"{name}: one of .* give the folder that holds them"):
+        check_source(f"{prefix}{tmp_path / name}")
 
 
 def test_a_source_that_is_none_is_refused():

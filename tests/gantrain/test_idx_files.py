@@ -137,6 +137,14 @@ def test_a_damaged_file_is_named_with_what_is_wrong(name, content, reason, tmp_p
     assert [bad.name for bad in find_bad_files(tmp_path)] == [name]
 
 
+def test_a_folder_of_the_other_spelling_is_passed_over(tmp_path):
+    write_split(tmp_path, separator=".")
+    for name in (IMAGES_FILE, LABELS_FILE):
+        (tmp_path / name).mkdir()
+    assert np.array_equal(read_idx_folder(tmp_path, "train")[0], IMAGES)
+    assert find_bad_files(tmp_path) == []
+
+
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "named-pipe"])
 def test_what_is_no_file_is_refused_without_waiting(make, tmp_path):
     (write_split(tmp_path) / LABELS_FILE).unlink()

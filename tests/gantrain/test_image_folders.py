@@ -5,7 +5,13 @@ import pytest
 from PIL import Image
 
 from gantrain.bad_data import BadFileError, DatasetError
-from gantrain.image_folders import MAX_FILE_BYTES, classes_by_folder, natural_key, open_listing
+from gantrain.image_folders import (
+    MAX_FILE_BYTES,
+    classes_by_folder,
+    find_strays,
+    natural_key,
+    open_listing,
+)
 
 PIXEL = b"\x89PNG, or so its name and its first bytes say"
 
@@ -244,3 +250,18 @@ def test_a_named_pipe_is_refused_without_waiting(tmp_path):
 )
 def test_folders_are_classes_only_where_every_image_lies_in_one(names, classes):
     assert classes_by_folder(names) == classes
+
+
+@pytest.mark.parametrize(
+    ("names", "strays"),
+    [
+        pytest.param(["cat/1.png", "dog/1.png", "2.png"], ["2.png"], id="one-outside"),
+        pytest.param(["x/cat/1.png", "x/2.png", "x/dog/1.png"], ["x/2.png"], id="shared-folders"),
+        pytest.param(["cat/1.png", "dog/1.png"], [], id="classes"),
+        pytest.param(["1.png", "rest/2.png"], [], id="one-folder"),
+        pytest.param(["1.png", "2.png"], [], id="no-folders"),
+        pytest.param([], [], id="no-files"),
+    ],
+)
+def test_strays_are_what_keeps_folders_from_being_classes(names, strays):
+    assert find_strays(names) == strays

@@ -502,8 +502,16 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path):
 
 def test_classes_are_not_learned_from_data_that_have_none(class_folders: Path, tmp_path: Path):
     one_class = {**SMALL, "data": str(class_folders / "cat"), "run_dir": tmp_path / "run"}
-    with pytest.raises(RunError, match=r"--conditional: the data .*cat have no classes \(image"):
+    with pytest.raises(
+        RunError, match=r"--conditional: the data .*cat have no classes \(image.* none beside"
+    ):
         train(resolve({**one_class, "conditional": True, "total_images": 16}))
+
+
+def test_classes_beyond_the_limit_are_told_to_be_so(class_folders: Path, tmp_path: Path):
+    first_class = {**SMALL, "data": str(class_folders), "max_data_images": 16, "batch_size": 8}
+    with pytest.raises(RunError, match=r"have no classes .*; give a larger --max-data-images, "):
+        train(resolve({**first_class, "conditional": True, "run_dir": tmp_path, "total_images": 8}))
 
 
 def test_a_run_does_not_become_conditional(small_run: Path):

@@ -66,18 +66,17 @@ class Yardstick:
         Raises:
             ValueError: some are not finite.
         """
+        # As many as the reference has there: more would cover more of it by their number alone.
+        near = asdict(self._neighbourhoods.measure(seen.features[:_NEIGHBOURS]))
         if isinstance(self.data.train, PointSet):
-            return {
-                **measure_points(seen.first, self.data.train),
-                **asdict(self._neighbourhoods.measure(seen.features)),
-            }
+            return {**measure_points(seen.first, self.data.train), **near}
         reference = self._reference
         kernel, spread = kernel_distance(reference.features, seen.features)
         values = {
             "frechet_distance": frechet_distance(reference.features, seen.features),
             "kernel_distance": kernel,
             "kernel_distance_subset_spread": spread,
-            **asdict(self._neighbourhoods.measure(seen.features[:_NEIGHBOURS])),
+            **near,
         }
         if self._marginals is not None and seen.labels is not None:
             values |= measure_classes(seen.labels, self._marginals, self.data)

@@ -1,7 +1,7 @@
 import json
 import logging
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,10 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from gantrain import yardstick as yardsticks
 from gantrain.cli import run as gantrain
 from gantrain.datasets import load_dataset
+from gantrain.distances import Neighbourhoods
 from gantrain.errors import RunError, UsageError
 from gantrain.evaluation import choose_space, evaluate, evaluate_sampler
 from gantrain.evaluation_data import RealData, choose_reals, load_real_data
@@ -255,6 +257,20 @@ def test_points_are_measured_on_the_plane(data: str, wanted: dict, tmp_path: Pat
         evaluate_here(run, "digits", cache)
     with pytest.raises(UsageError, match="--inception: the generator makes points"):
         evaluate(run, data, inception="download")
+
+
+def test_of_more_points_than_are_compared_as_many_are_held_against_as_many(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Four times as many would cover nearly all, and reach a quarter as far."""
+    monkeypatch.setattr(yardsticks, "_NEIGHBOURS", 500)
+    data = load_real_data("grid25", picture_sampler(DIGITS.images, image_size=None))
+    reals = choose_reals(data, 2000)
+    floors = Yardstick(data, reals, choose_space(data, None)).floors
+    reference, others = (torch.from_numpy(some[:500]) for some in (reals.reference, reals.others))
+    expected = Neighbourhoods(reference).measure(others)
+    assert {name: floors[name] for name in asdict(expected)} == asdict(expected)
+    assert floors["modes"] == 25
 
 
 @pytest.fixture(scope="module")

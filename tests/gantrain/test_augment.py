@@ -62,6 +62,9 @@ def test_cutout_clears_a_square_of_half_the_side_that_may_lie_partly_outside():
     assert (holes.sum((1, 2)) == heights * widths).all(), "each hole is a rectangle"
     assert set(heights.tolist()) == set(widths.tolist()) == set(range(4, 9))
     assert holes.any(0).all(), "every pixel is cleared sometimes"
+    smallest = holes[heights == 4]
+    assert smallest[:, 0].any(), "it reaches as far out at the top"
+    assert smallest[:, -1].any(), "as at the bottom"
 
 
 def test_color_changes_brightness_saturation_and_contrast_of_each_image_by_itself():
@@ -78,6 +81,20 @@ def test_color_changes_brightness_saturation_and_contrast_of_each_image_by_itsel
     assert ratios.min() < 0.05
     assert 2.5 < ratios.max() <= 3
     assert ratios.std() > 0.3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_color_is_what_the_authors_code_makes_of_the_same_numbers(channels: int):
+    """`rand_brightness`, `rand_saturation` and `rand_contrast` of Zhao et al.'s DiffAugment."""
+    images = some_images(16, channels)
+    noise = seeded(2)
+    expected = images + (torch.rand(16, 1, 1, 1, generator=noise) - 0.5)
+    if channels > 1:  # of grey images theirs changes nothing
+        mean = expected.mean(1, keepdim=True)
+        expected = (expected - mean) * (torch.rand(16, 1, 1, 1, generator=noise) * 2) + mean
+    mean = expected.mean((1, 2, 3), keepdim=True)
+    expected = (expected - mean) * (torch.rand(16, 1, 1, 1, generator=noise) + 0.5) + mean
+    torch.testing.assert_close(augment(images, ["color"], seeded(2)), expected)
 
 
 def test_grey_images_have_no_saturation_to_change():

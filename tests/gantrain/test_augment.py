@@ -5,7 +5,7 @@ from torch import nn
 from gantrain.augment import AUGMENTATIONS, augment
 from gantrain.config import AugmentationName, TrainConfig
 from gantrain.presets import resolve
-from gantrain.steps import discriminator_step, generate_fakes, generator_step
+from gantrain.steps import discriminator_step, generate_fakes, generator_step, judge_steepness
 from gantrain.training import create_state
 
 ALL = tuple(AUGMENTATIONS)
@@ -177,6 +177,21 @@ def test_the_discriminator_sees_nothing_but_augmented_images_in_both_steps(setti
     assert 0 < shown_to_discriminator < len(watcher.seen)
     for images in watcher.seen:
         assert ((images == 0).all(1).sum((1, 2)) >= 4).all()
+
+
+def test_penalties_are_on_the_gradient_by_the_image_before_it_was_changed():
+    config = resolve(
+        {"data": "digits", "run_dir": "", "image_size": 8, "channels": 3, "filters": 4}
+        | {"augment": ",".join(ALL)}
+    )
+    state = create_state(config, torch.device("cpu"))
+    images = some_images(6, size=8)
+    found, gradients = judge_steepness(state, images, config, seeded(3))
+    plain = images.clone().requires_grad_()
+    logits = state.discriminator(augment(plain, ALL, seeded(3)))
+    (expected,) = torch.autograd.grad(logits.sum(), plain)
+    torch.testing.assert_close(found, logits)
+    torch.testing.assert_close(gradients, expected)
 
 
 @pytest.mark.parametrize(

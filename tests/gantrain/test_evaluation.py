@@ -19,6 +19,7 @@ from gantrain.evaluation import choose_space, evaluate, evaluate_sampler
 from gantrain.evaluation_data import RealData, choose_reals, load_real_data
 from gantrain.evaluation_results import FILE, Evaluation, read_evaluation
 from gantrain.export import export_run
+from gantrain.feature_spaces import digit_marginals
 from gantrain.presets import resolve
 from gantrain.sampling import Sampler
 from gantrain.training import train
@@ -294,6 +295,9 @@ def test_a_test_split_is_what_is_held_out(digit_folder: Path, cache: Path):
     rows = {image.tobytes() for image in data.held_out.images}
     assert all(image.tobytes() in rows for image in reals.others)
     assert not any(image.tobytes() in rows for image in reals.reference)
+    few = choose_reals(data, 100).others  # the first of a split may be of another kind
+    first = {image.tobytes() for image in data.held_out.images[:100]}
+    assert sum(image.tobytes() in first for image in few) < 60
     space = choose_space(data, cache)
     assert space.held_out == 300
     assert space.accuracy > 0.93
@@ -330,11 +334,30 @@ def test_stacked_digits_are_counted_in_modes(digit_folder: Path, cache: Path):
     expected = np.log(1000) - entropy_of_draws(1000)
     assert means(found)["reverse_kl"] == pytest.approx(expected, abs=0.06)
     assert "single digits" in found.features.kind
+    recognised = yardstick.space.look(held_out.images).labels
+    assert (recognised == held_out.labels).mean() > 0.93**3 - 0.05
     assert found.features.accuracy > 0.93
     alike = picture_sampler(stacks.images[:1])
     collapsed = means(evaluate_sampler(alike, "collapsed", yardstick, repeats=1))
     assert collapsed["modes"] == 1
     assert collapsed["reverse_kl"] == pytest.approx(np.log(1000), abs=0.5)
+
+
+def test_a_stack_is_as_likely_as_its_digits_together():
+    marginals = digit_marginals(np.array([0, 0, 1, 7]))
+    assert marginals.sum() == pytest.approx(1)
+    assert marginals[0] == pytest.approx(1 / 8)
+    assert marginals[7] == marginals[700] == pytest.approx(1 / 2 * 1 / 2 * 1 / 4)
+    assert marginals[2] == 0
+
+
+@pytest.mark.parametrize(("flip", "copied"), [("on", True), ("off", False)])
+def test_a_mirrored_copy_is_a_copy_where_training_mirrored(
+    flip: str, copied: bool, yardstick: Yardstick
+):
+    mirrored = picture_sampler(DIGITS.images[:, :, :, ::-1], settings={"flip": flip})
+    found = evaluate_sampler(mirrored, "mirrored", yardstick, repeats=1)
+    assert (means(found)["copies"] == 1) is copied
 
 
 def entropy_of_draws(count: int) -> float:

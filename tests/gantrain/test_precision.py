@@ -130,6 +130,9 @@ def test_layers_go_back_to_float_until_the_images_are_near_enough(graph: onnx.Mo
     kept = [name for name, kind in part.layers.items() if kind == "fp32"]
     floats = {node.input[1] for node in part.model.graph.node if node.op_type == "ConvTranspose"}
     assert {f"generator.{name}.weight" for name in kept} <= floats
+    ranges = calibrate(graph, find_layers(graph), 8, 0).values()
+    for seen in ranges:
+        assert seen.lowest <= seen.means.min() < seen.means.max() <= seen.highest
     assert whole.facts()["calibration"] == {"first_seed": 2**62, "images": 256}
 
 

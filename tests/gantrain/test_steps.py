@@ -346,9 +346,16 @@ def test_losses_and_penalties_have_their_weights_however_the_discriminator_steps
     between = 0.0 if kind == "two-steps" else 10.0
     config = configure(
         "dcgan",
-        **{"image_size": 8, "filters": 4, "latent_dim": 4, "lr": 0.01, "loss": "bce"},
-        **{"r1_weight": 0.1, "r2_weight": 0.3, "gradient_penalty_weight": between},
-        **{"discriminator_step": kind, "discriminator_loss_weight": 0.25},
+        image_size=8,
+        filters=4,
+        latent_dim=4,
+        lr=0.01,
+        loss="bce",
+        r1_weight=0.1,
+        r2_weight=0.3,
+        gradient_penalty_weight=between,
+        discriminator_step=kind,
+        discriminator_loss_weight=0.25,
     )
     state = create_state(config, CPU)
     state.discriminator_optimizer = torch.optim.SGD(state.discriminator.parameters())
@@ -392,8 +399,10 @@ def test_losses_and_penalties_have_their_weights_however_the_discriminator_steps
 def test_the_average_forgets_half_of_a_weight_in_its_half_life(seen: int, half_life: int):
     config = configure(
         "dcgan",
-        **{"filters": 4, "discriminator_updates": 2},
-        **{"ema_half_life_images": 60, "ema_ramp_up": 0.05},
+        filters=4,
+        discriminator_updates=2,
+        ema_half_life_images=60,
+        ema_ramp_up=0.05,
     )
     state = create_state(config, CPU)
     for network, value in ((state.generator, 1.0), (state.generator_ema, 0.0)):

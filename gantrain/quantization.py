@@ -73,7 +73,8 @@ def quantize_graph(
         logger.info("%d of %d layers in integers: %s", len(chosen), len(layers), distance)
         if distance.psnr >= min_psnr or len(chosen) == 1:
             break
-        trial = _Trial(model, ranges, latent_dim, classes, expected[: _TRIED_ON.count])
+        tried = measured_images(model, latent_dim, classes, _TRIED_ON)
+        trial = _Trial(model, ranges, latent_dim, classes, tried)
         chosen.remove(trial.worst(chosen, work))
     refuse_below(distance, min_psnr, f"int8, even with {chosen[0].name} alone in integers,")
     return Quantized(

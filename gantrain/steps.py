@@ -262,7 +262,8 @@ def frozen(discriminator: nn.Module) -> Iterator[None]:
     """Keep the discriminator's weights and moving statistics as they are.
 
     Without its weights' gradients a pass is a third cheaper. Its BatchNorm goes on judging by the
-    batch, as in Keras' combined model; only the moving statistics stand still.
+    batch, as in the combined model of Keras before TensorFlow 2; only the moving statistics stand
+    still.
     """
     norms = [
         module

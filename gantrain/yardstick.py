@@ -67,23 +67,24 @@ class Yardstick:
             ValueError: some are not finite.
         """
         if isinstance(self.data.train, PointSet):
-            return {
-                **measure_points(seen.first, self.data.train),
-                **asdict(self._neighbourhoods.measure(seen.features)),
-            }
+            return {**measure_points(seen.first, self.data.train), **self._near(seen.features)}
         reference = self._reference
         kernel, spread = kernel_distance(reference.features, seen.features)
         values = {
             "frechet_distance": frechet_distance(reference.features, seen.features),
             "kernel_distance": kernel,
             "kernel_distance_subset_spread": spread,
-            **asdict(self._neighbourhoods.measure(seen.features[:_NEIGHBOURS])),
+            **self._near(seen.features),
         }
         if self._marginals is not None and seen.labels is not None:
             values |= measure_classes(seen.labels, self._marginals, self.data)
         if self._network is not None and seen.inception and reference.inception:
             values |= self._network.measure(reference.inception[0], *seen.inception)
         return values
+
+    def _near(self, features: Tensor) -> dict[str, float]:
+        """As many as of the reference: more would cover more of it by their number alone."""
+        return asdict(self._neighbourhoods.measure(features[:_NEIGHBOURS]))
 
 
 def in_chunks(examples: Examples) -> Iterator[Examples]:

@@ -5,7 +5,7 @@ from torch import nn
 from gantrain.augment import AUGMENTATIONS, augment
 from gantrain.config import AugmentationName, TrainConfig
 from gantrain.presets import resolve
-from gantrain.steps import discriminator_step, generate_fakes, generator_step
+from gantrain.steps import discriminator_step, generate_fakes, generator_step, judge_steepness
 from gantrain.training import create_state
 
 ALL = tuple(AUGMENTATIONS)
@@ -62,6 +62,9 @@ def test_cutout_clears_a_square_of_half_the_side_that_may_lie_partly_outside():
     assert (holes.sum((1, 2)) == heights * widths).all(), "each hole is a rectangle"
     assert set(heights.tolist()) == set(widths.tolist()) == set(range(4, 9))
     assert holes.any(0).all(), "every pixel is cleared sometimes"
+    smallest = holes[heights == 4]
+    assert smallest[:, 0].any(), "it reaches as far out at the top"
+    assert smallest[:, -1].any(), "as at the bottom"
 
 
 def test_color_changes_brightness_saturation_and_contrast_of_each_image_by_itself():
@@ -78,6 +81,20 @@ def test_color_changes_brightness_saturation_and_contrast_of_each_image_by_itsel
     assert ratios.min() < 0.05
     assert 2.5 < ratios.max() <= 3
     assert ratios.std() > 0.3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_color_is_what_the_authors_code_makes_of_the_same_numbers(channels: int):
+    """`rand_brightness`, `rand_saturation` and `rand_contrast` of Zhao et al.'s DiffAugment."""
+    images = some_images(16, channels)
+    noise = seeded(2)
+    expected = images + (torch.rand(16, 1, 1, 1, generator=noise) - 0.5)
+    if channels > 1:  # of grey images theirs changes nothing
+        mean = expected.mean(1, keepdim=True)
+        expected = (expected - mean) * (torch.rand(16, 1, 1, 1, generator=noise) * 2) + mean
+    mean = expected.mean((1, 2, 3), keepdim=True)
+    expected = (expected - mean) * (torch.rand(16, 1, 1, 1, generator=noise) + 0.5) + mean
+    torch.testing.assert_close(augment(images, ["color"], seeded(2)), expected)
 
 
 def test_grey_images_have_no_saturation_to_change():
@@ -160,6 +177,21 @@ def test_the_discriminator_sees_nothing_but_augmented_images_in_both_steps(setti
     assert 0 < shown_to_discriminator < len(watcher.seen)
     for images in watcher.seen:
         assert ((images == 0).all(1).sum((1, 2)) >= 4).all()
+
+
+def test_penalties_are_on_the_gradient_by_the_image_before_it_was_changed():
+    config = resolve(
+        {"data": "digits", "run_dir": "", "image_size": 8, "channels": 3, "filters": 4}
+        | {"augment": ",".join(ALL)}
+    )
+    state = create_state(config, torch.device("cpu"))
+    images = some_images(6, size=8)
+    found, gradients = judge_steepness(state, images, config, seeded(3))
+    plain = images.clone().requires_grad_()
+    logits = state.discriminator(augment(plain, ALL, seeded(3)))
+    (expected,) = torch.autograd.grad(logits.sum(), plain)
+    torch.testing.assert_close(found, logits)
+    torch.testing.assert_close(gradients, expected)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,15 @@ def test_nothing_wrong_and_not_there_yet_is_still_learning():
     assert diagnose(rows, settings()).state == "still learning"
 
 
+def test_samples_near_the_data_without_some_of_their_classes_are_still_learning():
+    assert diagnose(make_rows(class_coverage=0.85), settings()).state == "still learning"
+
+
+def test_gradients_that_grow_from_next_to_nothing_are_no_alarm():
+    rows = make_rows(generator_gradient=lambda share: 1e-4 if share < 0.6 else 0.1)
+    assert diagnose(rows, settings()).state == "healthy"
+
+
 @pytest.mark.parametrize("loss", ["bce", "hinge", "least-squares", "relativistic"])
 def test_a_discriminator_that_is_always_right_overwhelms(loss):
     rows = make_rows(

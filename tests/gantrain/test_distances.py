@@ -75,6 +75,23 @@ def test_the_kernel_distance_of_equal_distributions_is_around_zero():
     assert apart > values.max()
 
 
+def test_subsets_are_of_all_vectors_in_whatever_order_they_come():
+    left = gaussian(300, 4, 0)
+    right = gaussian(300, 4, 1) + torch.linspace(0, 2, 300, dtype=torch.float64)[:, None]
+
+    def kernel(some: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        return (some @ others.T / 4 + 1) ** 3
+
+    def within(vectors: torch.Tensor) -> torch.Tensor:
+        values = kernel(vectors, vectors)
+        return (values.sum() - values.trace()) / (300 * 299)
+
+    whole = within(left) + within(right) - 2 * kernel(left, right).mean()
+    for some, others in ((left, right), (right, left)):
+        mean, spread = kernel_distance(some, others, subset_size=100, subsets=100)
+        assert mean == pytest.approx(whole.item(), abs=3 * spread / math.sqrt(100))
+
+
 def test_neighbours_on_a_line_give_the_numbers_that_one_counts():
     reals = torch.arange(6.0)[:, None]
     fakes = torch.full((4, 1), 2.5)
@@ -108,6 +125,27 @@ def test_dropped_modes_cost_recall_and_coverage_and_smearing_costs_precision():
     assert smeared.precision < 0.3
     assert smeared.density < 0.3
     assert smeared.recall > 0.9
+
+
+@pytest.mark.parametrize(("dimensions", "spread"), [(2, 1.0), (20, 1.0), (20, 0.8)])
+def test_neighbourhoods_are_the_definitions_of_their_papers(dimensions: int, spread: float):
+    """Written out with the third neighbour (Kynkaanniemi) and the fifth (Naeem)."""
+    reals, fakes = gaussian(80, dimensions, 0), spread * gaussian(60, dimensions, 1) + 0.1
+
+    def distances(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return (left[:, None] - right[None]).norm(dim=2)
+
+    def radii(vectors: torch.Tensor, manieth: int) -> torch.Tensor:
+        return distances(vectors, vectors).sort(dim=1).values[:, manieth]  # the 0th is its own
+
+    between = distances(reals, fakes)
+    third, fifth = (between <= radii(reals, manieth)[:, None] for manieth in (3, 5))
+    found = Neighbourhoods(reals).measure(fakes)
+    assert found.precision == pytest.approx(third.any(0).double().mean().item())
+    assert found.density == pytest.approx(fifth.sum(0).double().mean().item() / 5)
+    assert found.coverage == pytest.approx(fifth.any(1).double().mean().item())
+    reached = between <= radii(fakes, 3)
+    assert found.recall == pytest.approx(reached.any(1).double().mean().item())
 
 
 def test_blocks_add_up_to_the_whole(monkeypatch):

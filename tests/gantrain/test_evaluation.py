@@ -1,7 +1,7 @@
 import json
 import logging
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +10,16 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from gantrain import yardstick as yardsticks
 from gantrain.cli import run as gantrain
 from gantrain.datasets import load_dataset
+from gantrain.distances import Neighbourhoods
 from gantrain.errors import RunError, UsageError
 from gantrain.evaluation import choose_space, evaluate, evaluate_sampler
 from gantrain.evaluation_data import RealData, choose_reals, load_real_data
 from gantrain.evaluation_results import FILE, Evaluation, read_evaluation
 from gantrain.export import export_run
+from gantrain.feature_spaces import digit_marginals
 from gantrain.presets import resolve
 from gantrain.sampling import Sampler
 from gantrain.training import train
@@ -257,6 +260,20 @@ def test_points_are_measured_on_the_plane(data: str, wanted: dict, tmp_path: Pat
         evaluate(run, data, inception="download")
 
 
+def test_of_more_points_than_are_compared_as_many_are_held_against_as_many(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Four times as many would cover nearly all, and reach a quarter as far."""
+    monkeypatch.setattr(yardsticks, "_NEIGHBOURS", 500)
+    data = load_real_data("grid25", picture_sampler(DIGITS.images, image_size=None))
+    reals = choose_reals(data, 2000)
+    floors = Yardstick(data, reals, choose_space(data, None)).floors
+    reference, others = (torch.from_numpy(some[:500]) for some in (reals.reference, reals.others))
+    expected = Neighbourhoods(reference).measure(others)
+    assert {name: floors[name] for name in asdict(expected)} == asdict(expected)
+    assert floors["modes"] == 25
+
+
 @pytest.fixture(scope="module")
 def digit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits as MNIST-format files of 8x8 pixels, the last 300 as the test split."""
@@ -278,6 +295,9 @@ def test_a_test_split_is_what_is_held_out(digit_folder: Path, cache: Path):
     rows = {image.tobytes() for image in data.held_out.images}
     assert all(image.tobytes() in rows for image in reals.others)
     assert not any(image.tobytes() in rows for image in reals.reference)
+    few = choose_reals(data, 100).others  # the first of a split may be of another kind
+    first = {image.tobytes() for image in data.held_out.images[:100]}
+    assert sum(image.tobytes() in first for image in few) < 60
     space = choose_space(data, cache)
     assert space.held_out == 300
     assert space.accuracy > 0.93
@@ -314,11 +334,30 @@ def test_stacked_digits_are_counted_in_modes(digit_folder: Path, cache: Path):
     expected = np.log(1000) - entropy_of_draws(1000)
     assert means(found)["reverse_kl"] == pytest.approx(expected, abs=0.06)
     assert "single digits" in found.features.kind
+    recognised = yardstick.space.look(held_out.images).labels
+    assert (recognised == held_out.labels).mean() > 0.93**3 - 0.05
     assert found.features.accuracy > 0.93
     alike = picture_sampler(stacks.images[:1])
     collapsed = means(evaluate_sampler(alike, "collapsed", yardstick, repeats=1))
     assert collapsed["modes"] == 1
     assert collapsed["reverse_kl"] == pytest.approx(np.log(1000), abs=0.5)
+
+
+def test_a_stack_is_as_likely_as_its_digits_together():
+    marginals = digit_marginals(np.array([0, 0, 1, 7]))
+    assert marginals.sum() == pytest.approx(1)
+    assert marginals[0] == pytest.approx(1 / 8)
+    assert marginals[7] == marginals[700] == pytest.approx(1 / 2 * 1 / 2 * 1 / 4)
+    assert marginals[2] == 0
+
+
+@pytest.mark.parametrize(("flip", "copied"), [("on", True), ("off", False)])
+def test_a_mirrored_copy_is_a_copy_where_training_mirrored(
+    flip: str, copied: bool, yardstick: Yardstick
+):
+    mirrored = picture_sampler(DIGITS.images[:, :, :, ::-1], settings={"flip": flip})
+    found = evaluate_sampler(mirrored, "mirrored", yardstick, repeats=1)
+    assert (means(found)["copies"] == 1) is copied
 
 
 def entropy_of_draws(count: int) -> float:

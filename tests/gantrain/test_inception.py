@@ -55,6 +55,12 @@ def test_features_are_those_of_the_network_whatever_the_chunk(network: Inception
     np.testing.assert_allclose(features.reshape(70, 3, 4)[:, :, 0], halves, rtol=1e-5)
 
 
+def test_the_logits_of_a_network_that_tells_probabilities_make_them_again(network: Inception):
+    images = noise(5, 0)
+    features, logits = network.look(images)
+    torch.testing.assert_close(torch.softmax(logits, 1), torch.softmax(100 * features[:, :8], 1))
+
+
 def test_grey_images_are_repeated_over_the_colours(network: Inception):
     grey = noise(3, 0)[:, :1]
     assert torch.equal(network.look(grey)[0], network.look(np.repeat(grey, 3, axis=1))[0])

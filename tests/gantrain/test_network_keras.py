@@ -168,6 +168,21 @@ def test_weights_of_the_dcgan_of_2015_start_small_and_normal():
         assert all((norm.eps, norm.momentum) == (1e-5, 0.1) for norm in norms)
 
 
+def test_the_flagship_starts_with_weights_that_keep_the_signals_variance():
+    shape = Shape(32, 3, latent_dim=64, filters=16, kernel_size=5, classes=40)
+    generator, discriminator = create_networks("dcgan", "dcgan", shape, seed=0)
+    he = math.sqrt(2 / (1 + 0.2**2))
+    expected = {generator.embed: he, discriminator.embed: he / math.sqrt(128 * 2 * 2)}
+    for layer in (*weighted_layers(generator), *weighted_layers(discriminator)):
+        if isinstance(layer, nn.ConvTranspose2d):  # a pixel sees a quarter of the kernel
+            expected[layer] = 1 / math.sqrt(layer.in_channels * 4)
+        else:
+            expected[layer] = he / math.sqrt(layer.weight[0].numel())
+    for layer, deviation in expected.items():
+        error = 5 / math.sqrt(layer.weight.numel())
+        assert float(layer.weight.square().mean()) ** 0.5 == pytest.approx(deviation, rel=error)
+
+
 def test_the_flagship_for_points_starts_with_he_weights():
     shape = Shape(None, None, latent_dim=2, filters=64, kernel_size=5)
     for network in create_networks("points", "points", shape, seed=0):

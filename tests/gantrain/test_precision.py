@@ -12,13 +12,21 @@ from PIL import Image
 from gantrain import cli
 from gantrain.errors import RunError
 from gantrain.export import export_run
+from gantrain.integer_graph import Layer, find_layers, to_integers
 from gantrain.latents import draw_latents
+from gantrain.networks import Shape, create_networks
 from gantrain.onnx_graph import to_onnx
-from gantrain.precision_distance import MEASURED, measure_distance
+from gantrain.precision_distance import MEASURED, measure_distance, measured_images
 from gantrain.presets import resolve
 from gantrain.proof import prove
-from gantrain.quantization import quantize_graph
-from gantrain.sampling import PixelGenerator, generate, load_run_generator, open_sampler
+from gantrain.quantization import calibrate, quantize_graph
+from gantrain.sampling import (
+    PixelGenerator,
+    finished_generator,
+    generate,
+    load_run_generator,
+    open_sampler,
+)
 from gantrain.training import train
 
 SMALL = {"data": "digits", "batch_size": 16, "latent_dim": 8, "threads": 1, "tensorboard": False}
@@ -122,7 +130,38 @@ def test_layers_go_back_to_float_until_the_images_are_near_enough(graph: onnx.Mo
     kept = [name for name, kind in part.layers.items() if kind == "fp32"]
     floats = {node.input[1] for node in part.model.graph.node if node.op_type == "ConvTranspose"}
     assert {f"generator.{name}.weight" for name in kept} <= floats
+    ranges = calibrate(graph, find_layers(graph), 8, 0).values()
+    for seen in ranges:
+        assert seen.lowest <= seen.means.min() < seen.means.max() <= seen.highest
     assert whole.facts()["calibration"] == {"first_seed": 2**62, "images": 256}
+
+
+def test_the_layer_that_costs_most_goes_back_however_many_classes_there_are():
+    """More classes than images that tell it: those are of other classes than the first so many."""
+    classes, shape = 100, Shape(16, 1, latent_dim=8, filters=8, kernel_size=5, classes=100)
+    generator, _ = create_networks("dcgan", "dcgan", shape, seed=2)
+    config = resolve({**SMALL, "run_dir": "", "conditional": True})
+    finished = finished_generator(generator, config, (1,) * classes)
+    assert isinstance(finished, PixelGenerator)
+    graph = to_onnx(finished, 8, classes)
+    layers = find_layers(graph)
+    ranges = calibrate(graph, layers, 8, classes)
+    expected = measured_images(graph, 8, classes).astype(float)
+
+    def error(chosen: list[Layer]) -> float:
+        pixels = measured_images(to_integers(graph, chosen, ranges), 8, classes)
+        return float(((pixels - expected) ** 2).mean())
+
+    costs = {
+        layer.name: (error(layers) - error([other for other in layers if other is not layer]))
+        / layer.work(ranges)
+        for layer in layers
+    }
+    whole = quantize_graph(graph, 8, classes, min_psnr=20)
+    part = quantize_graph(graph, 8, classes, min_psnr=whole.distance.psnr + 0.1)
+    assert [name for name, kind in part.layers.items() if kind == "fp32"] == [
+        max(costs, key=lambda name: costs[name])
+    ]
 
 
 def test_what_is_too_far_off_is_refused_with_the_distance(run_dir: Path, tmp_path: Path, capsys):

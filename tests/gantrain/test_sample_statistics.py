@@ -80,6 +80,13 @@ def test_the_classifier_tells_its_accuracy_on_images_left_out(reference, fresh):
     assert 0.9 < reference.measure(fresh)["classifier_accuracy"] < 1
 
 
+def test_a_classifier_of_what_cannot_be_learned_does_not_claim_to_know(digits, shuffled):
+    images, labels = shuffled
+    guesses = np.random.default_rng(0).permutation(labels[:1400])
+    measured = Reference(images[:1400], guesses, digits.class_names, seed=0).measure(images[1400:])
+    assert measured["classifier_accuracy"] < 0.25
+
+
 def test_one_image_again_and_again_is_no_diversity(reference, fresh):
     measured = reference.measure(with_noise(np.repeat(fresh[:1], 256, axis=0), 5))
     assert measured["diversity"] < 0.1

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from gantrain.batches import load_batch
 from gantrain.errors import RunError
 from gantrain.latents import draw_latents
 from gantrain.networks import Shape, create_networks
@@ -18,6 +19,15 @@ def test_pixels_round_half_to_even_clamp_and_put_channels_last():
     assert pixels.dtype == torch.uint8
     assert pixels.shape == (1, 1, 5, 3)
     assert pixels[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.parametrize("lowest", [-1.0, 0.0])
+def test_every_grey_level_comes_back_from_training_as_it_was(lowest: float):
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    batch = load_batch(levels, torch.tensor([0]), False, torch.Generator(), lowest)
+    assert (batch.min(), batch.max()) == (lowest, 1)
+    pixels = PixelGenerator(lambda _: batch, lowest)(torch.zeros(1, 1))
+    assert torch.equal(pixels.flatten(), levels.flatten())
 
 
 def test_a_generator_that_makes_0_to_1_is_scaled_to_the_same_bytes():
@@ -54,6 +64,21 @@ def test_statistics_of_the_averaged_generator_are_those_of_its_own_maps():
     measured = averaged.generator.layers[0]
     torch.testing.assert_close(measured.running_mean, maps.mean((0, 2, 3)), atol=0.1, rtol=0)
     torch.testing.assert_close(measured.running_var, maps.var((0, 2, 3)), atol=0.1, rtol=0.1)
+
+
+def test_statistics_of_an_averaged_generator_weigh_all_batches_alike_and_forget_training():
+    """Against PyTorch's own way to measure them anew, with the same latents."""
+    shape = Shape(image_size=8, channels=1, latent_dim=4, filters=4, kernel_size=5)
+    generator, _ = create_networks("keras-mlp", "keras-mlp", shape, seed=0)
+    latents = torch.from_numpy(draw_latents(np.arange(2**63, 2**63 + 2048, dtype=np.uint64), 4))
+    with torch.no_grad():
+        for _ in range(300):  # of other weights, as far as the average is concerned
+            generator(5 + torch.randn(8, 4))
+    found = finished_generator(generator, settings()).generator
+    torch.optim.swa_utils.update_bn(latents.split(64), generator)
+    for name, expected in generator.named_buffers():
+        if "running" in name:
+            torch.testing.assert_close(found.get_buffer(name), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_statistics_of_a_conditional_generator_are_those_of_the_datas_classes():

@@ -42,3 +42,22 @@ def test_more_updates_of_one_network_than_of_the_other_count_by_themselves():
     row = means.take()
     assert row["real_logits"] == pytest.approx(249.5)
     assert row["generator_error"] == pytest.approx(0.48)
+
+
+@pytest.mark.parametrize(
+    ("loss", "real", "fake"),
+    [
+        pytest.param("bce", 1 / 2, 1 / 4, id="above-0"),
+        pytest.param("hinge", 1 / 2, 1 / 4, id="hinge"),
+        pytest.param("least-squares", 1 / 4, 3 / 4, id="above-a-half"),
+        pytest.param("wasserstein", 1 / 4, 1 / 4, id="in-pairs"),
+        pytest.param("relativistic", 1 / 4, 1 / 4, id="relativistic"),
+    ],
+)
+def test_who_is_right_depends_on_where_a_loss_draws_the_line(loss: str, real: float, fake: float):
+    means = StepMeans(loss)
+    logits = {"real_logits": [0.9, 0.3, -0.2, -0.4], "fake_logits": [0.4, 0.8, 0.2, -0.1]}
+    means.add({name: torch.tensor(values) for name, values in logits.items()})
+    row = means.take()
+    assert row["discriminator_accuracy_real"] == real
+    assert row["discriminator_accuracy_fake"] == fake

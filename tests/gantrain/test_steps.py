@@ -13,7 +13,7 @@ from gantrain.networks import create_networks
 from gantrain.presets import resolve
 from gantrain.steps import discriminator_step, generate_fakes, generator_step
 from gantrain.training import create_state
-from gantrain.updates import apply_gradients, set_rates
+from gantrain.updates import apply_gradients, set_rates, update_ema
 
 BATCH = 6
 CPU = torch.device("cpu")
@@ -333,3 +333,78 @@ def test_the_penalty_between_reals_and_fakes_is_that_of_their_class():
         state.discriminator.load_state_dict(before)
         penalties.append(float(results["gradient_penalty"]))
     assert penalties[1] > 100 * penalties[0]
+
+
+@pytest.mark.parametrize("kind", ["joint", "separate", "two-steps"])
+def test_losses_and_penalties_have_their_weights_however_the_discriminator_steps(kind: str):
+    """With plain gradient descent, for Adam hides a factor of everything."""
+    between = 0.0 if kind == "two-steps" else 10.0
+    config = configure(
+        "dcgan",
+        image_size=8,
+        filters=4,
+        latent_dim=4,
+        lr=0.01,
+        loss="bce",
+        r1_weight=0.1,
+        r2_weight=0.3,
+        gradient_penalty_weight=between,
+        discriminator_step=kind,
+        discriminator_loss_weight=0.25,
+    )
+    state = create_state(config, CPU)
+    state.discriminator_optimizer = torch.optim.SGD(state.discriminator.parameters())
+    _, discriminator = by_hand(config)
+    descent = torch.optim.SGD(discriminator.parameters(), lr=0.01)
+    reals, fakes = real_images(2, size=8)
+    discriminator_step(state, reals, fakes, config, torch.Generator().manual_seed(7))
+
+    def slopes(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        images = images.clone().requires_grad_()
+        logits = discriminator(images)
+        (slope,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+        return logits, slope.flatten(1).norm(dim=1)
+
+    def half(images: torch.Tensor, labels: torch.Tensor, weight: float) -> torch.Tensor:
+        logits, slope = slopes(images)
+        loss = binary_cross_entropy(torch.sigmoid(logits), labels)
+        return 0.25 * loss + weight / 2 * slope.square().mean()
+
+    def descend(loss: torch.Tensor) -> None:
+        descent.zero_grad()
+        loss.backward()
+        descent.step()
+
+    if kind == "two-steps":
+        descend(half(reals, ONES, 0.1))
+        descend(half(fakes, ZEROS, 0.3))
+    else:
+        mix = torch.rand(BATCH, generator=torch.Generator().manual_seed(7))[:, None, None, None]
+        _, slope = slopes(mix * reals + (1 - mix) * fakes)
+        penalty = 10 * (slope - 1).square().mean()
+        descend(half(reals, ONES, 0.1) + half(fakes, ZEROS, 0.3) + penalty)
+    for name, expected in discriminator.named_parameters():
+        values = state.discriminator.get_parameter(name)
+        torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("seen", "half_life"), [(10_000, 60), (400, 20)], ids=["later on", "ramping up"]
+)
+def test_the_average_forgets_half_of_a_weight_in_its_half_life(seen: int, half_life: int):
+    config = configure(
+        "dcgan",
+        filters=4,
+        discriminator_updates=2,
+        ema_half_life_images=60,
+        ema_ramp_up=0.05,
+    )
+    state = create_state(config, CPU)
+    for network, value in ((state.generator, 1.0), (state.generator_ema, 0.0)):
+        for weights in network.parameters():
+            nn.init.constant_(weights, value)
+    state.images_seen = seen
+    update_ema(state, config)
+    expected = 1 - 0.5 ** (2 * BATCH / half_life)
+    for weights in state.generator_ema.parameters():
+        torch.testing.assert_close(weights.data, torch.full_like(weights, expected))

@@ -66,12 +66,15 @@ class Health(health_pb2_grpc.HealthServicer):
     ) -> AsyncIterator[HealthCheckResponse]:
         """Answer with the status as it is now and whenever it differs from the last answer."""
         last = None
-        while not self._closed:
+        while True:
             changed, status = self._changed, self._status(request.service)
             if status != last:
                 yield HealthCheckResponse(status=status)
                 last = status
-            await changed.wait()
+            elif self._closed:  # the last status was told before
+                return
+            else:
+                await changed.wait()
 
     def _status(self, service: str) -> int:
         if service == LIVENESS:

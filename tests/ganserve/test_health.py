@@ -110,6 +110,18 @@ async def test_closing_ends_the_watches():
         assert await watch.code() is grpc.StatusCode.OK
 
 
+async def test_a_watch_ends_with_the_last_status_however_soon_it_is_closed():
+    health = Health()
+    health.set("", True)
+    async with running(health) as stub:
+        watch = stub.Watch(HealthCheckRequest())
+        assert (await watch.read()).status == SERVING
+        health.shut_down()
+        health.close()  # in the same turn of the event loop
+        assert (await watch.read()).status == NOT_SERVING
+        assert await watch.read() is grpc.aio.EOF
+
+
 async def test_liveness_is_serving_whatever_becomes_of_the_models():
     health = Health()
     async with running(health) as stub:

@@ -353,7 +353,8 @@ def test_losses_and_penalties_have_their_weights_however_the_discriminator_steps
         discriminator_loss_weight=0.25,
     )
     state = create_state(config, CPU)
-    state.discriminator_optimizer = torch.optim.SGD(state.discriminator.parameters())
+    weights = state.discriminator.parameters()
+    state.discriminator_optimizer = torch.optim.SGD(weights, lr=0.01)
     _, discriminator = by_hand(config)
     descent = torch.optim.SGD(discriminator.parameters(), lr=0.01)
     reals, fakes = real_images(2, size=8)

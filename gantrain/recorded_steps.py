@@ -7,6 +7,7 @@ indices of the batch, the learning rates, the state of the random generators. Th
 step does is not taken on trust: its first replays are compared with it.
 """
 
+import itertools
 import logging
 import math
 import warnings
@@ -96,6 +97,7 @@ class RecordedStep:
         self._indices: Tensor | None = None  # those that a recording reads
         self._replay: Callable[[], None] | None = None
         self._results: list[StepResults] = []
+        self._gradients: list[tuple[Tensor, Tensor | None]] = []  # where a recording leaves them
         keep_rates_on_device(state)
 
     @property
@@ -133,6 +135,7 @@ class RecordedStep:
         held = self._indices = indices.clone()
         try:
             self._replay, self._results = self._recorder.record(lambda: self._step(held))
+            self._gradients = [(weights, weights.grad) for weights in self._weights()]
         except RuntimeError as error:
             self._give_up(f"could not be recorded ({str(error).strip().partition(chr(10))[0]})")
         return not self._given_up
@@ -150,17 +153,24 @@ class RecordedStep:
         self._replay()
         difference = compare_changes(before, expected, copy_tensors(self._state))
         if difference <= _TOLERANCE:
+            for weights, gradient in self._gradients:
+                weights.grad = gradient  # the other way has left its own there
             return self._copy_results()
         restore_tensors(self._state, expected)
         self._give_up(f"changes the weights otherwise when replayed (by {difference:.2g} of it)")
         return results
+
+    def _weights(self) -> Iterator[Tensor]:
+        return itertools.chain(
+            self._state.generator.parameters(), self._state.discriminator.parameters()
+        )
 
     def _copy_results(self) -> list[StepResults]:
         """The results of the last replay: the next one writes over them."""
         return [{name: value.clone() for name, value in of.items()} for of in self._results]
 
     def _give_up(self, why: str) -> None:
-        self._given_up, self._replay, self._results = True, None, []
+        self._given_up, self._replay, self._results, self._gradients = True, None, [], []
         logger.warning(
             "the step %s: training goes on with steps as they are, more slowly; --no-cuda-graph "
             "does so from the start",

@@ -24,6 +24,8 @@ from gantrain.recorded_steps import (
     restore_tensors,
 )
 from gantrain.settling import settle_config
+from gantrain.step_means import gradient_norm
+from gantrain.step_means import gradient_norm
 from gantrain.steps import Feed, StepResults, take_step
 from gantrain.training import create_state, train
 from gantrain.updates import set_rates
@@ -59,14 +61,22 @@ class CpuRecorder:
         before = copy_tensors(self.state)
         results = work()  # a graph's would not have run; so it is undone
         restore_tensors(self.state, before)
+        places = [weights.grad for weights in self.weights()]
 
         def replay() -> None:
             self.replays += 1
+            known = [weights.grad for weights in self.weights()]
             for kept, new in zip(results, self.repeat(work), strict=True):
                 for name, values in new.items():
                     kept[name].copy_(values)
+            for weights, place, seen in zip(self.weights(), places, known, strict=True):
+                place.copy_(weights.grad)
+                weights.grad = seen  # what Python knows of does not change
 
         return replay, results
+
+    def weights(self) -> list[torch.Tensor]:
+        return [*self.state.generator.parameters(), *self.state.discriminator.parameters()]
 
     def repeat(self, work: Callable[[], list[StepResults]]) -> list[StepResults]:
         return work()
@@ -212,6 +222,9 @@ def test_recorded_steps_do_what_steps_do(settings: dict[str, object], caplog):
     assert recorder.replays == STEPS - 3
     assert not caplog.records
     assert_same(recorded, plain)
+    for network in ("generator", "discriminator"):
+        norms = [gradient_norm(getattr(run.state, network)) for run in (recorded, plain)]
+        torch.testing.assert_close(*norms, rtol=1e-3, atol=1e-4)
     for step, right in zip(found, expected, strict=True):
         assert [of.keys() for of in step] == [of.keys() for of in right]
         for results, others in zip(step, right, strict=True):

@@ -351,7 +351,8 @@ def due(state: TrainState, every: int, config: TrainConfig) -> bool:
 def check_bounds(row: dict[str, float], state: TrainState) -> None:
     """Stop a run whose numbers have left all bounds, before they get into a checkpoint.
 
-    Weights can be the first: a finite loss may have a gradient that is not.
+    Weights can be the first: a finite loss may have a gradient that is not. Statistics of BatchNorm
+    count as weights.
 
     Raises:
         Diverged: a value of the row or a weight is not finite, or logits are absurdly large; names
@@ -365,7 +366,7 @@ def check_bounds(row: dict[str, float], state: TrainState) -> None:
         (
             f"{network}.{name}"
             for network, module in networks.items()
-            for name, values in module.named_parameters()
+            for name, values in [*module.named_parameters(), *module.named_buffers()]
             if not values.isfinite().all()
         ),
         None,

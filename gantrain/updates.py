@@ -13,7 +13,8 @@ ROLLBACK_LR = 0.5  # the learning rate after each rollback, over that before
 def create_optimizer(network: nn.Module, lr: float, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimizer of one network.
 
-    Keras' epsilon stands where PyTorch's does, beside the root of the mean square.
+    The epsilon of those of Keras' optimizers that have `decay` stands where PyTorch's does, beside
+    the root of the mean square.
     """
     if config.optimizer == "rmsprop":
         return torch.optim.RMSprop(

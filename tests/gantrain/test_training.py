@@ -437,6 +437,16 @@ def test_a_broken_weight_is_named():
         check_bounds({"discriminator_loss": 0.1}, state)
 
 
+def test_broken_statistics_are_named_too():
+    state = create_state(settled(ema_half_life_images=0), torch.device("cpu"))
+    (name, mean), *_ = (
+        pair for pair in state.generator.named_buffers() if pair[0].endswith("running_mean")
+    )
+    mean[0] = torch.inf
+    with pytest.raises(Diverged, match=rf"^weights became nan.*\(.*generator\.{name}\)"):
+        check_bounds({"discriminator_loss": 0.1}, state)
+
+
 def test_weights_that_leave_the_reals_before_a_loss_does_reach_no_checkpoint(tmp_path: Path):
     settings = {**SMALL, "run_dir": tmp_path / "run"}
     train(resolve({**settings, "total_images": 64}))

@@ -25,7 +25,6 @@ from gantrain.recorded_steps import (
 )
 from gantrain.settling import settle_config
 from gantrain.step_means import gradient_norm
-from gantrain.step_means import gradient_norm
 from gantrain.steps import Feed, StepResults, take_step
 from gantrain.training import create_state, train
 from gantrain.updates import set_rates

@@ -3,7 +3,7 @@
 import io
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,8 @@ def image_grid(images: Pixels) -> Image.Image:
     Every pixel is repeated a whole number of times, so that small images stay sharp; a margin of a
     sixteenth of an image parts the tiles. `ganserve generate` lays its pictures out alike.
     """
-    count, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    margin = max(1, min(height, width) // 16)
-    shape = (rows * (height + margin) + margin, columns * (width + margin) + margin, channels)
-    canvas = np.full(shape, 255, np.uint8)
-    for index, image in enumerate(images):
-        row, column = divmod(index, columns)
-        top, left = margin + row * (height + margin), margin + column * (width + margin)
-        canvas[top : top + height, left : left + width] = image
-    scale = math.ceil(_GRID_PIXELS / max(shape[:2]))
-    canvas = canvas.repeat(scale, axis=0).repeat(scale, axis=1)
-    return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
+    canvas = _tile(images)
+    return _enlarge(canvas, _grid_scale(canvas))
 
 
 def save_grid(path: Path, images: Pixels) -> None:
@@ -140,14 +129,15 @@ def save_scatter(path: Path, samples: NDArray[np.float32], data: NDArray[np.floa
         file.write(content.getbuffer())
 
 
-def animate(frames: Sequence[Image.Image]) -> bytes:
-    """An endless GIF of pictures of one size."""
+def animate(frames: Iterable[Image.Image]) -> bytes:
+    """An endless GIF of pictures of one size, at least one, asked for one by one."""
     content = io.BytesIO()  # writing to a file, Pillow would not tell why a disk refuses
-    frames[0].save(
+    frames = iter(frames)
+    next(frames).save(
         content,
         format="GIF",
         save_all=True,
-        append_images=frames[1:],
+        append_images=frames,
         duration=_FRAME_MILLISECONDS,
         loop=0,
     )
@@ -160,7 +150,7 @@ def save_animation(path: Path, images: Pixels) -> None:
     Raises:
         RunError: it could not be written.
     """
-    content = animate([image_grid(image[None]) for image in images])
+    content = animate(_frame(image) for image in images)
     with atomic_write(path) as file:
         file.write(content)
 
@@ -171,6 +161,35 @@ def new_figure(width: float, height: float) -> Any:  # noqa: ANN401 - imported w
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _frame(image: NDArray[np.uint8]) -> Image.Image:
+    """A grid of one image in the 256 colours of a GIF, which are chosen before it is enlarged."""
+    canvas = _tile(image[None])
+    scale, picture = _grid_scale(canvas), _enlarge(canvas, 1)
+    if picture.mode == "RGB":
+        picture = picture.quantize(256, dither=Image.Dither.NONE)
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def _tile(images: Pixels) -> NDArray[np.uint8]:
+    """The grid before it is enlarged."""
+    count, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    margin = max(1, min(height, width) // 16)
+    shape = (rows * (height + margin) + margin, columns * (width + margin) + margin, channels)
+    canvas = np.full(shape, 255, np.uint8)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        top, left = margin + row * (height + margin), margin + column * (width + margin)
+        canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+def _grid_scale(canvas: NDArray[np.uint8]) -> int:
+    scale: int = math.ceil(_GRID_PIXELS / max(canvas.shape[:2]))
+    return scale
 
 
 def _enlarge(image: NDArray[np.uint8], scale: int) -> Image.Image:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from gantrain.errors import RunError
 from gantrain.pictures import (
@@ -40,6 +40,17 @@ def test_a_grid_shows_every_image_in_reading_order(channels: int):
 
 def test_large_images_are_not_enlarged():
     assert image_grid(np.zeros((25, 128, 128, 3), np.uint8)).width == 5 * 136 + 8
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_animation_shows_each_image_as_a_grid_does(channels: int, tmp_path: Path):
+    images = random_images(3, 8, 8, channels)  # 64 pixels and the ground: no colour is lost
+    save_animation(tmp_path / "walk.gif", images)
+    with Image.open(tmp_path / "walk.gif") as animation:
+        frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(animation)]
+    assert len(frames) == 3
+    for frame, image in zip(frames, images, strict=True):
+        assert np.array_equal(frame, image_grid(image[None]).convert("RGB"))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -23,6 +23,8 @@ from ganserve.unread_replies import UnreadReplies
 _ASKED_FOR = 16
 _TURNS_TO_HAND_OVER = 2 * _ASKED_FOR
 
+_EVER = 365 * 86400.0  # seconds
+
 _AioServer: Any = cygrpc.AioServer
 
 
@@ -46,6 +48,7 @@ class _EagerServer(_AioServer):  # type: ignore[misc]  # published without types
         self._asked_for: deque[asyncio.Task[Any]] = deque()  # in the order in which they are used
         self._interceptors: Sequence[Any] = arguments[3]  # type: ignore[assignment]
         self._direct: DirectCalls | None = None
+        self._stopping: asyncio.Future[None] | None = None
         self.direct_methods: DirectMethods | None = None
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
@@ -103,10 +106,26 @@ class _EagerServer(_AioServer):  # type: ignore[misc]  # published without types
         # A call that comes at this very moment finds nobody: it is cancelled as soon as nobody
         # holds it, where its caller would wait until its deadline.
         self._asked_for.clear()
-        await super().shutdown(grace)
+        await self._stop(grace)
         direct, self._direct = self._direct, None  # a hasty stop may come on top of another
         if direct is not None:
             await direct.close()
+
+    async def _stop(self, grace: float | None) -> None:
+        """Stop in the core, only once: of two that wait in grpc.aio one may destroy what both use.
+
+        The second, whose time is over in that moment, would end the process (gRPC 1.85).
+        """
+        core = core_server(self)
+        if not hasattr(core, "cancel_all_calls"):
+            await super().shutdown(grace)
+            return
+        if self._stopping is None:
+            self._stopping = asyncio.ensure_future(super().shutdown(_EVER))
+        await asyncio.wait([self._stopping], timeout=0 if grace is None else grace)
+        if not self._stopping.done():
+            core.cancel_all_calls()
+        await asyncio.shield(self._stopping)
 
 
 def make_aio_server(

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 import time
 
 import grpc
@@ -308,3 +310,40 @@ async def test_requests_of_strangers_are_not_waited_for():
             await eventually(lambda: server._server._direct.unfinished)
             assert not known.done()
         assert await call(b"x", metadata=[("known", "yes")]) == b"x"
+
+
+HASTY_STOPS = """
+import asyncio, random
+import grpc
+from ganserve.accepting import make_aio_server
+
+async def stop_hastily(moments):
+    server = make_aio_server(interceptors=(), options=())
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        await channel.channel_ready()
+        stops = [asyncio.ensure_future(server.stop(1e6))]
+        for _ in range(moments.randrange(4)):
+            await asyncio.sleep(0)
+        for grace in (0, moments.random() * 0.003, 0):
+            stops.append(asyncio.ensure_future(server.stop(grace)))
+        await asyncio.gather(*stops)
+
+async def main():
+    moments = random.Random(1)
+    for _ in range(400):
+        await stop_hastily(moments)
+    print("all stopped")
+
+asyncio.run(main())
+"""
+
+
+def test_stops_that_overtake_each_other_do_not_end_the_process():
+    """In gRPC 1.85 one of them frees what the other uses."""
+    process = subprocess.run(
+        [sys.executable, "-c", HASTY_STOPS], capture_output=True, text=True, timeout=120
+    )
+    assert process.stdout == "all stopped\n", process.stderr[-2000:]
+    assert process.returncode == 0

@@ -1,10 +1,11 @@
 """Hides how a GPU is given a whole step at once: recorded as a CUDA graph, then replayed.
 
-A step of a small network is some hundreds of launches, each of which takes the CPU longer than the
-GPU. A graph of them is a single one. It repeats what was recorded, addresses and plain numbers
-included, so whatever differs from step to step must lie in tensors that stay where they are: the
-indices of the batch, the learning rates, the state of the random generators. That it does what the
-step does is not taken on trust: its first replays are compared with it.
+A step is 200 to 340 operations (at 64x64, counted on a CPU), each a launch or more; where networks
+are small, sending them takes longer than they do. A graph of them is a single one. It repeats what
+was recorded, addresses and plain numbers included, so whatever differs from step to step must lie
+in tensors that stay where they are: the indices of the batch, the learning rates, the state of the
+random generators. That it does what the step does is not taken on trust: its first replays are
+compared with it.
 """
 
 import itertools
@@ -36,7 +37,7 @@ class Recorder(Protocol):
     """What records work on a device."""
 
     def apart(self) -> AbstractContextManager[None]:
-        """Where to work before a recording, as libraries then take no memory of the recording's."""
+        """Where to work while it warms up, so that a recording begins with nothing under way."""
 
     def record(
         self, work: Callable[[], list[StepResults]]

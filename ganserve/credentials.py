@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import logging
 import re
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,11 @@ logger = logging.getLogger(__name__)
 Value = TypeVar("Value")
 
 _SHORTEST_TOKEN = 16
+# gRPC's core frees what it makes handshakes of as soon as it is given new certificates, also where
+# another connection is about to use it, and the process ends (1.85; its issue 36693). It asks for
+# certificates under a lock, and a handshake that has left the lock needs microseconds.
+_HANDSHAKES_BEGUN_SECONDS = 0.05
+
 _TOKEN = re.compile(rb"[A-Za-z0-9._~+/-]{16,}=*")  # a bearer token, as RFC 6750 spells it
 
 
@@ -128,11 +134,20 @@ class ServerCertificate:
         self._show_expiry()
 
     def make_credentials(self) -> grpc.ServerCredentials:
-        """Build what a port needs; it asks for the newest certificate at each handshake."""
+        """Build what one port needs; it asks at each handshake whether the certificate changed."""
+        in_use = self._files.value.configuration
+
+        def fetch_changed() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal in_use
+            newest = self._files.value.configuration
+            if newest is in_use:
+                return None
+            time.sleep(_HANDSHAKES_BEGUN_SECONDS)
+            in_use = newest
+            return newest
+
         return grpc.dynamic_ssl_server_credentials(
-            self._files.value.configuration,
-            lambda: self._files.value.configuration,
-            require_client_authentication=self._needs_client,
+            in_use, fetch_changed, require_client_authentication=self._needs_client
         )
 
     def _show_expiry(self) -> None:

@@ -4,10 +4,12 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -20,6 +22,7 @@ from ganserve.config import ServerConfig
 from ganserve.errors import StartupError
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
+from tests.ganserve.certificates import Authority
 from tests.ganserve.conftest import connected, eventually, fetch, metric, scrape
 from tests.ganserve.tiny import publish, write_artifact
 
@@ -343,6 +346,35 @@ class TestProcess:
         status, log = process.end()
         assert status == 0, log
         assert [*home.rglob("*")] == []  # telemetry would keep its id and its database there
+
+    def test_connections_that_come_at_once_and_new_certificates_do_not_end_it(
+        self, repository, start_process, tmp_path
+    ):
+        """gRPC (1.85) asks for certificates at each handshake, and is easily given too many."""
+        authority = Authority(tmp_path / "tls")
+        certificate, key = authority.issue()
+        flags = ("--tls-certificate", certificate, "--tls-key", key, "--poll-seconds", 0.05)
+        process = start_process("--models", repository, "--drain-seconds", 0, *flags)
+        host, _, port = process.wait_until_serving().rpartition(":")
+        context = ssl.create_default_context(cafile=authority.ca)
+        context.set_alpn_protocols(["h2"])
+
+        def shake_hands(_):
+            with (
+                socket.create_connection((host, int(port)), 20) as plain,
+                context.wrap_socket(plain, server_hostname=host) as secured,
+            ):
+                return secured.getpeercert()["serialNumber"]
+
+        seen = set()
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(10):
+                seen |= {*pool.map(shake_hands, range(300))}
+                authority.issue()
+        assert process.process.poll() is None
+        assert len(seen) > 5
+        process.process.terminate()
+        assert process.end()[0] == 0
 
     def test_a_signal_with_nothing_to_do_ends_it_at_once(self, repository, start_process):
         process = start_process("--models", repository, "--drain-seconds", 0)

@@ -59,6 +59,7 @@ LAYERS = {
                 "wire_format",
                 "unread_replies",
                 "call_times",
+                "client_patience",
                 "config",
                 "latents",
                 "png",

@@ -71,6 +71,7 @@ LAYERS = {
                 "grid",
                 "growth",
                 "latency_histogram",
+                "listeners",
                 "seed_ranges",
             ),
             *("inference", "v1"),

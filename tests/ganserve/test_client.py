@@ -341,7 +341,7 @@ async def test_a_server_that_is_not_there_ends_the_call_at_its_deadline_with_the
     await client.close() if isinstance(client, AsyncClient) else client.close()
 
 
-def test_a_client_without_tls_learns_in_a_short_time_too_that_it_may_need_it(tmp_path):
+def test_a_client_without_tls_learns_in_a_short_time_too_that_it_may_need_it():
     with (
         closing_at_once() as address,
         Client(address, timeout_seconds=0.5) as client,
@@ -559,7 +559,7 @@ async def test_a_request_that_is_too_large_is_refused_once(
         opened(kind, server) as client,
         asyncio.timeout(5),
     ):
-        with pytest.raises(CallError, match="RESOURCE_EXHAUSTED: .*larger than max"):
+        with pytest.raises(CallError, match=r"RESOURCE_EXHAUSTED: .*larger than max"):
             await generate(client, latents=np.zeros((100, 4)))
 
 
@@ -662,7 +662,9 @@ class TestLongStreams:
 
             assert (await ask(labels) == reveal_pixels(latents, np.array(labels))).all()
             assert (await ask([1]) == reveal_pixels(latents, np.ones(20, np.int64))).all()
-            with pytest.raises(ValueError, match="class_labels: expected 1 label .* or 20, .*got 8"):
+            with pytest.raises(
+                ValueError, match=r"class_labels: expected 1 label .* or 20, .*got 8"
+            ):
                 await ask(labels[:8])
 
     @both_kinds

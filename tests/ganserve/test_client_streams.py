@@ -38,8 +38,7 @@ def goes_on(stream, error):
     """Whether there is another attempt after this failure."""
     try:
         stream.pause_after(error)
-    except grpc.RpcError as raised:
-        assert raised is error
+    except grpc.RpcError:
         return False
     return True
 
@@ -113,6 +112,6 @@ def test_the_next_call_begins_anew_and_is_held_to_the_same_model():
 def test_where_the_version_serves_no_more_the_stream_ends_and_says_where():
     stream = progress()
     list(stream.take(chunk(0, 10, 11)))
-    with pytest.raises(CallError, match="NOT_FOUND: said .another version came after 2 images"):
+    with pytest.raises(CallError, match=r"NOT_FOUND: said \(another version came after 2 images"):
         stream.pause_after(failure(Code.NOT_FOUND))
     assert not goes_on(progress(), failure(Code.NOT_FOUND))

@@ -39,7 +39,30 @@ class DirectMethods:
     unread: UnreadReplies = field(default_factory=UnreadReplies)
 
 
-class _EagerServer(_AioServer):  # type: ignore[misc]  # published without types
+class _StoppedOnce(_AioServer):  # type: ignore[misc]  # published without types
+    """Stops in the core only once: of two stops in grpc.aio one may destroy what both use.
+
+    The second, whose time is over in that moment, would end the process (gRPC 1.85).
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self._stopping: asyncio.Future[None] | None = None
+
+    async def shutdown(self, grace: float | None) -> None:
+        """Stop; a further stop shortens the time that calls have, if this version of gRPC can."""
+        can_end_calls = may_stop_again(self)
+        if self._stopping is None:
+            stop = super().shutdown(_EVER if can_end_calls else grace)
+            self._stopping = asyncio.ensure_future(stop)
+        if can_end_calls:
+            await asyncio.wait([self._stopping], timeout=0 if grace is None else grace)
+            if not self._stopping.done():
+                core_server(self).cancel_all_calls()
+        await asyncio.shield(self._stopping)
+
+
+class _EagerServer(_StoppedOnce):
     """Keeps `_ASKED_FOR` calls asked for."""
 
     def __init__(self, *arguments: object) -> None:
@@ -48,7 +71,6 @@ class _EagerServer(_AioServer):  # type: ignore[misc]  # published without types
         self._asked_for: deque[asyncio.Task[Any]] = deque()  # in the order in which they are used
         self._interceptors: Sequence[Any] = arguments[3]  # type: ignore[assignment]
         self._direct: DirectCalls | None = None
-        self._stopping: asyncio.Future[None] | None = None
         self.direct_methods: DirectMethods | None = None
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
@@ -106,26 +128,10 @@ class _EagerServer(_AioServer):  # type: ignore[misc]  # published without types
         # A call that comes at this very moment finds nobody: it is cancelled as soon as nobody
         # holds it, where its caller would wait until its deadline.
         self._asked_for.clear()
-        await self._stop(grace)
+        await super().shutdown(grace)
         direct, self._direct = self._direct, None  # a hasty stop may come on top of another
         if direct is not None:
             await direct.close()
-
-    async def _stop(self, grace: float | None) -> None:
-        """Stop in the core, only once: of two that wait in grpc.aio one may destroy what both use.
-
-        The second, whose time is over in that moment, would end the process (gRPC 1.85).
-        """
-        core = core_server(self)
-        if not hasattr(core, "cancel_all_calls"):
-            await super().shutdown(grace)
-            return
-        if self._stopping is None:
-            self._stopping = asyncio.ensure_future(super().shutdown(_EVER))
-        await asyncio.wait([self._stopping], timeout=0 if grace is None else grace)
-        if not self._stopping.done():
-            core.cancel_all_calls()
-        await asyncio.shield(self._stopping)
 
 
 def make_aio_server(
@@ -135,15 +141,29 @@ def make_aio_server(
     direct_methods: DirectMethods | None = None,
 ) -> grpc.aio.Server:
     """A server of grpc.aio that takes its calls many at a time, if this version of gRPC can."""
-    if not hasattr(_AioServer, "_make_request_call_future"):
-        return grpc.aio.server(interceptors=interceptors, options=options)
-    cygrpc.AioServer = _EagerServer  # for the next line, which looks it up there
+    is_eager = hasattr(_AioServer, "_make_request_call_future")
+    # For the next line, which looks it up there.
+    cygrpc.AioServer = _EagerServer if is_eager else _StoppedOnce
     try:
         server = grpc.aio.server(interceptors=interceptors, options=options)
     finally:
         cygrpc.AioServer = _AioServer
-    server._server.direct_methods = direct_methods  # type: ignore[attr-defined]  # noqa: SLF001
+    if is_eager:
+        _inner(server).direct_methods = direct_methods
     return server
+
+
+def may_stop_again(server: object) -> bool:
+    """Whether a stop may end calls for which an earlier one of the same server still waits.
+
+    Where it may not, the first stop's time is that of all.
+    """
+    inner = server if isinstance(server, _AioServer) else _inner(server)
+    return hasattr(core_server(inner), "cancel_all_calls")
+
+
+def _inner(server: Any) -> Any:  # noqa: ANN401 - published without types
+    return server._server  # noqa: SLF001
 
 
 def _look_at_failure(task: "asyncio.Task[Any]") -> None:

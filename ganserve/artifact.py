@@ -12,6 +12,14 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 
 from ganserve.errors import ModelError, escape
 
+# A file from elsewhere may say anything, and JSON of a few megabytes can take gigabytes and minutes
+# to be read. An export has some hundred values besides its class names, and four golden images.
+_LONGEST_TEXT = 64 * 2**20  # characters; nearly all of them golden images
+_MOST_VALUES = 100_000
+_MOST_CLASSES = 2**15  # callers get all names of all models in one reply
+_MOST_GOLDEN_IMAGES = 100  # each is generated before a model serves
+_MOST_RESULTS = 1000
+
 
 def _decode_base64(text: object) -> bytes:
     if not isinstance(text, str):
@@ -38,7 +46,7 @@ class Tolerance(BaseModel):
 class Golden(BaseModel):
     """The known answers."""
 
-    images: Annotated[list[GoldenImage], Field(min_length=1)]
+    images: Annotated[list[GoldenImage], Field(min_length=1, max_length=_MOST_GOLDEN_IMAGES)]
     tolerance: Tolerance
 
 
@@ -57,16 +65,27 @@ class Metadata(BaseModel):
 
     schema_version: Literal[1] = Field(alias="schema")
     seed_contract: Literal["philox4x32-10/box-muller/1"]
-    class_names: tuple[Name, ...]
-    evaluation: dict[Name, float]
+    class_names: Annotated[tuple[Name, ...], Field(max_length=_MOST_CLASSES)]
+    evaluation: Annotated[dict[Name, float], Field(max_length=_MOST_RESULTS)]
     golden: Golden
     precision: Precision = Precision(kind="fp32")  # older artifacts do not say it
 
 
 def parse_metadata(text: str | None) -> Metadata:
-    """Check the value of the metadata key `gan`."""
+    """Check the value of the metadata key `gan`.
+
+    Raises:
+        ModelError: it is missing, holds more than any export, or not what it must.
+    """
     if text is None:
         raise ModelError("metadata: expected the key gan, got none: not made by `gantrain export`")
+    if len(text) > _LONGEST_TEXT:
+        raise ModelError(
+            f"metadata gan: expected at most {_LONGEST_TEXT} characters, got {len(text)}"
+        )
+    # A comma or a bracket is before each value, be it within a text.
+    if sum(map(text.count, ",[{")) > _MOST_VALUES:
+        raise ModelError(f"metadata gan: expected at most {_MOST_VALUES} values, got more")
     try:
         return Metadata.model_validate_json(text)
     except ValidationError as error:

@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
 import grpc
 import numpy as np
@@ -14,21 +14,30 @@ from PIL import Image
 from ganserve.channel_security import ChannelSecurity, open_async_channel
 from ganserve.client_channel import make_channel_options
 from ganserve.client_messages import (
+    CLOSED,
+    CONNECTION_CHECK,
+    CONNECTION_CHECK_SECONDS,
+    CallError,
     EncodedFormat,
     ImageFormat,
     ImageRequest,
     build_message,
     choose_timeout,
+    is_late,
+    no_connection_of,
     read_pixels,
-    readable_errors,
+    to_call_error,
 )
-from ganserve.client_streams import StreamProgress
+from ganserve.client_patience import MOST_ATTEMPTS, Patience
+from ganserve.client_streams import IMAGES_PER_CALL, StreamProgress, build_messages
 from ganserve.encoding import to_picture
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 
 if TYPE_CHECKING:
     from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceAsyncStub
+
+Reply = TypeVar("Reply")
 
 
 class AsyncClient:
@@ -56,6 +65,8 @@ class AsyncClient:
         self._model = model
         self._timeout_seconds = timeout_seconds
         self._hedge_after_seconds = hedge_after_seconds
+        self._retries = retries
+        self._closing = asyncio.Event()
         security = security or ChannelSecurity()
         self._tls = security.tls_ca is not None
         self._metadata = security.metadata()
@@ -89,38 +100,35 @@ class AsyncClient:
         message = build_message(request, self._model, format, quality)
         return list((await self._generate(message, request)).images)
 
-    async def stream(self, **request: Unpack[ImageRequest]) -> AsyncGenerator[NDArray[np.uint8]]:
+    async def stream(
+        self, images_per_call: int = IMAGES_PER_CALL, **request: Unpack[ImageRequest]
+    ) -> AsyncGenerator[NDArray[np.uint8]]:
         """Generate images as arrays, in order, as they are made; see `Client.stream`."""
-        message = build_message(request, self._model, "raw")
         timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
-        progress = StreamProgress(message, timeout)
-        with readable_errors(self._address, timeout, tls=self._tls):
-            while True:
-                call = self._stub.StreamImages(
-                    progress.message, timeout=progress.remaining_seconds, metadata=self._metadata
-                )
-                try:
-                    async for response in call:
-                        for images in progress.take(response):
-                            yield images
-                    return
-                except grpc.RpcError:
-                    if not progress.may_go_on(await call.code()):
-                        raise
-                finally:
-                    call.cancel()  # the caller may have stopped early
+        progress = StreamProgress(retries=self._retries)
+        for message in build_messages(request, self._model, images_per_call):
+            progress.begin(message, timeout)
+            async with (
+                self._readable_errors(timeout),
+                contextlib.aclosing(self._stream_call(progress)) as parts,
+            ):
+                async for images in parts:
+                    yield images
 
     async def models(self, *, timeout_seconds: float | None = None) -> list[pb.Model]:
         """List what serves and what could not be loaded, by name, newest version first."""
-        timeout = choose_timeout(timeout_seconds, self._timeout_seconds)
-        with readable_errors(self._address, timeout, tls=self._tls):
-            reply = await self._stub.ListModels(
-                pb.ListModelsRequest(), timeout=timeout, metadata=self._metadata
+
+        async def ask(seconds: float) -> pb.ListModelsResponse:
+            return await self._stub.ListModels(
+                pb.ListModelsRequest(), timeout=seconds, metadata=self._metadata
             )
-            return list(reply.models)
+
+        timeout = choose_timeout(timeout_seconds, self._timeout_seconds)
+        return list((await self._answered(ask, timeout)).models)
 
     async def close(self) -> None:
         """Close the connection; calls under way are cancelled."""
+        self._closing.set()
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -137,13 +145,73 @@ class AsyncClient:
     async def _generate(
         self, message: pb.GenerateImagesRequest, request: ImageRequest
     ) -> pb.GenerateImagesResponse:
-        timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
-        with readable_errors(self._address, timeout, tls=self._tls):
-            if self._hedge_after_seconds is not None:
-                return await self._generate_hedged(message, timeout, self._hedge_after_seconds)
+        hedge_after = self._hedge_after_seconds
+
+        async def ask(seconds: float) -> pb.GenerateImagesResponse:
+            if hedge_after is not None:
+                return await self._generate_hedged(message, seconds, hedge_after)
             return await self._stub.GenerateImages(
-                message, timeout=timeout, metadata=self._metadata
+                message, timeout=seconds, metadata=self._metadata
             )
+
+        timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
+        return await self._answered(ask, timeout)
+
+    async def _answered(self, ask: Callable[[float], Awaitable[Reply]], seconds: float) -> Reply:
+        """What a call returns that is given the seconds it has left, also by a busy server."""
+        patience = Patience(seconds, MOST_ATTEMPTS if self._retries else 1)
+        async with self._readable_errors(seconds):
+            while True:
+                try:
+                    return await ask(patience.remaining_seconds)
+                except grpc.RpcError as error:
+                    await self._wait(patience.pause_after(error))
+
+    async def _stream_call(self, progress: StreamProgress) -> AsyncGenerator[NDArray[np.uint8]]:
+        """The images of one call of a stream, by however many attempts."""
+        while True:
+            call = self._stub.StreamImages(
+                progress.message, timeout=progress.remaining_seconds, metadata=self._metadata
+            )
+            try:
+                async for response in call:
+                    for images in progress.take(response):
+                        yield images
+                return
+            except grpc.aio.AioRpcError as error:
+                await self._wait(progress.pause_after(error))
+            finally:
+                call.cancel()  # the caller may have stopped early
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+        except TimeoutError:
+            return
+        raise CallError(grpc.StatusCode.CANCELLED, CLOSED)
+
+    @contextlib.asynccontextmanager
+    async def _readable_errors(self, seconds: float) -> AsyncIterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            reason = await self._why_not_connected() if is_late(error) else ""
+            raise to_call_error(
+                error, self._address, seconds, tls=self._tls, no_connection=reason
+            ) from None
+
+    async def _why_not_connected(self) -> str:
+        """What gRPC says of a connection that cannot be made; empty if there is one."""
+        if self._channel.get_state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            return ""
+        try:
+            check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+            check = self._channel.unary_unary(CONNECTION_CHECK)
+            await check(b"", timeout=CONNECTION_CHECK_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            return no_connection_of(error)
+        return ""
 
     async def _generate_hedged(
         self, message: pb.GenerateImagesRequest, seconds: float, hedge_after: float

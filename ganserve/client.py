@@ -1,9 +1,11 @@
 """Hides channel, retries and messages behind calls that take seeds and return images."""
 
+import contextlib
 import queue
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Self, TypeVar, Unpack
 
 import grpc
 import numpy as np
@@ -14,19 +16,27 @@ from ganserve.async_client import AsyncClient
 from ganserve.channel_security import ChannelSecurity, open_channel
 from ganserve.client_channel import make_channel_options
 from ganserve.client_messages import (
+    CLOSED,
+    CONNECTION_CHECK,
+    CONNECTION_CHECK_SECONDS,
     CallError,
     EncodedFormat,
     ImageFormat,
     ImageRequest,
     build_message,
     choose_timeout,
+    is_late,
+    no_connection_of,
     read_pixels,
-    readable_errors,
+    to_call_error,
 )
-from ganserve.client_streams import StreamProgress
+from ganserve.client_patience import MOST_ATTEMPTS, Patience
+from ganserve.client_streams import IMAGES_PER_CALL, StreamProgress, build_messages
 from ganserve.encoding import to_picture
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
+
+Reply = TypeVar("Reply")
 
 __all__ = ["AsyncClient", "CallError", "Client", "EncodedFormat", "ImageRequest"]
 
@@ -35,8 +45,8 @@ class Client:
     """Asks for images; may be shared between threads. `AsyncClient` is the same for event loops.
 
     A call that finds the server starting, draining, restarting, lost or too busy is made again
-    until it succeeds, 5 attempts are used up or its time is over: as late as the server asks for,
-    else after pauses that grow. What fails for good raises `CallError`.
+    until it succeeds, 5 attempts are used up or its time is over: as late as the server asks for
+    where it is too busy, else after pauses that grow. What fails for good raises `CallError`.
     """
 
     def __init__(
@@ -73,13 +83,14 @@ class Client:
         self._model = model
         self._timeout_seconds = timeout_seconds
         self._hedge_after_seconds = hedge_after_seconds
+        self._retries = retries
         security = security or ChannelSecurity()
         self._tls = security.tls_ca is not None
         self._metadata = security.metadata()
         options = make_channel_options(retries=retries, round_robin=round_robin)
         self._channel = open_channel(address, security, options)
         self._stub = ImageGenerationServiceStub(self._channel)
-        self._closed = False
+        self._closing = threading.Event()
 
     def generate(self, **request: Unpack[ImageRequest]) -> NDArray[np.uint8]:
         """Generate images as an array [n, height, width, channels]; see `ImageRequest`."""
@@ -113,41 +124,40 @@ class Client:
         message = build_message(request, self._model, format, quality)
         return list(self._generate(message, request).images)
 
-    def stream(self, **request: Unpack[ImageRequest]) -> Iterator[NDArray[np.uint8]]:
+    def stream(
+        self, images_per_call: int = IMAGES_PER_CALL, **request: Unpack[ImageRequest]
+    ) -> Iterator[NDArray[np.uint8]]:
         """Generate images as arrays [some, height, width, channels], in order, as they are made.
 
-        Where the server is lost on the way, another goes on with the same version.
+        Any number of them: a long stream takes several calls, one after the other, all of the same
+        version. Where the server is lost on the way, another goes on with that version.
+
+        Args:
+            images_per_call: How many images to ask for in one call, at most; lower it where a
+                server's `--max-images-per-request` is lower. An `interpolation` is always one call.
+            request: What to generate; `timeout_seconds` is for each call.
         """
-        message = build_message(request, self._model, "raw")
         timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
-        progress = StreamProgress(message, timeout)
-        with readable_errors(self._address, timeout, tls=self._tls):
-            while True:
-                call = self._stub.StreamImages(
-                    progress.message, timeout=progress.remaining_seconds, metadata=self._metadata
-                )
-                try:
-                    for response in call:
-                        yield from progress.take(response)
-                    return
-                except grpc.RpcError:
-                    if self._closed or not progress.may_go_on(call.code()):
-                        raise
-                finally:
-                    call.cancel()  # the caller may have stopped early
+        progress = StreamProgress(retries=self._retries)
+        for message in build_messages(request, self._model, images_per_call):
+            progress.begin(message, timeout)
+            with self._readable_errors(timeout):
+                yield from self._stream_call(progress)
 
     def models(self, *, timeout_seconds: float | None = None) -> list[pb.Model]:
         """List what serves and what could not be loaded, by name, newest version first."""
-        timeout = choose_timeout(timeout_seconds, self._timeout_seconds)
-        with readable_errors(self._address, timeout, tls=self._tls):
-            reply = self._stub.ListModels(
-                pb.ListModelsRequest(), timeout=timeout, metadata=self._metadata
+
+        def ask(seconds: float) -> pb.ListModelsResponse:
+            return self._stub.ListModels(
+                pb.ListModelsRequest(), timeout=seconds, metadata=self._metadata
             )
-            return list(reply.models)
+
+        timeout = choose_timeout(timeout_seconds, self._timeout_seconds)
+        return list(self._answered(ask, timeout).models)
 
     def close(self) -> None:
         """Close the connection; calls under way fail with CANCELLED."""
-        self._closed = True
+        self._closing.set()
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -164,11 +174,68 @@ class Client:
     def _generate(
         self, message: pb.GenerateImagesRequest, request: ImageRequest
     ) -> pb.GenerateImagesResponse:
+        hedge_after = self._hedge_after_seconds
+
+        def ask(seconds: float) -> pb.GenerateImagesResponse:
+            if hedge_after is not None:
+                return self._generate_hedged(message, seconds, hedge_after)
+            return self._stub.GenerateImages(message, timeout=seconds, metadata=self._metadata)
+
         timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
-        with readable_errors(self._address, timeout, tls=self._tls):
-            if self._hedge_after_seconds is not None:
-                return self._generate_hedged(message, timeout, self._hedge_after_seconds)
-            return self._stub.GenerateImages(message, timeout=timeout, metadata=self._metadata)
+        return self._answered(ask, timeout)
+
+    def _answered(self, ask: Callable[[float], Reply], seconds: float) -> Reply:
+        """What a call returns that is given the seconds it has left, also by a busy server."""
+        patience = Patience(seconds, MOST_ATTEMPTS if self._retries else 1)
+        with self._readable_errors(seconds):
+            while True:
+                try:
+                    return ask(patience.remaining_seconds)
+                except grpc.RpcError as error:
+                    self._wait(patience.pause_after(error))
+
+    def _stream_call(self, progress: StreamProgress) -> Iterator[NDArray[np.uint8]]:
+        """The images of one call of a stream, by however many attempts."""
+        while True:
+            call = self._stub.StreamImages(
+                progress.message, timeout=progress.remaining_seconds, metadata=self._metadata
+            )
+            try:
+                for response in call:
+                    yield from progress.take(response)
+                return
+            except grpc.RpcError as error:
+                if self._closing.is_set():
+                    raise
+                self._wait(progress.pause_after(error))
+            finally:
+                call.cancel()  # the caller may have stopped early
+
+    def _wait(self, seconds: float) -> None:
+        if self._closing.wait(seconds):
+            raise CallError(grpc.StatusCode.CANCELLED, CLOSED)
+
+    @contextlib.contextmanager
+    def _readable_errors(self, seconds: float) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            reason = self._why_not_connected() if is_late(error) else ""
+            raise to_call_error(
+                error, self._address, seconds, tls=self._tls, no_connection=reason
+            ) from None
+
+    def _why_not_connected(self) -> str:
+        """What gRPC says of a connection that cannot be made; empty if there is one."""
+        try:
+            check: grpc.UnaryUnaryMultiCallable[bytes, bytes]
+            check = self._channel.unary_unary(CONNECTION_CHECK)
+            check(b"", timeout=CONNECTION_CHECK_SECONDS)
+        except grpc.RpcError as error:
+            return no_connection_of(error)
+        except ValueError:  # the channel was closed meanwhile
+            pass
+        return ""
 
     def _generate_hedged(
         self, message: pb.GenerateImagesRequest, timeout: float, hedge_after: float

@@ -20,6 +20,10 @@ _DEADLINE_AT_CLIENT = "Deadline Exceeded"
 _NO_CONNECTION = "last error: "
 # What it says where the other end closed the connection, as one that waits for a handshake does.
 _CLOSED = ("Socket closed", "Connection reset")
+CLOSED = "the client was closed"
+# A call that gRPC does not make again, so that it says at once why no connection can be made.
+CONNECTION_CHECK = "/grpc.health.v1.Health/Check"
+CONNECTION_CHECK_SECONDS = 0.02
 _LONGEST_TIMEOUT = 1e9  # seconds, 31 years; gRPC's clock ends somewhere beyond
 
 
@@ -49,7 +53,7 @@ class ImageRequest(TypedDict, total=False):
         model: The model's name; by default the client's.
         version: The model's version; by default the newest.
         timeout_seconds: How long the call may take, further attempts included; by default the
-            client's.
+            client's. Of a stream that takes several calls each may take so long.
     """
 
     seeds: Iterable[int]
@@ -68,32 +72,41 @@ def choose_timeout(asked: float | None, default: float) -> float:
     return min(default if asked is None else asked, _LONGEST_TIMEOUT)
 
 
-@contextlib.contextmanager
-def readable_errors(address: str, timeout: float, *, tls: bool) -> Iterator[None]:
+def is_late(error: grpc.RpcError) -> bool:
+    """Whether a call's time was over at the client, which does not say what it was waiting for."""
+    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)  # a call that was started
+    return (
+        error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and error.details() == _DEADLINE_AT_CLIENT
+    )
+
+
+def to_call_error(
+    error: grpc.RpcError, address: str, timeout: float, *, tls: bool, no_connection: str = ""
+) -> CallError:
     """Say in a line what failed.
 
     Args:
+        error: What gRPC raised.
         address: The server, as its caller knows it.
-        timeout: How long the call may take, in seconds.
+        timeout: How long the call could take, in seconds.
         tls: Whether the client speaks TLS.
-
-    Raises:
-        CallError: instead of gRPC's error.
+        no_connection: Of a call that `is_late`, why there is no connection, if there is none.
     """
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise _to_call_error(error, address, timeout, tls) from None
-
-
-def _to_call_error(error: grpc.RpcError, address: str, timeout: float, tls: bool) -> CallError:
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)  # a call that was started
     code, details = error.code(), error.details() or ""
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED and details == _DEADLINE_AT_CLIENT:
+    if is_late(error):
         details = f"no result from {address} within {timeout:g} s"
+        if no_connection:
+            details += f": {no_connection}{_hint(no_connection, tls)}"
     elif code is grpc.StatusCode.UNAVAILABLE:
         details = f"{address} does not serve: {details}{_hint(details, tls)}"
     return CallError(code, details)
+
+
+def no_connection_of(error: grpc.RpcError) -> str:
+    """Why a call that was to say so found no connection; empty if it found one, or does not say."""
+    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)  # a call that was started
+    return (error.details() or "") if error.code() is grpc.StatusCode.UNAVAILABLE else ""
 
 
 def _hint(details: str, tls: bool) -> str:

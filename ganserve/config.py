@@ -143,7 +143,8 @@ class ServerConfig(BaseSettings):
     host: str = Field(
         default="0.0.0.0",  # noqa: S104 - a server in a container is called from outside it
         min_length=1,
-        description="The address to listen on, for calls and for metrics.",
+        description="The address to listen on, for calls and for metrics. 0.0.0.0 and ::: every "
+        "address of the machine, of IPv4 and IPv6.",
     )
     port: Port = Field(default=50051, description="The port for gRPC calls; 0 takes a free one.")
     metrics_port: Port = Field(

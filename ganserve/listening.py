@@ -1,12 +1,12 @@
 """Hides how a gRPC port is taken, and the limits that gRPC itself keeps on its connections."""
 
 import math
-import socket
 
 import grpc
 
 from ganserve.config import ServerConfig
 from ganserve.errors import StartupError
+from ganserve.listeners import open_listeners
 
 _HANDSHAKE_SECONDS = 10.0  # for a client to say what it wants
 _KEEPALIVE_TIMEOUT_SECONDS = 20.0
@@ -58,9 +58,8 @@ def listen(
     shown_host = f"[{host}]" if ":" in host else host
     try:
         # Asked first, because gRPC prints a page of its own where a port is taken.
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.create_server(address[:2], family=family):
-            pass
+        for listener in open_listeners(host, port):
+            listener.close()
         if credentials is None:
             return f"{shown_host}:{grpc_server.add_insecure_port(f'{shown_host}:{port}')}"
         taken = grpc_server.add_secure_port(f"{shown_host}:{port}", credentials)

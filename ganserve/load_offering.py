@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 import grpc
 
 from ganserve.channel_security import open_async_channel
+from ganserve.client_channel import RECONNECT_OPTIONS
 from ganserve.latency_histogram import LatencyHistogram
 from ganserve.load_plan import LoadPlan, LoadTally
 from ganserve.load_references import VERIFIED_REQUESTS, Generate, build_message, verify
@@ -25,10 +26,7 @@ _CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", -1),
     # Channels to one address share a connection unless each has a pool of its own.
     ("grpc.use_local_subchannel_pool", 1),
-    # A server that comes back is found within a second, not after minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    *RECONNECT_OPTIONS,
 ]
 # Where there is no server, calls fail at once; a closed loop would do nothing but count them.
 _PAUSE_WITHOUT_SERVER_SECONDS = 0.01

@@ -69,7 +69,7 @@ async def offer_load(
 
     Raises:
         ConnectionError: no server answers, within `timeout_seconds` and the attempts of a client;
-            it says why, unless the time was too short to learn it.
+            it says why.
         OSError: a file of `security` cannot be read, or a process of ours is lost.
         ValueError: a file of `security` holds not what it must, or no references can be fetched.
     """
@@ -153,8 +153,5 @@ async def _require_answer(plan: LoadPlan) -> None:
         try:
             await client.models()
         except CallError as error:
-            if error.code is grpc.StatusCode.UNAVAILABLE:
+            if error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise ConnectionError(str(error)) from None
-            if error.code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                message = f"no server answers at {plan.address} within {seconds:g} s"
-                raise ConnectionError(message) from None

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, Self
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
-from wsgiref.types import StartResponse, WSGIEnvironment
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from ganserve.errors import StartupError
+from ganserve.listeners import open_listeners
 
 logger = logging.getLogger(__name__)
 
@@ -28,15 +29,17 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
     """Answers each scrape in a thread of its own, so that a slow one holds up nobody."""
 
     daemon_threads = True
-    # A port that another process listens on must be an error.
-    allow_reuse_port = False
 
-    def server_bind(self) -> None:
-        """Take the port; the standard library would also ask the network for this host's name."""
-        TCPServer.server_bind(self)
+    def __init__(self, listener: socket.socket, app: WSGIApplication) -> None:
+        """Listen there; the standard library would also ask the network for this host's name."""
+        TCPServer.__init__(self, ("", 0), _QuietHandler, bind_and_activate=False)
+        self.socket.close()  # made by the line above, of the family that it thinks of
+        self.socket = listener
+        self.server_address = listener.getsockname()
         host, self.server_port = self.server_address[:2]
         self.server_name = str(host)
         self.setup_environ()
+        self.set_app(app)
         self._open: dict[socket.socket, None] = {}  # the oldest first
         self._lock = threading.Lock()
 
@@ -62,10 +65,6 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
         error = sys.exception()
         if not isinstance(error, OSError):
             logger.error("a request of %s failed", client_address, exc_info=error)
-
-
-class _IPv6Server(_ThreadingServer):
-    address_family = socket.AF_INET6
 
 
 class _Head(io.BufferedIOBase):
@@ -105,8 +104,7 @@ class MetricsServer:
     """The HTTP port, open until `close`."""
 
     port: int
-    server: WSGIServer
-    thread: threading.Thread
+    servers: dict[WSGIServer, threading.Thread]  # one for each address of the host
 
     @classmethod
     def start(
@@ -127,9 +125,7 @@ class MetricsServer:
         """
         app = make_app(registry, is_alive=is_alive, why_not_ready=why_not_ready)
         try:
-            family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            server_class = _IPv6Server if family == socket.AF_INET6 else _ThreadingServer
-            server = make_server(str(address[0]), port, app, server_class, _QuietHandler)
+            listeners = open_listeners(host, port)
         except socket.gaierror as error:
             raise StartupError(
                 f"host: no address of this machine is known as {host}: {error.strerror}; choose "
@@ -140,18 +136,22 @@ class MetricsServer:
                 f"metrics_port: cannot listen on {host}:{port}: {error.strerror}; "
                 "choose another --metrics-port"
             ) from error
+        servers = [_ThreadingServer(listener, app) for listener in listeners]
         # The default poll of half a second would be the time that closing takes.
-        thread = threading.Thread(
-            target=server.serve_forever, args=(0.1,), name="metrics", daemon=True
-        )
-        thread.start()
-        return cls(server.server_port, server, thread)
+        threads = [
+            threading.Thread(target=server.serve_forever, args=(0.1,), name="metrics", daemon=True)
+            for server in servers
+        ]
+        for thread in threads:
+            thread.start()
+        return cls(servers[0].server_port, dict(zip(servers, threads, strict=True)))
 
     def close(self) -> None:
         """Stop answering and free the port."""
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
+        for server, thread in self.servers.items():
+            server.shutdown()
+            server.server_close()
+            thread.join()
 
 
 def make_app(

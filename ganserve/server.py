@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
 
-from ganserve.accepting import DirectMethods, make_aio_server
+from ganserve.accepting import DirectMethods, make_aio_server, may_stop_again
 from ganserve.assembly import HEALTH, make_interceptor, read_credentials, start_tracing
 from ganserve.config import ServerConfig, explain_unknown
 from ganserve.cpus import run_when_woken, usable_cpus, work_long
@@ -204,24 +204,26 @@ async def stop_grpc_server(grpc_server: grpc.aio.Server, server: RunningServer) 
     """Refuse new calls, answer all others, close the port.
 
     Connections are told to go at once: a client that looks at no health would else be refused on
-    its own for as long as another of its calls takes.
+    its own for as long as another of its calls takes. That is a stop already, so it is left out
+    where no other may follow.
     """
     server.health.shut_down()
     server.interceptor.refuse_new_calls()
-    leaving = asyncio.ensure_future(grpc_server.stop(_LONGEST_STOP_SECONDS))
+    stops_again = may_stop_again(grpc_server)
+    early = [asyncio.ensure_future(grpc_server.stop(_LONGEST_STOP_SECONDS))] if stops_again else []
     idle = asyncio.ensure_future(server.interceptor.wait_until_idle())
     hurry = asyncio.ensure_future(server.hurry.wait())
     await _either(idle, hurry)
     idle.cancel()
     server.health.close()
     grace = 0 if server.hurry.is_set() else _STOP_GRACE_SECONDS
-    closing = asyncio.gather(leaving, grpc_server.stop(grace), server.close_tracing(grace))
+    closing = asyncio.gather(*early, grpc_server.stop(grace), server.close_tracing(grace))
     # Clients that are suspended are waited for, too, and collectors that do not answer.
     await _either(closing, hurry)
     hurry.cancel()
     if not closing.done():
         server.give_up_tracing()
-        await grpc_server.stop(0)
+        await grpc_server.stop(0)  # without effect where none may follow
     await closing
 
 

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import io
 import pickle
-from collections.abc import AsyncIterator, Callable
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -325,15 +327,80 @@ async def test_a_server_that_never_loads_is_given_up_with_its_reason(tmp_path, r
     assert raised.value.code is grpc.StatusCode.UNAVAILABLE
 
 
-def test_a_server_that_is_not_there_ends_the_call_at_its_deadline():
+@pytest.mark.parametrize("kind", [Client, AsyncClient], ids=["threads", "asyncio"])
+async def test_a_server_that_is_not_there_ends_the_call_at_its_deadline_with_the_reason(kind):
     address = f"127.0.0.1:{free_port()}"
-    with (
-        Client(address, timeout_seconds=0.5) as client,
-        pytest.raises(CallError, match=f"no result from {address} within 0.5 s") as raised,
-    ):
-        client.generate(seeds=[1])
+    client = kind(address, timeout_seconds=0.5)
+    reason = "failed to connect to all addresses; last error: .*Connection refused"
+    with pytest.raises(
+        CallError, match=f"no result from {address} within 0.5 s: {reason}"
+    ) as raised:
+        await generate(client, seeds=[1])
     assert raised.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert raised.value.__suppress_context__, "one clear error, not gRPC's as well"
+    await client.close() if isinstance(client, AsyncClient) else client.close()
+
+
+def test_a_client_without_tls_learns_in_a_short_time_too_that_it_may_need_it():
+    with (
+        closing_at_once() as address,
+        Client(address, timeout_seconds=0.5) as client,
+        pytest.raises(CallError, match=r"within 0.5 s: .*\(does it speak TLS\? then give --tls-ca"),
+    ):
+        client.models()
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient], ids=["threads", "asyncio"])
+async def test_a_server_far_away_is_reached(kind, repository, running_server):
+    """Connecting takes several ways there and back, before the first call is sent."""
+    async with (
+        running_server(repository) as server,
+        far_away(server.address, seconds=0.4) as address,
+    ):
+        client = kind(address)
+        assert (await generate(client, seeds=[1], timeout_seconds=5)).shape == (1, 4, 4, 3)
+        await client.close() if isinstance(client, AsyncClient) else client.close()
+
+
+@contextlib.contextmanager
+def closing_at_once() -> Iterator[str]:
+    """Closes each connection as soon as it hears something, as a server with TLS would."""
+    ended = threading.Event()
+
+    def close() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(OSError), listener.accept()[0] as connection:
+                connection.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.05)
+        thread = threading.Thread(target=close)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        ended.set()
+        thread.join()
+
+
+@contextlib.asynccontextmanager
+async def far_away(address: str, seconds: float) -> AsyncIterator[str]:
+    """The address of a server whose bytes take so long, each way."""
+    loop = asyncio.get_running_loop()
+    host, _, port = address.rpartition(":")
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while content := await reader.read(65536):
+            loop.call_later(seconds, writer.write, content)
+        loop.call_later(seconds, writer.close)
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(host, int(port))
+        with contextlib.suppress(ConnectionError):
+            await asyncio.gather(carry(reader, back), carry(there, writer))
+
+    proxy = await asyncio.start_server(connect, "127.0.0.1", 0)
+    async with proxy:
+        yield f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+        await asyncio.sleep(3 * seconds)  # for what is on its way
 
 
 def test_a_server_that_is_not_there_is_not_taken_for_one_with_tls():
@@ -476,6 +543,159 @@ async def test_a_server_that_is_too_busy_says_when_to_come_back(kind, repository
                 await generate(client, seeds=[3])
 
 
+@both_kinds
+@pytest.mark.parametrize("streams", [False, True], ids=["unary", "stream"])
+async def test_a_request_that_is_too_large_is_refused_once(
+    kind, streams, repository, running_server
+):
+    """With gRPC's own status, which names no time to come back; see also `Refusing`."""
+    refusing = Refusing(grpc.StatusCode.RESOURCE_EXHAUSTED)
+    async with serving(refusing) as server, opened(kind, server) as client:
+        with pytest.raises(CallError, match="RESOURCE_EXHAUSTED: of call 0"):
+            await (next_of(client.stream(seeds=[1])) if streams else generate(client, seeds=[1]))
+    assert refusing.calls == 1
+    async with (
+        running_server(repository, max_message_bytes=1024) as server,
+        opened(kind, server) as client,
+        asyncio.timeout(5),
+    ):
+        with pytest.raises(CallError, match=r"RESOURCE_EXHAUSTED: .*larger than max"):
+            await generate(client, latents=np.zeros((100, 4)))
+
+
+@both_kinds
+@pytest.mark.parametrize("streams", [False, True], ids=["unary", "stream"])
+async def test_a_server_that_is_busy_for_longer_than_the_call_has_time_is_not_waited_for(
+    kind, streams
+):
+    refusing = Refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, pushback="60000")
+    async with serving(refusing) as server, opened(kind, server) as client, asyncio.timeout(20):
+        with pytest.raises(CallError, match="RESOURCE_EXHAUSTED: of call 0"):
+            await (next_of(client.stream(seeds=[1])) if streams else generate(client, seeds=[1]))
+    assert refusing.calls == 1
+
+
+@both_kinds
+@pytest.mark.parametrize("pushback", ["-1", "", "soon"])
+async def test_a_server_that_wants_no_other_attempt_gets_none(kind, pushback):
+    refusing = Refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, pushback=pushback)
+    async with serving(refusing) as server, opened(kind, server) as client:
+        with pytest.raises(CallError, match="RESOURCE_EXHAUSTED: of call 0"):
+            await generate(client, seeds=[1])
+    assert refusing.calls == 1
+
+
+@both_kinds
+async def test_a_server_that_is_busy_for_ever_is_given_up_after_five_attempts(kind):
+    refusing = Refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, pushback="1")
+    async with serving(refusing) as server, opened(kind, server) as client:
+        with pytest.raises(CallError, match="RESOURCE_EXHAUSTED: of call 4"):
+            await generate(client, seeds=[1])
+    assert refusing.calls == 5
+
+
+@both_kinds
+async def test_a_client_that_is_closed_waits_for_no_busy_server(kind):
+    refusing = Refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, pushback="20000")
+    async with serving(refusing) as server, asyncio.timeout(10):
+        async with opened(kind, server) as client:
+            call = asyncio.create_task(generate(client, seeds=[1]))
+            await eventually(lambda: refusing.calls == 1)
+            await asyncio.sleep(0.1)  # for the client to have heard it
+        with pytest.raises(CallError, match="CANCELLED: the client was closed"):
+            await call
+
+
+class TestLongStreams:
+    @both_kinds
+    @pytest.mark.parametrize(
+        "request_",
+        [
+            pytest.param({"seeds": range(5, 55)}, id="range"),
+            pytest.param({"seeds": (seed for seed in range(5, 55))}, id="generator"),
+            pytest.param({"seeds": np.arange(5, 55, dtype=np.uint64)}, id="array"),
+            pytest.param(
+                {"latents": draw_latents(np.arange(5, 55, dtype=np.uint64), 4)}, id="latents"
+            ),
+        ],
+    )
+    async def test_they_have_all_images_in_order_however_many_a_call_may_have(
+        self, kind, request_, repository, running_server
+    ):
+        async with (
+            running_server(repository, max_images_per_request=7) as server,
+            opened(kind, server) as client,
+        ):
+            if not hasattr(request_["seeds" if "seeds" in request_ else "latents"], "__len__"):
+                request_ = {"seeds": (seed for seed in range(5, 55))}  # for each client its own
+            images = await all_of(client.stream(images_per_call=7, **request_))
+            assert (images == expected_pixels(range(5, 55))).all()
+            calls = await metric(
+                server, "grpc_server_handled_total", grpc_method="StreamImages", grpc_code="OK"
+            )
+            assert calls == 8
+
+    @both_kinds
+    async def test_they_need_no_setting_where_servers_are_as_in_the_manifests(
+        self, kind, repository, running_server
+    ):
+        async with (
+            running_server(repository, max_images_per_request=128) as server,
+            opened(kind, server) as client,
+        ):
+            images = await all_of(client.stream(seeds=range(1000)))
+        assert (images == expected_pixels(range(1000))).all()
+
+    async def test_each_image_keeps_its_label_and_truncation(self, tmp_path, running_server):
+        write_artifact(tmp_path / "models", class_names=("cat", "dog"))
+        labels = [seed % 2 for seed in range(20)]
+        latents = draw_latents(np.arange(20, dtype=np.uint64), 4) * np.float32(0.5)
+        async with (
+            running_server(tmp_path / "models", max_images_per_request=7) as server,
+            opened(AsyncClient, server) as client,
+        ):
+
+            async def ask(labels: list[int]) -> np.ndarray:
+                return await all_of(
+                    client.stream(7, seeds=range(20), class_labels=labels, truncation=0.5)
+                )
+
+            assert (await ask(labels) == reveal_pixels(latents, np.array(labels))).all()
+            assert (await ask([1]) == reveal_pixels(latents, np.ones(20, np.int64))).all()
+            with pytest.raises(
+                ValueError, match=r"class_labels: expected 1 label .* or 20, .*got 8"
+            ):
+                await ask(labels[:8])
+
+    @both_kinds
+    async def test_they_do_not_mix_versions(self, kind, repository, running_server):
+        async with (
+            running_server(repository) as server,
+            opened(kind, server) as client,
+        ):
+            stream = client.stream(4, seeds=range(12))
+            assert (await next_of(stream) == expected_pixels(range(4))).all()
+            write_artifact(repository, version=2, offset=9)
+            await eventually(lambda: [v.number for v in server.repository.versions] == [2])
+            said = r"NOT_FOUND: .*version 1: expected 2 \(another version came after 4 images"
+            with pytest.raises(CallError, match=said):
+                await next_of(stream)
+
+    def test_a_call_has_at_least_one_image(self):
+        with (
+            Client("localhost:1") as client,
+            pytest.raises(ValueError, match="images_per_call: expected at least 1, got 0"),
+        ):
+            next(client.stream(0, seeds=[1]))
+
+
+async def all_of(stream: Any) -> np.ndarray:
+    chunks = []
+    while (chunk := await next_of(stream)) is not None:
+        chunks.append(chunk)
+    return np.concatenate(chunks)
+
+
 class TestSeveralServers:
     @both_kinds
     async def test_calls_go_to_all_in_turn_and_leave_those_that_drain(
@@ -614,6 +834,22 @@ class Hanging:
         raise AssertionError
 
 
+class Refusing:
+    """A server that answers no call."""
+
+    address = ""
+    calls = 0
+
+    def __init__(self, code: grpc.StatusCode, pushback: str | None = None) -> None:
+        self._code = code
+        self._metadata = () if pushback is None else (("grpc-retry-pushback-ms", pushback),)
+
+    async def answer(self, _request: bytes, context: Any) -> bytes:
+        call, self.calls = self.calls, self.calls + 1
+        await context.abort(self._code, f"of call {call}", self._metadata)
+        raise AssertionError
+
+
 class FirstHangs(Hanging):
     """A server that answers all but its first call."""
 
@@ -651,9 +887,12 @@ class Ordered:
 
 @contextlib.asynccontextmanager
 async def serving(answering: Any) -> AsyncIterator[Any]:
-    """Answer GenerateImages with its `answer`, and tell it its address."""
+    """Answer GenerateImages, and streams, with its `answer`, and tell it its address."""
     server = grpc.aio.server()
-    handlers = {"GenerateImages": grpc.unary_unary_rpc_method_handler(answering.answer)}
+    handlers = {
+        "GenerateImages": grpc.unary_unary_rpc_method_handler(answering.answer),
+        "StreamImages": grpc.unary_stream_rpc_method_handler(answering.answer),
+    }
     service = "ganserve.v1.ImageGenerationService"
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
     answering.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"

@@ -22,8 +22,25 @@ def chunk(first, *values, version="3", name="faces", digest="sha256:1"):
     )
 
 
-def progress():
-    return StreamProgress(pb.GenerateImagesRequest(), timeout_seconds=60)
+def progress(**settings):
+    stream = StreamProgress(**settings)
+    stream.begin(pb.GenerateImagesRequest(), timeout_seconds=60)
+    return stream
+
+
+def failure(code, pushback=None):
+    """What a call raises."""
+    metadata = () if pushback is None else (("grpc-retry-pushback-ms", pushback),)
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*metadata), "said")
+
+
+def goes_on(stream, error):
+    """Whether there is another attempt after this failure."""
+    try:
+        stream.pause_after(error)
+    except grpc.RpcError:
+        return False
+    return True
 
 
 def test_another_attempt_leaves_out_what_has_come_and_nothing_else():
@@ -53,15 +70,48 @@ def test_another_file_of_the_same_version_does_not_go_on_with_the_stream():
 def test_a_server_may_be_lost_four_times(code):
     stream = progress()
     list(stream.take(chunk(0, 10)))
-    assert [stream.may_go_on(code) for _ in range(6)] == [True] * 4 + [False] * 2
+    assert [goes_on(stream, failure(code)) for _ in range(6)] == [True] * 4 + [False] * 2
 
 
 def test_a_stream_that_has_not_begun_is_left_to_grpcs_own_attempts():
-    assert not progress().may_go_on(Code.UNAVAILABLE)
+    assert not goes_on(progress(), failure(Code.UNAVAILABLE))
 
 
-@pytest.mark.parametrize("code", [Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.NOT_FOUND])
+@pytest.mark.parametrize("code", [Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.RESOURCE_EXHAUSTED])
 def test_what_another_server_would_say_too_ends_the_stream(code):
     stream = progress()
     list(stream.take(chunk(0, 10)))
-    assert not stream.may_go_on(code)
+    assert not goes_on(stream, failure(code))
+
+
+def test_a_client_without_retries_loses_its_stream_with_its_server():
+    stream = progress(retries=False)
+    list(stream.take(chunk(0, 10)))
+    assert not goes_on(stream, failure(Code.UNAVAILABLE))
+    assert not goes_on(stream, failure(Code.RESOURCE_EXHAUSTED, "10"))
+
+
+def test_a_stream_waits_for_a_busy_server_as_often_as_it_asks_once_there_are_images():
+    stream, busy = progress(), failure(Code.RESOURCE_EXHAUSTED, "250")
+    assert stream.pause_after(busy) == 0.25
+    assert [goes_on(stream, busy) for _ in range(4)] == [True] * 3 + [False]
+    list(stream.take(chunk(0, 10)))
+    stream.begin(pb.GenerateImagesRequest(), timeout_seconds=60)
+    assert all(goes_on(stream, busy) for _ in range(100))
+
+
+def test_the_next_call_begins_anew_and_is_held_to_the_same_model():
+    stream = progress()
+    list(stream.take(chunk(0, 10, 11, version="7", name="other")))
+    stream.begin(pb.GenerateImagesRequest(), timeout_seconds=60)
+    assert (stream.message.model_name, stream.message.model_version) == ("other", "7")
+    (images,) = stream.take(chunk(0, 12, 13, version="7", name="other"))
+    assert images.ravel().tolist() == [12, 13]
+
+
+def test_where_the_version_serves_no_more_the_stream_ends_and_says_where():
+    stream = progress()
+    list(stream.take(chunk(0, 10, 11)))
+    with pytest.raises(CallError, match=r"NOT_FOUND: said \(another version came after 2 images"):
+        stream.pause_after(failure(Code.NOT_FOUND))
+    assert not goes_on(progress(), failure(Code.NOT_FOUND))

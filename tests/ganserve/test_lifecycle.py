@@ -20,6 +20,7 @@ import grpc
 import numpy as np
 import onnx
 import pytest
+from grpc.aio import _server
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from onnx import helper, numpy_helper
@@ -388,6 +389,27 @@ class TestLifecycle:
                 while (await stream.read()) is not grpc.aio.EOF:
                     pass
                 await stopping
+
+    async def test_where_grpc_allows_one_stop_alone_that_one_answers_what_was_accepted(
+        self, repository, running_server, gate, monkeypatch
+    ):
+        """A version of gRPC whose calls cannot be ended while it stops; see `accepting`."""
+        monkeypatch.setattr("ganserve.accepting.core_server", lambda _: None)
+        graces, stop = [], _server.Server.stop
+
+        async def note(server, grace):
+            graces.append(grace)
+            await stop(server, grace)
+
+        monkeypatch.setattr(_server.Server, "stop", note)
+        async with contextlib.AsyncExitStack() as stack:
+            async with running_server(repository, instances=1) as server:
+                stub = await stack.enter_async_context(connected(server))
+                accepted = asyncio.ensure_future(code_of(stub.GenerateImages(request(2))))
+                await gate.entered()
+                asyncio.get_running_loop().call_later(0.2, gate.open)
+            assert await accepted is Code.OK
+        assert graces == [10.0]
 
     async def test_looking_on_demand_alone(self, repository, running_server):
         async with running_server(repository, poll_seconds=0) as server:

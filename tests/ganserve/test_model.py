@@ -97,6 +97,23 @@ def test_a_device_that_is_not_there_is_no_reason_to_use_another(tmp_path, device
         pytest.param({"class_names": ["a"]}, r"inputs: expected \['labels'", id="no labels input"),
         pytest.param({"evaluation": {"x": "good"}}, "gan.evaluation.x", id="evaluation"),
         pytest.param({"precision": {"kind": "a b"}}, "gan.precision.kind", id="precision"),
+        pytest.param({"class_names": ["a" * 256]}, "gan.class_names.0: .*at most 255", id="name"),
+        pytest.param(
+            {"class_names": ["a"] * 32_769},
+            "gan.class_names: .*at most 32768 .*32769",
+            id="classes",
+        ),
+        pytest.param(
+            {"evaluation": {str(number): 1.0 for number in range(1001)}},
+            "gan.evaluation: .*at most 1000",
+            id="results",
+        ),
+        pytest.param(
+            {"training": [[]] * 50_001}, "gan: expected at most 100000 values", id="values"
+        ),
+        pytest.param(
+            {"writer": "x" * 2**26}, "gan: expected at most 67108864 characters, got", id="text"
+        ),
     ],
 )
 def test_wrong_metadata_is_named(tmp_path, metadata, message):
@@ -104,6 +121,19 @@ def test_wrong_metadata_is_named(tmp_path, metadata, message):
     with pytest.raises(ModelError, match=message) as error:
         load(path)
     assert str(error.value).startswith(f"{path}: ")
+
+
+def test_more_golden_images_than_any_export_has_are_not_generated(tmp_path):
+    image = {"seed": 0, "sha256": "0" * 64, "png": ""}
+    golden = {"images": [image] * 101, "tolerance": {"max_difference": 1, "differing_share": 0.0}}
+    path = write_artifact(tmp_path, metadata={"golden": golden})
+    with pytest.raises(ModelError, match=r"gan.golden.images: .*at most 100 .*101"):
+        load(path)
+
+
+def test_as_many_classes_as_there_may_be_are_served(tmp_path):
+    names = tuple(f"class {number}, of many" for number in range(2**15))
+    assert load(write_artifact(tmp_path, class_names=names)).spec.class_names == names
 
 
 FORGED = "x\n2026-01-01 INFO ganserve: forged \x1b[31m\u2028\u202e"

@@ -17,6 +17,7 @@ import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # published without types
 
 from ganserve.direct_calls import DirectCalls, MayCall, core_server
+from ganserve.unfinished_requests import RequestReading, UnfinishedRequests
 from ganserve.unread_replies import UnreadReplies
 
 # Between 8 and 32, which with 64 calls under way cut a call's CPU about alike: see docs/decisions.
@@ -34,7 +35,6 @@ class DirectMethods:
 
     paths: Sequence[str]  # as in `/package.Service/Method`
     may_call: MayCall  # of whom requests are read; the interceptors must refuse others
-    request_seconds: float  # that a request may take to come
     open_paths: Collection[str] = ()  # those of `paths` that anybody may call
     unread: UnreadReplies = field(default_factory=UnreadReplies)
 
@@ -48,9 +48,18 @@ class _StoppedOnce(_AioServer):  # type: ignore[misc]  # published without types
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)
         self._stopping: asyncio.Future[None] | None = None
+        self.unfinished: UnfinishedRequests | None = None
+
+    async def start(self) -> None:
+        """Start, and wait for no request too long."""
+        await super().start()
+        if self.unfinished is not None:
+            self.unfinished.start()
 
     async def shutdown(self, grace: float | None) -> None:
         """Stop; a further stop shortens the time that calls have, if this version of gRPC can."""
+        if self.unfinished is not None:
+            self.unfinished.close()
         can_end_calls = may_stop_again(self)
         if self._stopping is None:
             stop = super().shutdown(_EVER if can_end_calls else grace)
@@ -69,9 +78,9 @@ class _EagerServer(_StoppedOnce):
         self._handlers: list[Any] = []  # filled by the next line already
         super().__init__(*arguments)
         self._asked_for: deque[asyncio.Task[Any]] = deque()  # in the order in which they are used
-        self._interceptors: Sequence[Any] = arguments[3]  # type: ignore[assignment]
         self._direct: DirectCalls | None = None
         self.direct_methods: DirectMethods | None = None
+        self.interceptors: Sequence[Any] = ()  # of calls that are taken directly
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
         """Remember them, for calls that are taken directly."""
@@ -96,9 +105,9 @@ class _EagerServer(_StoppedOnce):
         """Start, with calls of `direct_methods` taken past grpc.aio if they can be."""
         methods = self.direct_methods
         server = core_server(self)
-        if methods is not None and server is not None:
+        if methods is not None and server is not None and self.unfinished is not None:
             find = self._find
-            for interceptor in reversed(self._interceptors):
+            for interceptor in reversed(self.interceptors):
                 find = partial(interceptor.intercept_service, find)
             self._direct = DirectCalls(
                 server,
@@ -106,7 +115,7 @@ class _EagerServer(_StoppedOnce):
                 find,
                 open_methods=methods.open_paths,
                 may_call=methods.may_call,
-                message_seconds=methods.request_seconds,
+                unfinished=self.unfinished,
                 unread=methods.unread,
             )
         await super().start()
@@ -138,18 +147,26 @@ def make_aio_server(
     *,
     interceptors: Sequence[grpc.aio.ServerInterceptor],
     options: Sequence[tuple[str, Any]],
+    unfinished: UnfinishedRequests,
     direct_methods: DirectMethods | None = None,
 ) -> grpc.aio.Server:
-    """A server of grpc.aio that takes its calls many at a time, if this version of gRPC can."""
+    """A server of grpc.aio that takes its calls many at a time, if this version of gRPC can.
+
+    No request is `unfinished` for ever. Handlers that answer with a stream must write it to their
+    context.
+    """
     is_eager = hasattr(_AioServer, "_make_request_call_future")
     # For the next line, which looks it up there.
     cygrpc.AioServer = _EagerServer if is_eager else _StoppedOnce
     try:
-        server = grpc.aio.server(interceptors=interceptors, options=options)
+        reading = [RequestReading(unfinished), *interceptors]  # what is direct is read in the core
+        server = grpc.aio.server(interceptors=reading, options=options)
     finally:
         cygrpc.AioServer = _AioServer
+    inner = _inner(server)
+    inner.unfinished = unfinished
     if is_eager:
-        _inner(server).direct_methods = direct_methods
+        inner.direct_methods, inner.interceptors = direct_methods, interceptors
     return server
 
 

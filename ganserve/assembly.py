@@ -15,7 +15,7 @@ from ganserve.batcher import Batcher
 from ganserve.config import ServerConfig
 from ganserve.cpus import usable_cpus
 from ganserve.credentials import ServerCertificate, Tokens
-from ganserve.errors import StartupError
+from ganserve.errors import StartupError, UnfinishedRequest
 from ganserve.gpu_sessions import GpuSettings
 from ganserve.interceptors import Interceptor
 from ganserve.metrics import Metrics
@@ -23,6 +23,7 @@ from ganserve.model import Model, load_model
 from ganserve.providers import CPU_PROVIDER, FIRST_PROVIDERS
 from ganserve.repository import Repository
 from ganserve.runtime import resolve_device
+from ganserve.unfinished_requests import UnfinishedRequests
 from ganserve.unread_replies import UnreadReplies
 
 if TYPE_CHECKING:
@@ -170,3 +171,9 @@ def make_interceptor(
         tracer=tracing,
         unread=unread,
     )
+
+
+def make_unfinished(config: ServerConfig, metrics: Metrics) -> UnfinishedRequests:
+    """Build what ends the calls of a port whose requests do not come whole."""
+    refused = metrics.rejected_requests.labels(UnfinishedRequest.reason)
+    return UnfinishedRequests(config.deadline_seconds, refused.inc)

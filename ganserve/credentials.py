@@ -147,7 +147,9 @@ class ServerCertificate:
             return newest
 
         return grpc.dynamic_ssl_server_credentials(
-            in_use, fetch_changed, require_client_authentication=self._needs_client
+            in_use,
+            fetch_changed,  # type: ignore[arg-type]  # None is documented, and missing in the types
+            require_client_authentication=self._needs_client,
         )
 
     def _show_expiry(self) -> None:

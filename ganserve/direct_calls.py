@@ -15,7 +15,6 @@ import contextlib
 import gc
 import logging
 import threading
-import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import Any
@@ -24,6 +23,7 @@ import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # published without types
 
 from ganserve.core_call import CallDetails, CoreCall, Metadata
+from ganserve.unfinished_requests import UnfinishedRequests
 from ganserve.unread_replies import BETWEEN_LOOKS, UnreadReplies
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class DirectCalls:
         open_methods: those of `methods` that anybody may call; their replies are too short to be
             counted until they have left.
         may_call: of whom the message is read; asked in any thread. The handlers of others refuse.
-        message_seconds: how long the message may take to come.
+        unfinished: calls whose message has not come.
         unread: counts replies until they have left.
     """
 
@@ -80,17 +80,15 @@ class DirectCalls:
         *,
         open_methods: Collection[str],
         may_call: MayCall,
-        message_seconds: float,
+        unfinished: UnfinishedRequests,
         unread: UnreadReplies,
     ) -> None:
         self._server = server
         self._find = find
         self._open_methods = open_methods
         self._may_call = may_call
-        self._message_seconds = message_seconds
+        self._unfinished = unfinished
         self._unread = unread
-        # Calls whose message has not come, and since when on time.monotonic; the oldest first.
-        self.unfinished: dict[CoreCall, float] = {}
         self._next_look: asyncio.TimerHandle | None = None
         self._queue = cygrpc.CompletionQueue()
         self._loop = asyncio.get_running_loop()
@@ -109,13 +107,11 @@ class DirectCalls:
             for _ in range(_ASKED_FOR):
                 self._ask(method)
         self._thread.start()
-        self._look_for_messages()
+        self._look_for_unread_replies()
 
     def take_no_more(self) -> None:
         """Answer what has come, and leave what comes now; the server is about to stop."""
         self._stopping = True
-        for call in list(self.unfinished):
-            self._refuse(call, grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
 
     async def close(self) -> None:
         """End the thread, once the server has stopped."""
@@ -160,23 +156,10 @@ class DirectCalls:
             self._queue, self._queue, method, self._arrivals[method]
         )
 
-    def _look_for_messages(self) -> None:
-        """End calls whose message does not come, or whose reply does not leave, for ever."""
-        too_old = time.monotonic() - self._message_seconds
-        late = [call for call, since in list(self.unfinished.items()) if since < too_old]
-        for call in late:
-            details = f"the request did not come whole within {self._message_seconds:g} s"
-            self._refuse(call, grpc.StatusCode.DEADLINE_EXCEEDED, details)
-        if late:
-            logger.warning("refused: calls whose request did not come whole (%d)", len(late))
+    def _look_for_unread_replies(self) -> None:
         if unread := self._unread.give_up_late():
             logger.warning("given up: replies that were not read in time (%d)", unread)
-        pause = min(self._message_seconds / 2, BETWEEN_LOOKS)
-        self._next_look = self._loop.call_later(pause, self._look_for_messages)
-
-    def _refuse(self, call: CoreCall, code: grpc.StatusCode, details: str) -> None:
-        self.unfinished.pop(call, None)
-        call.refuse(code, details)
+        self._next_look = self._loop.call_later(BETWEEN_LOOKS, self._look_for_unread_replies)
 
     # Tags of what the core was asked for: called with its event, wherever that was taken. They
     # return what is left to do in the event loop, if anything is.
@@ -196,14 +179,14 @@ class DirectCalls:
             # becomes known only now would have the handler answer the empty message.
             call.details = CallDetails(method, _without_token(event.invocation_metadata))
             return partial(call.begin, self._answer, b"")
-        self.unfinished[call] = time.monotonic()
+        self._unfinished.add(call)
         message = cygrpc.ReceiveMessageOperation(_NO_FLAGS)
         event.call.start_server_batch((message,), partial(self._received, call))
         return None
 
     def _received(self, call: CoreCall, event: Any) -> Work:  # noqa: ANN401
         """The message is there; none comes from who has left, or sends none, or too long a one."""
-        self.unfinished.pop(call, None)
+        self._unfinished.remove(call)
         message = event.batch_operations[0].message()
         return call.drop if message is None else partial(call.begin, self._answer, message)
 

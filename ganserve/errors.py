@@ -138,6 +138,13 @@ class DeadlineExceeded(RequestError):
     reason = "deadline_exceeded"
 
 
+class UnfinishedRequest(RequestError):
+    """The request did not come whole."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    reason = "unfinished"
+
+
 class InternalError(RequestError):
     """Our own mistake; the caller sees the id under which it was logged."""
 
@@ -156,6 +163,7 @@ REQUEST_ERRORS = (
     Loading,
     ShuttingDown,
     DeadlineExceeded,
+    UnfinishedRequest,
 )
 
 

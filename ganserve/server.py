@@ -15,7 +15,13 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
 
 from ganserve.accepting import DirectMethods, make_aio_server, may_stop_again
-from ganserve.assembly import HEALTH, make_interceptor, read_credentials, start_tracing
+from ganserve.assembly import (
+    HEALTH,
+    make_interceptor,
+    make_unfinished,
+    read_credentials,
+    start_tracing,
+)
 from ganserve.config import ServerConfig, explain_unknown
 from ganserve.cpus import run_when_woken, usable_cpus, work_long
 from ganserve.encoding import Encoder
@@ -133,6 +139,7 @@ def make_grpc_server(
     grpc_server = make_aio_server(
         interceptors=[server.interceptor],
         options=[*grpc_options(config).items()],
+        unfinished=make_unfinished(config, server.metrics),
         direct_methods=DirectMethods(
             [
                 f"/{_IMAGE_GENERATION}/GenerateImages",
@@ -141,7 +148,6 @@ def make_grpc_server(
             ],
             open_paths=[_HEALTH_CHECK],
             may_call=server.interceptor.may_call,
-            request_seconds=config.deadline_seconds,
             unread=server.unread,
         ),
     )
@@ -186,7 +192,11 @@ async def open_health_port(config: ServerConfig, server: RunningServer) -> Async
     # Not the other port's, which knows all methods.
     interceptor = make_interceptor(config, server.metrics, admission=None)
     limits = grpc_options(config) | {"grpc.max_receive_message_length": _LARGEST_HEALTH_CHECK}
-    health_server = grpc.aio.server(interceptors=[interceptor], options=[*limits.items()])
+    health_server = make_aio_server(
+        interceptors=[interceptor],
+        options=[*limits.items()],
+        unfinished=make_unfinished(config, server.metrics),
+    )
     health_pb2_grpc.add_HealthServicer_to_server(server.health, health_server)
     try:
         server.health_address = listen(

@@ -50,6 +50,7 @@ LAYERS = {
         {"tallies", "encoding", "listening", "messages", "client_messages", "client_channel"}
         | {"direct_calls", "metrics_port", "providers"}
         | {"load_plan"},
+        {"unfinished_requests"},
         {
             *(
                 "batch_sizes",

@@ -15,6 +15,7 @@ from grpc_health.v1.health import HealthServicer
 from ganserve import accepting
 from ganserve.accepting import _ASKED_FOR, DirectMethods, _EagerServer, make_aio_server
 from ganserve.direct_calls import core_server
+from ganserve.unfinished_requests import UnfinishedRequests
 from tests.ganserve.conftest import eventually
 
 METHOD = "/test.Service/Echo"
@@ -56,15 +57,19 @@ class Service(grpc.GenericRpcHandler):
         return request
 
 
-def direct(methods, may_call=lambda _: True, request_seconds=20):
-    return DirectMethods(methods, may_call, request_seconds) if methods else None
+def direct(methods, may_call=lambda _: True):
+    return DirectMethods(methods, may_call) if methods else None
 
 
 @contextlib.asynccontextmanager
-async def serving(direct_methods, options=(), **settings):
+async def serving(direct_methods, options=(), request_seconds=20, **settings):
     service = Service()
+    service.unfinished = UnfinishedRequests(request_seconds)
     server = make_aio_server(
-        interceptors=[], options=options, direct_methods=direct(direct_methods, **settings)
+        interceptors=[],
+        options=options,
+        unfinished=service.unfinished,
+        direct_methods=direct(direct_methods, **settings),
     )
     server.add_generic_rpc_handlers((service,))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -82,13 +87,18 @@ def test_the_pinned_version_of_grpc_takes_many_calls_at_a_time():
 
 
 async def test_the_pinned_version_of_grpc_lets_calls_be_taken_directly():
-    server = make_aio_server(interceptors=[], options=[], direct_methods=direct([METHOD]))
+    server = make_aio_server(
+        interceptors=[],
+        options=[],
+        unfinished=UnfinishedRequests(20),
+        direct_methods=direct([METHOD]),
+    )
     assert core_server(server._server) is not None
     await server.stop(0)
 
 
 async def test_other_servers_of_the_process_stay_as_they_are():
-    server = make_aio_server(interceptors=[], options=[])
+    server = make_aio_server(interceptors=[], options=[], unfinished=UnfinishedRequests(20))
     assert isinstance(server._server, _EagerServer)
     assert type(grpc.aio.server()._server) is not _EagerServer
 
@@ -119,7 +129,10 @@ async def test_calls_under_way_do_not_keep_others_from_being_taken(direct_method
 
 
 async def test_methods_are_not_asked_for_one_by_one():
-    server, asked = make_aio_server(interceptors=[], options=[]), []
+    server, asked = (
+        make_aio_server(interceptors=[], options=[], unfinished=UnfinishedRequests(20)),
+        [],
+    )
     health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(), server)
     make = server._server._make_request_call_future
     server._server.__dict__["_make_request_call_future"] = lambda m: (asked.append(m), make(m))[1]
@@ -268,8 +281,8 @@ async def unfinished_call(service, metadata=()):
         yield channel.stream_unary(METHOD)(nothing(), metadata=metadata)
 
 
-async def test_a_request_that_does_not_come_in_time_is_refused(caplog):
-    async with serving([METHOD], request_seconds=0.2) as (service, _, call):
+async def test_a_request_that_does_not_come_in_time_is_refused(direct_methods, caplog):
+    async with serving(direct_methods, request_seconds=0.2) as (service, _, call):
         async with unfinished_call(service) as unfinished, asyncio.timeout(10):
             assert await unfinished.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             assert "within 0.2 s" in await unfinished.details()
@@ -278,8 +291,8 @@ async def test_a_request_that_does_not_come_in_time_is_refused(caplog):
     assert "did not come whole (1)" in caplog.text
 
 
-async def test_a_request_that_comes_is_not_refused_later():
-    async with serving([METHOD], request_seconds=0.1) as (service, _, call):
+async def test_a_request_that_comes_is_not_refused_later(direct_methods):
+    async with serving(direct_methods, request_seconds=0.1) as (service, _, call):
         service.open.clear()
         answer = asyncio.ensure_future(call(b"x"))
         await asyncio.sleep(0.4)
@@ -287,27 +300,26 @@ async def test_a_request_that_comes_is_not_refused_later():
         assert await answer == b"x"
 
 
-async def test_a_stop_does_not_wait_for_requests_that_do_not_come():
-    async with serving([METHOD]) as (service, server, call):
+async def test_a_stop_does_not_wait_for_requests_that_do_not_come(direct_methods):
+    async with serving(direct_methods) as (service, server, call):
         assert await call(b"x") == b"x"
         async with unfinished_call(service) as unfinished:
-            direct_calls = server._server._direct
-            await eventually(lambda: direct_calls.unfinished)
+            await eventually(lambda: len(service.unfinished) == 1)
             async with asyncio.timeout(5):
                 await server.stop(20)
                 assert await unfinished.code() is grpc.StatusCode.UNAVAILABLE
-            assert not direct_calls.unfinished
+            assert len(service.unfinished) == 0
 
 
 async def test_requests_of_strangers_are_not_waited_for():
     def may_call(metadata):
         return ("known", "yes") in [tuple(pair) for pair in metadata]
 
-    async with serving([METHOD], may_call=may_call) as (service, server, call):
+    async with serving([METHOD], may_call=may_call) as (service, _, call):
         async with unfinished_call(service) as stranger, asyncio.timeout(10):
             assert await stranger == b""  # what their handler, which must refuse, would say
         async with unfinished_call(service, [("known", "yes")]) as known:
-            await eventually(lambda: server._server._direct.unfinished)
+            await eventually(lambda: len(service.unfinished) == 1)
             assert not known.done()
         assert await call(b"x", metadata=[("known", "yes")]) == b"x"
 
@@ -318,6 +330,7 @@ import sys
 import grpc
 from ganserve import accepting
 from ganserve.accepting import make_aio_server
+from ganserve.unfinished_requests import UnfinishedRequests
 
 match sys.argv[1]:
     case "a core that ends no calls":
@@ -327,7 +340,7 @@ match sys.argv[1]:
         accepting._EagerServer = accepting._StoppedOnce
 
 async def stop_hastily(moments):
-    server = make_aio_server(interceptors=(), options=())
+    server = make_aio_server(interceptors=(), options=(), unfinished=UnfinishedRequests(20))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

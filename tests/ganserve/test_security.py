@@ -19,6 +19,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
+from ganserve import unfinished_requests
 from ganserve.channel_security import ChannelSecurity, open_async_channel
 from ganserve.cli import run
 from ganserve.client import AsyncClient, CallError, Client
@@ -37,6 +38,9 @@ TOKEN, OTHER = "correct-horse-battery-staple", "another-token-altogether"
 LATE = "a-token-of-tomorrow"
 Code = grpc.StatusCode
 INFER = "/inference.GRPCInferenceService/ModelInfer"
+STREAM = "/ganserve.v1.ImageGenerationService/StreamImages"
+LIST = "/ganserve.v1.ImageGenerationService/ListModels"
+WATCH = "/grpc.health.v1.Health/Watch"
 
 
 @pytest.fixture
@@ -650,6 +654,36 @@ class TestLimits:
             async with grpc.aio.insecure_channel(server.address) as channel:
                 check = health_pb2_grpc.HealthStub(channel).Check
                 assert (await check(HealthCheckRequest())).status == HealthCheckResponse.SERVING
+
+    @pytest.mark.parametrize("method", [STREAM, LIST, WATCH, INFER])
+    async def test_half_a_request_is_not_kept_whatever_the_method(
+        self, repository, running_server, method, caplog
+    ):
+        async with running_server(repository, deadline_seconds=0.2) as server:
+            async with silent_reader(server.address) as silent:
+                for _ in range(3):
+                    silent.ask(method, b"\n\x03", missing=1000)
+                await eventually(lambda: "did not come whole (3)" in caplog.text)
+            refused = await metric(server, "ganserve_rejected_requests_total", reason="unfinished")
+            assert refused == 3
+
+    async def test_of_many_half_requests_the_oldest_go_before_their_time(
+        self, repository, running_server, monkeypatch
+    ):
+        monkeypatch.setattr(unfinished_requests, "_LONG_SECONDS", 0.1)
+        monkeypatch.setattr(unfinished_requests, "_BETWEEN_LOOKS", 0.1)
+        async with (
+            running_server(repository) as server,
+            silent_reader(server.address) as silent,
+            connected(server) as stub,
+        ):
+            refused = server.metrics.rejected_requests.labels("unfinished")
+            for method in (STREAM, INFER) * 50:
+                silent.ask(method, b"\n\x03", missing=1000)
+            await eventually(lambda: refused._value.get() == 100 - 64)
+            await asyncio.sleep(0.5)
+            assert refused._value.get() == 100 - 64
+            assert await code_of(stub.GenerateImages(request())) is Code.OK
 
     async def test_health_checks_that_nobody_reads_take_no_calls_place(
         self, repository, running_server

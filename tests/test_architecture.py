@@ -50,6 +50,7 @@ LAYERS = {
         {"tallies", "encoding", "listening", "messages", "client_messages", "client_channel"}
         | {"direct_calls", "metrics_port", "providers"}
         | {"load_plan"},
+        {"config"},
         {
             *(
                 "batch_sizes",
@@ -60,7 +61,6 @@ LAYERS = {
                 "unread_replies",
                 "call_times",
                 "client_patience",
-                "config",
                 "latents",
                 "png",
                 "errors",
@@ -73,6 +73,7 @@ LAYERS = {
                 "latency_histogram",
                 "listeners",
                 "seed_ranges",
+                "setting_values",
             ),
             *("inference", "v1"),
         },

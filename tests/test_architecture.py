@@ -32,7 +32,7 @@ LAYERS = {
         {"runtime"},
         {"credentials", "answers", "row_queue", "further_parts"},
         {"entries", "log_format", "generated_files"},
-        {"calls", "client"},
+        {"calls", "calls_under_way", "client"},
         {"load_test", "load_plot", "cli_options"},
         {"async_client", "load_workers", "load_sweep"},
         {"load_offering", "load_report"},

@@ -12,7 +12,6 @@ import onnx
 from serving_models import LATENT_DIM, write_models
 
 from ganserve.artifact import parse_metadata
-from ganserve.config import Device
 from ganserve.encoding import ImageFormat, encode_image
 from ganserve.gpu_sessions import GpuSettings
 from ganserve.latents import draw_latents
@@ -21,6 +20,7 @@ from ganserve.model_files import read_model_file
 from ganserve.model_spec import read_spec
 from ganserve.onnx_weights import part
 from ganserve.runtime import open_session
+from ganserve.setting_values import Device
 from gantrain.half_precision import to_half
 
 NAMES = {"fp32": "dcgan64", "fp16": "dcgan64-half"}

@@ -4,27 +4,32 @@ import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from typing_extensions import TypeAliasType
 
-PositiveInt = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Device = Literal["auto", "cpu", "cuda", "tensorrt"]
-Reproducibility = Literal["strict", "fast"]
-CudaGraphs = Literal["auto", "on", "off"]
-LogLevel = Literal["debug", "info", "warning", "error"]
-LogFormat = Literal["text", "json"]
-VersionPolicy = Literal["latest", "all", "specific"]
+from ganserve.setting_values import (
+    BatchSizes,
+    CudaGraphs,
+    Device,
+    Endpoint,
+    LogFormat,
+    LogLevel,
+    Port,
+    PositiveInt,
+    PositiveSeconds,
+    Reproducibility,
+    Seconds,
+    VersionList,
+    VersionPolicy,
+)
+
 _PREFIX = "GANSERVE_"
 # What Kubernetes sets in every container for a Service named `ganserve`, or `ganserve-...`.
 _SERVICE_LINK = re.compile(
     rf"{_PREFIX}(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)"
 )
-_ENDPOINT = re.compile(r"https?://[^\s/@?#]+:[0-9]{1,5}/?")
-_VERSION = re.compile(r"(.+):([1-9][0-9]{0,17})")
 
 
 def explain_unknown(variables: Iterable[str]) -> list[str]:
@@ -41,70 +46,6 @@ def explain_unknown(variables: Iterable[str]) -> list[str]:
             meant = f"; is {_PREFIX}{near[0]} meant?" if near else ""
             lines.append(f"{variable} is no setting and changes nothing{meant}")
     return lines
-
-
-def refuse_service_link(value: object) -> object:
-    """Let through what may be a port.
-
-    Raises:
-        ValueError: it is what Kubernetes sets for a Service.
-    """
-    if isinstance(value, str) and value.startswith(("tcp://", "udp://")):
-        raise ValueError(
-            f"expected a number, got {value!r}, which Kubernetes sets for a Service of this name: "
-            "set enableServiceLinks: false in the pod's spec"
-        )
-    return value
-
-
-def parse_versions(text: object) -> object:
-    """The versions of `faces:3,faces:5,digits:1`, in the order written; no text is left as it is.
-
-    Raises:
-        ValueError: not of this form.
-    """
-    if not isinstance(text, str):
-        return text
-    found = [_VERSION.fullmatch(part.strip()) for part in text.split(",")]
-    if not all(found):
-        raise ValueError(f"expected NAME:VERSION,... such as faces:3,faces:5, got {text!r}")
-    return tuple((match[1], int(match[2])) for match in found if match)
-
-
-def parse_sizes(text: object) -> object:
-    """The numbers of `1,4,16`; no text is left as it is.
-
-    Raises:
-        ValueError: not of this form.
-    """
-    if not isinstance(text, str):
-        return text
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
-        raise ValueError(f"expected numbers such as 1,4,16, got {text!r}")
-    return tuple(map(int, parts))
-
-
-def check_endpoint(endpoint: str) -> str:
-    """Let through where a collector listens.
-
-    Raises:
-        ValueError: it is no address of that kind.
-    """
-    if not _ENDPOINT.fullmatch(endpoint):
-        raise ValueError(f"expected http://HOST:PORT or https://HOST:PORT, got {endpoint!r}")
-    return endpoint
-
-
-Port = Annotated[int, Field(ge=0, le=65535), BeforeValidator(refuse_service_link)]
-# A named type, for help texts show the name; the text is not JSON, so it is not decoded first.
-VersionList = TypeAliasType(
-    "VersionList", Annotated[tuple[tuple[str, int], ...], NoDecode, BeforeValidator(parse_versions)]
-)
-BatchSizes = TypeAliasType(
-    "BatchSizes", Annotated[tuple[PositiveInt, ...], NoDecode, BeforeValidator(parse_sizes)]
-)
-PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ServerConfig(BaseSettings):
@@ -296,7 +237,7 @@ class ServerConfig(BaseSettings):
     log_format: LogFormat = Field(
         default="text", description="Lines for people, or a JSON object each."
     )
-    trace_endpoint: Annotated[str, AfterValidator(check_endpoint)] | None = Field(
+    trace_endpoint: Endpoint | None = Field(
         default=None,
         description="The collector that gets OpenTelemetry traces, by OTLP over gRPC, such as "
         "http://localhost:4317. Unset: no traces.",

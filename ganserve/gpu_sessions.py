@@ -11,13 +11,13 @@ from typing import TypeVar
 
 from ganserve.batch_sizes import find_agreeing_sizes
 from ganserve.bound_session import BoundSession
-from ganserve.config import CudaGraphs, Device, Reproducibility
 from ganserve.cuda_graphs import choose_graphs
 from ganserve.errors import ModelError, StartupError
 from ganserve.model_spec import ModelSpec, make_feeds, runner_of_rows
 from ganserve.onnx_weights import PartedFile
 from ganserve.providers import choose_providers, engine_folder
 from ganserve.runtime import one_line, open_session, runtime_version
+from ganserve.setting_values import CudaGraphs, Device, Reproducibility
 
 logger = logging.getLogger(__name__)
 

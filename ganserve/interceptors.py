@@ -1,10 +1,10 @@
 """Hides what surrounds every call: its status, its deadline, its metrics and its log line."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import sys
-from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextvars import ContextVar
 from functools import partial
@@ -17,13 +17,12 @@ from grpc.aio import ServicerContext
 
 from ganserve.batcher import DEADLINE_SLACK_SECONDS
 from ganserve.calls import Call, CallMetadata, Method, Tracer, request_id_of, split_peer
+from ganserve.calls_under_way import CallsUnderWay
 from ganserve.deadlines import Deadlines
 from ganserve.errors import (
     DeadlineExceeded,
     InternalError,
     RequestError,
-    ShuttingDown,
-    TooManyCalls,
     Unauthenticated,
     to_status,
 )
@@ -45,8 +44,6 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for the type c
 
 _metadata: ContextVar[CallMetadata] = ContextVar("metadata")
 _REFUSAL_SECONDS = 1.0  # for a status that stands behind nothing to leave, or it does not
-_MANY_EXEMPT_STREAMS = 64  # that one address may have, be it more than its share
-_TOO_MANY_CALLS_RETRY_SECONDS = 0.5  # nobody can know: calls take from a millisecond to minutes
 _EXPECTED_CODES = (
     grpc.StatusCode.OK,
     grpc.StatusCode.CANCELLED,
@@ -92,12 +89,11 @@ class Interceptor(grpc.aio.ServerInterceptor):
         unread: UnreadReplies | None = None,
     ) -> None:
         self._metrics = metrics
-        self._unread = UnreadReplies() if unread is None else unread
+        self.under_way = CallsUnderWay(max_calls, unread)
         self._exempt_services = exempt_services
         self._open_services = open_services
         self._has_token = has_token
         self._tracer = tracer
-        self._max_calls = max_calls
         self._deadlines = Deadlines(deadline_seconds)
         self._longest_deadlines = Deadlines(max_deadline_seconds)
         # For callers who may call, and, where that takes a token, for those who have none.
@@ -105,11 +101,6 @@ class Interceptor(grpc.aio.ServerInterceptor):
         # One for all methods that do not exist, or their names would become labels. It has no
         # series before the first such call.
         self._unknown: Handler | None = None
-        self._refusing = False
-        self._in_flight = 0
-        self._exempt_streams: Counter[str] = Counter()  # by the address of the peer
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     def expect_calls(self, service: ServiceDescriptor) -> None:
         """Begin the counters of a service's calls at 0, so that the first one is an increase.
@@ -122,14 +113,6 @@ class Interceptor(grpc.aio.ServerInterceptor):
             self._metrics.started.labels(*labels)
             for code in _EXPECTED_CODES:
                 self._metrics.handled.labels(*labels, code.name)
-
-    def refuse_new_calls(self) -> None:
-        """Answer new calls with UNAVAILABLE from now on; those under way go on."""
-        self._refusing = True
-
-    async def wait_until_idle(self) -> None:
-        """Return when the last call under way was answered."""
-        await self._idle.wait()
 
     async def intercept_service(
         self,
@@ -201,7 +184,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
         async def answer(request: Any, context: Context) -> object:  # noqa: ANN401 - as gRPC has it
             call = self._begin(method, context)
             try:
-                self._check_open(method)
+                if not method.exempt:
+                    self.under_way.check()
                 if deserialize is not None:
                     request = deserialize_request(deserialize, request)
                 response = await behaviour(request, context)
@@ -218,44 +202,45 @@ class Interceptor(grpc.aio.ServerInterceptor):
         behaviour: Callable[[Any, Context], AsyncGenerator[Any]],
         deserialize: Deserialize | None,
     ) -> Callable[[Any, Context], Awaitable[None]]:
+        behave = self._count_stream(behaviour) if method.exempt else behaviour
+
         async def answer(request: Any, context: Context) -> None:  # noqa: ANN401 - as gRPC has it
             call = self._begin(method, context)
-            address, is_open = "", False
-            if method.exempt:
-                address, _ = split_peer(context.peer())
-                self._exempt_streams[address] += 1
+            is_open = False
             try:
-                self._check_open(method)
-                if address:
-                    self._check_exempt_streams(address)
+                if not method.exempt:
+                    self.under_way.check()
                 if deserialize is not None:
                     request = deserialize_request(deserialize, request)
-                responses = behaviour(request, context)
-                try:
+                async with contextlib.aclosing(behave(request, context)) as responses:
                     async for response in responses:
                         if not is_open:
                             await open_stream(context)
                             is_open = True
                         await write(context, response)
-                finally:
-                    await responses.aclose()
             except BaseException as error:
                 await self._fail(method, call, context, error, has_messages=is_open)
-            finally:
-                if address:
-                    self._exempt_streams[address] -= 1
-                    if not self._exempt_streams[address]:
-                        del self._exempt_streams[address]
             self._end(method, call, grpc.StatusCode.OK, context)
 
         return answer
+
+    def _count_stream(
+        self, behaviour: Callable[[Any, Context], AsyncGenerator[Any]]
+    ) -> Callable[[Any, Context], AsyncGenerator[Any]]:
+        async def count(request: Any, context: Context) -> AsyncGenerator[Any]:  # noqa: ANN401 - as gRPC has it
+            address, _ = split_peer(context.peer())
+            with self.under_way.exempt_stream(address):
+                async with contextlib.aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+
+        return count
 
     # One `begin` and one `end` a call; no context managers, which cost as much as all their work.
 
     def _begin(self, method: Method, context: Context) -> Call:
         if not method.exempt:
-            self._in_flight += 1
-            self._idle.clear()
+            self.under_way.begin()
             remaining = context.time_remaining()
             if remaining is None:
                 self._deadlines.impose()
@@ -263,32 +248,11 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 self._longest_deadlines.impose()
         return method.begin(_metadata.get(), context)
 
-    def _check_open(self, method: Method) -> None:
-        if self._refusing and not method.exempt:
-            raise ShuttingDown("the server is shutting down")
-        under_way = self._in_flight + len(self._unread)
-        if under_way > self._max_calls and not method.exempt:
-            raise self._too_many_calls()
-
-    def _check_exempt_streams(self, address: str) -> None:
-        """Let an address have no more than its share of what all may have."""
-        of_one = max(min(self._max_calls, _MANY_EXEMPT_STREAMS), self._max_calls // 8)
-        if self._exempt_streams[address] > of_one or self._exempt_streams.total() > self._max_calls:
-            raise self._too_many_calls()
-
-    def _too_many_calls(self) -> TooManyCalls:
-        return TooManyCalls(
-            f"the limit is {self._max_calls} calls under way at the same time",
-            retry_seconds=_TOO_MANY_CALLS_RETRY_SECONDS,
-        )
-
     def _end(self, method: Method, call: Call, code: grpc.StatusCode, context: Context) -> None:
         if not method.exempt:
             self._deadlines.lift()
             self._longest_deadlines.lift()
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._idle.set()
+            self.under_way.end()
         method.end(call, code, context)
 
     def _passed_deadline(self) -> DeadlineExceeded | None:
@@ -332,7 +296,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if isinstance(error, RequestError):
             # Else it holds nothing, and strangers who are refused must take no places.
             if has_messages and not method.exempt:
-                with self._unread.status():
+                with self.under_way.unread.status():
                     await abort(context, to_status(error))
             await abort(context, to_status(error), _REFUSAL_SECONDS)
         raise error

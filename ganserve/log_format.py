@@ -6,8 +6,8 @@ import logging
 from typing import Any
 
 from ganserve.calls import current_call
-from ganserve.config import LogFormat
 from ganserve.errors import escape
+from ganserve.setting_values import LogFormat
 
 # What gRPC logs, with a traceback, of each value that is no UTF-8; any caller can send hundreds.
 _ODD_METADATA = "Invalid encoding on %s"

@@ -6,6 +6,7 @@ import logging
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from socketserver import TCPServer, ThreadingMixIn
@@ -23,6 +24,12 @@ logger = logging.getLogger(__name__)
 # Probes and scrapes last milliseconds; whoever holds more open than this is up to no good.
 _MOST_CONNECTIONS = 64
 _LONGEST_HEAD = 16 * 1024  # bytes of a request and its headers
+# Pages of metrics that are made anew. One takes the time of several small calls, and Python's lock.
+_MOST_PAGES_A_SECOND = 20.0
+
+
+_Page = tuple[str, list[tuple[str, str]], list[bytes]]  # status, headers, body
+_ASKED_FOR_BY = ("QUERY_STRING", "HTTP_ACCEPT", "HTTP_ACCEPT_ENCODING")
 
 
 class _ThreadingServer(ThreadingMixIn, WSGIServer):
@@ -99,6 +106,52 @@ class _QuietHandler(WSGIRequestHandler):
         """Scrapes and probes are no events."""
 
 
+class _Pages:
+    """Pages of metrics; where many are asked for, the last one again, a twentieth second old.
+
+    Called in several threads.
+    """
+
+    def __init__(self, app: WSGIApplication) -> None:
+        self._app = app
+        self._lock = threading.Lock()
+        self._may_make = _MOST_PAGES_A_SECOND
+        self._counted_at = time.monotonic()
+        self._last: tuple[_Page, object] | None = None  # and what was asked for
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        asked = [environ.get(name) for name in _ASKED_FOR_BY]
+        with self._lock:
+            last, may_make = self._last, self._take_turn()
+        if last is None or last[1] != asked or may_make:
+            last = _make_page(self._app, environ), asked
+            self._last = last
+        status, headers, body = last[0]
+        start_response(status, headers)
+        return body
+
+    def _take_turn(self) -> bool:
+        now = time.monotonic()
+        more = (now - self._counted_at) * _MOST_PAGES_A_SECOND
+        self._may_make = min(self._may_make + more, _MOST_PAGES_A_SECOND)
+        self._counted_at = now
+        if self._may_make < 1:
+            return False
+        self._may_make -= 1
+        return True
+
+
+def _make_page(app: WSGIApplication, environ: WSGIEnvironment) -> _Page:
+    begun: list[tuple[str, list[tuple[str, str]]]] = []
+
+    def start(status: str, headers: list[tuple[str, str]], *_: object) -> Callable[..., object]:
+        begun.append((status, headers))
+        return begun.append
+
+    body = list(app(environ, start))
+    return (*begun[0], body)
+
+
 @dataclass(frozen=True)
 class MetricsServer:
     """The HTTP port, open until `close`."""
@@ -161,13 +214,12 @@ def make_app(
     why_not_ready: Callable[[], str | None],
 ) -> Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]]:
     """Build the WSGI application behind the metrics port."""
-    metrics_app = make_wsgi_app(registry)
+    metrics_app = _Pages(make_wsgi_app(registry))
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ.get("PATH_INFO")
         if path == "/metrics":
-            page: Iterable[bytes] = metrics_app(environ, start_response)
-            return page
+            return metrics_app(environ, start_response)
         if path == "/healthz":
             status, text = ("200 OK", "ok") if is_alive() else ("503 Service Unavailable", "stuck")
         elif path == "/readyz":

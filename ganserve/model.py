@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from ganserve.artifact import Golden, check_golden_image, parse_metadata
 from ganserve.batch_sizes import are_rows_independent
 from ganserve.bound_session import BoundSession
-from ganserve.config import Device
 from ganserve.errors import ModelError, ProviderUnavailable, UnreadableModel
 from ganserve.gpu_sessions import GpuSettings, open_on_gpu
 from ganserve.latents import draw_latents
@@ -24,6 +23,7 @@ from ganserve.onnx_file import check_fields, check_format, check_onnx_file
 from ganserve.onnx_weights import PartedFile, part
 from ganserve.providers import FIRST_PROVIDERS
 from ganserve.runtime import Session, one_line, open_session, resolve_device
+from ganserve.setting_values import Device
 
 logger = logging.getLogger(__name__)
 

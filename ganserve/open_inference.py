@@ -12,7 +12,6 @@ from grpc.aio import ServicerContext
 
 from ganserve.admission import Admission
 from ganserve.calls import note_request
-from ganserve.config import VersionPolicy
 from ganserve.deadlines import deadline_of
 from ganserve.encoding import ImageFormat
 from ganserve.entries import Generated
@@ -25,6 +24,7 @@ from ganserve.metrics import Metrics
 from ganserve.model_spec import ModelSpec
 from ganserve.repository import Repository
 from ganserve.request import check_one_reply, parse_version, rows_of
+from ganserve.setting_values import VersionPolicy
 from ganserve.versions import ModelState, Version
 
 Context = ServicerContext[Any, Any]

@@ -7,7 +7,7 @@ of `TensorrtExecutionProviderInfo`; either refuses a name that it does not know.
 from collections.abc import Sequence
 from pathlib import Path
 
-from ganserve.config import Device, Reproducibility
+from ganserve.setting_values import Device, Reproducibility
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"

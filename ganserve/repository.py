@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ganserve.batcher import Batcher
-from ganserve.config import VersionPolicy
 from ganserve.cpus import let_others_first
 from ganserve.errors import (
     InvalidRequest,
@@ -26,6 +25,7 @@ from ganserve.model import Model
 from ganserve.model_files import Candidate, can_be_read
 from ganserve.model_series import ModelSeries
 from ganserve.repository_folder import RepositoryFolder
+from ganserve.setting_values import VersionPolicy
 from ganserve.versions import ModelState, Served, Version, newest
 
 logger = logging.getLogger(__name__)

@@ -93,7 +93,7 @@ class RunningServer:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.hurry.wait()
-        self.interceptor.refuse_new_calls()
+        self.interceptor.under_way.refuse_new()
 
     def watch(self) -> None:
         """Begin to look at the repository, and the files of credentials, now and again."""

@@ -6,10 +6,10 @@ import os
 from collections.abc import Collection
 from typing import Any
 
-from ganserve.config import Device
 from ganserve.errors import ModelError, ProviderUnavailable, StartupError, escape
 from ganserve.onnx_weights import WEIGHTS_NAME, PartedFile
 from ganserve.providers import CPU_PROVIDER, CUDA_PROVIDER, FIRST_PROVIDERS, Provider
+from ganserve.setting_values import Device
 
 # ONNX Runtime is published without types.
 Session = Any  # onnxruntime.InferenceSession

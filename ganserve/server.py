@@ -218,10 +218,10 @@ async def stop_grpc_server(grpc_server: grpc.aio.Server, server: RunningServer) 
     where no other may follow.
     """
     server.health.shut_down()
-    server.interceptor.refuse_new_calls()
+    server.interceptor.under_way.refuse_new()
     stops_again = may_stop_again(grpc_server)
     early = [asyncio.ensure_future(grpc_server.stop(_LONGEST_STOP_SECONDS))] if stops_again else []
-    idle = asyncio.ensure_future(server.interceptor.wait_until_idle())
+    idle = asyncio.ensure_future(server.interceptor.under_way.wait_until_idle())
     hurry = asyncio.ensure_future(server.hurry.wait())
     await _either(idle, hurry)
     idle.cancel()

@@ -32,7 +32,7 @@ LAYERS = {
         {"runtime"},
         {"credentials", "answers", "row_queue", "further_parts"},
         {"entries", "log_format", "generated_files"},
-        {"calls", "client"},
+        {"calls", "calls_under_way", "client"},
         {"load_test", "load_plot", "cli_options"},
         {"async_client", "load_workers", "load_sweep"},
         {"load_offering", "load_report"},
@@ -50,7 +50,7 @@ LAYERS = {
         {"tallies", "encoding", "listening", "messages", "client_messages", "client_channel"}
         | {"direct_calls", "metrics_port", "providers"}
         | {"load_plan"},
-        {"unfinished_requests"},
+        {"config", "unfinished_requests"},
         {
             *(
                 "batch_sizes",
@@ -61,7 +61,6 @@ LAYERS = {
                 "unread_replies",
                 "call_times",
                 "client_patience",
-                "config",
                 "latents",
                 "png",
                 "errors",
@@ -74,6 +73,7 @@ LAYERS = {
                 "latency_histogram",
                 "listeners",
                 "seed_ranges",
+                "setting_values",
             ),
             *("inference", "v1"),
         },

@@ -138,7 +138,7 @@ async def test_a_stream_that_is_not_read_to_its_end_is_cancelled(repository, run
             return first
 
         first = await ask(server, read_one)
-        await server.interceptor.wait_until_idle()
+        await server.interceptor.under_way.wait_until_idle()
         handled = server.metrics.handled.labels(
             "server_stream", "ganserve.v1.ImageGenerationService", "StreamImages", "CANCELLED"
         )
@@ -515,7 +515,7 @@ class TestAsyncClient:
             pending = server.metrics.pending_images
             await eventually(lambda: pending._value.get() == 1)
             call.cancel()
-            await server.interceptor.wait_until_idle()
+            await server.interceptor.under_way.wait_until_idle()
             assert await handled(server, "CANCELLED") == 1, "once, so it is not tried again"
         with pytest.raises(asyncio.CancelledError):
             await call

@@ -385,8 +385,8 @@ async def test_exempt_services_have_no_deadline_and_no_gate():
         call = asyncio.ensure_future(unary(channel, "Wait", "test.Exempt"))
         await behaviours.entered.acquire()
         assert (await failure(unary(channel, "Wait"))).code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        channel.interceptor.refuse_new_calls()
-        await channel.interceptor.wait_until_idle()
+        channel.interceptor.under_way.refuse_new()
+        await channel.interceptor.under_way.wait_until_idle()
         assert await unary(channel, "Unary", "test.Exempt") == b"request"
         behaviours.gate.set()
         assert await call == b"request"
@@ -397,8 +397,8 @@ async def test_new_calls_are_refused_while_those_under_way_are_answered():
     async with running(behaviours) as channel:
         call = asyncio.ensure_future(unary(channel, "Wait"))
         await behaviours.entered.acquire()
-        channel.interceptor.refuse_new_calls()
-        idle = asyncio.ensure_future(channel.interceptor.wait_until_idle())
+        channel.interceptor.under_way.refuse_new()
+        idle = asyncio.ensure_future(channel.interceptor.under_way.wait_until_idle())
         assert (await failure(unary(channel))).code() is grpc.StatusCode.UNAVAILABLE
         assert not idle.done()
         behaviours.gate.set()

@@ -90,8 +90,8 @@ def gate(monkeypatch):
 def is_clean(server):
     """Whether nothing of any call is left."""
     return (
-        server.interceptor._in_flight == 0
-        and not server.interceptor._exempt_streams
+        server.interceptor.under_way.in_flight == 0
+        and not server.interceptor.under_way.exempt_streams
         and not len(server.unread)
         and server.metrics.pending_images._value.get() == 0
         and all(version.calls == 0 for version in server.repository.versions)
@@ -198,9 +198,9 @@ class TestCancellation:
             async with connected(server) as stub:
                 calls = [stub.GenerateImages(request(2)) for _ in range(10)]
                 await gate.entered()
-                await eventually(lambda: server.interceptor._in_flight == 10)
+                await eventually(lambda: server.interceptor.under_way.in_flight == 10)
             # Its connection is closed.
-            await eventually(lambda: server.interceptor._in_flight == 0)
+            await eventually(lambda: server.interceptor.under_way.in_flight == 0)
             gate.open()
             assert {await code_of(call) for call in calls} == {Code.CANCELLED}
             await check_clean(server)
@@ -248,7 +248,7 @@ class TestStateCleanUp:
             async with grpc.aio.insecure_channel(server.address) as channel:
                 watch = health_pb2_grpc.HealthStub(channel).Watch(HealthCheckRequest())
                 await watch.read()
-                assert server.interceptor._exempt_streams.total() == 1
+                assert server.interceptor.under_way.exempt_streams.total() == 1
             await check_clean(server)
 
     async def test_after_shutdown(self, repository, running_server, gate):
@@ -260,9 +260,9 @@ class TestStateCleanUp:
                     for _ in range(5)
                 ]
                 await gate.entered()
-                await eventually(lambda: server.interceptor._in_flight == 5)
+                await eventually(lambda: server.interceptor.under_way.in_flight == 5)
                 closing = asyncio.ensure_future(life.aclose())
-                await eventually(lambda: server.interceptor._refusing)
+                await eventually(lambda: server.interceptor.under_way._refusing)
                 gate.open()
                 assert await asyncio.gather(*calls) == [Code.OK] * 5
                 await closing
@@ -304,7 +304,7 @@ class TestLifecycle:
                 for _ in range(4)
             ]
             await gate.entered()
-            await eventually(lambda: server.interceptor._in_flight == 4)
+            await eventually(lambda: server.interceptor.under_way.in_flight == 4)
             (repository / "tiny").rename(repository / ".tiny")
             await eventually(lambda: not server.repository.is_serving("tiny"))
             gone = stub.GenerateImages(request(1, model_name="tiny"))
@@ -346,7 +346,7 @@ class TestLifecycle:
                 write_artifact(repository, version=2)
                 await slow_loading.has_begun()
                 closing = asyncio.ensure_future(life.aclose())
-                await eventually(lambda: server.interceptor._refusing)
+                await eventually(lambda: server.interceptor.under_way._refusing)
                 gate.open()
                 assert await call is Code.OK
                 await closing  # does not wait for the load

@@ -188,7 +188,7 @@ async def test_calls_are_logged_at_debug_alone(repository, running_server):
     with logging_as_json(logging.INFO) as lines:
         async with running_server(repository) as server, connected(server) as stub:
             await stub.GenerateImages(request())
-            await eventually(lambda: server.interceptor._in_flight == 0)
+            await eventually(lambda: server.interceptor.under_way.in_flight == 0)
     assert of_calls(lines) == []
     assert "serving on" in " ".join(line["message"] for line in lines)
 

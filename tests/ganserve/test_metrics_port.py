@@ -2,11 +2,12 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 import urllib.error
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
 from ganserve.errors import StartupError
 from ganserve.metrics import Metrics
@@ -51,6 +52,53 @@ def test_metrics_are_shown_as_prometheus_reads_them(http):
     status, text = get(http(), "/metrics")
     assert status == 200
     assert "# TYPE ganserve_pending_images gauge\nganserve_pending_images 3.0\n" in text
+
+
+class CountedRegistry(CollectorRegistry):
+    """Counts how often it is looked through."""
+
+    pages = 0
+
+    def collect(self):
+        self.pages += 1
+        return super().collect()
+
+
+def test_where_many_pages_are_asked_for_few_are_made():
+    registry = CountedRegistry()
+    server = MetricsServer.start(
+        "127.0.0.1", 0, registry, is_alive=lambda: True, why_not_ready=lambda: None
+    )
+    gauge = Gauge("g", "A gauge.", registry=registry)
+    began = time.monotonic()
+    for value in range(200):
+        gauge.set(value)
+        status, text = get(server.port, "/metrics")
+        assert status == 200
+        shown = float(text.split()[-1])
+        assert shown <= value
+        if value < 20:
+            assert shown == value, "nobody who asks now and then gets an old page"
+    most = 20 + 20 * (time.monotonic() - began) + 1
+    assert registry.pages <= most
+    time.sleep(0.1)  # longer than a page is kept
+    assert get(server.port, "/metrics")[1].split()[-1] == "199.0"
+    server.close()
+
+
+def test_a_page_is_kept_for_those_alone_who_ask_for_the_same(http, monkeypatch):
+    monkeypatch.setattr("ganserve.metrics_port._MOST_PAGES_A_SECOND", 0.001)
+    port = http()
+    for _ in range(2):
+        request = Request(f"http://127.0.0.1:{port}/metrics")
+        request.add_header("Accept", "application/openmetrics-text; version=1.0.0")
+        with urlopen(request, timeout=10) as reply:
+            assert reply.headers["Content-Type"].startswith("application/openmetrics-text")
+            assert reply.read().endswith(b"# EOF\n")
+        assert "# EOF" not in get(port, "/metrics")[1]
+        only = get(port, "/metrics?name[]=ganserve_pending_images")[1]
+        assert "ganserve_pending_images 3.0" in only
+        assert "ganserve_queue_size_images" not in only
 
 
 def test_liveness_is_that_of_the_event_loop(http):

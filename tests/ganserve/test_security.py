@@ -600,7 +600,7 @@ class TestLimits:
                 reply = await health.Check(HealthCheckRequest(), timeout=5)
                 assert reply.status == HealthCheckResponse.SERVING
             held[0].cancel()
-            await eventually(lambda: server.interceptor._in_flight < 4)
+            await eventually(lambda: server.interceptor.under_way.in_flight < 4)
             assert await code_of(stub.ListModels(pb.ListModelsRequest())) is Code.OK
             for call in held:
                 call.cancel()
@@ -637,7 +637,7 @@ class TestLimits:
                 for _ in range(4):
                     silent.ask("/ganserve.v1.ImageGenerationService/StreamImages", message)
                 await eventually(lambda: len(server.unread) == 4)
-                assert not server.interceptor._in_flight
+                assert not server.interceptor.under_way.in_flight
                 assert await code_of(stub.GenerateImages(request())) is Code.RESOURCE_EXHAUSTED
             await eventually(lambda: len(server.unread) == 0)
             assert await code_of(stub.GenerateImages(request())) is Code.OK
@@ -764,7 +764,7 @@ class TestLimits:
             assert await code_of(surplus.read()) is Code.RESOURCE_EXHAUSTED
             for _ in range(5):
                 other.ask("/grpc.health.v1.Health/Watch", b"")
-            open_streams = server.interceptor._exempt_streams
+            open_streams = server.interceptor.under_way.exempt_streams
             await eventually(lambda: open_streams == {"127.0.0.1": 64, "127.0.0.2": 5})
             for watch in watches:
                 watch.cancel()

@@ -86,19 +86,6 @@ def test_a_missing_module_that_no_extra_brings_is_not_hidden(tmp_path: Path):
     assert done.stderr.endswith("ModuleNotFoundError: No module named 'zipfile'\n")
 
 
-def test_the_runtime_reports_to_nobody(small_run, tmp_path, monkeypatch):
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.setenv("HOME", str(home))
-    for name in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    command = [sys.executable, "-m", "gantrain", "export", str(small_run)]
-    command += ["--repository", str(tmp_path / "models"), "--name", "small"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert [*home.rglob("*onnx*")] == []  # its telemetry would keep an id and a database there
-
-
 def test_the_version_is_that_of_the_distribution(capsys):
     assert gantrain("--version") == 0
     assert capsys.readouterr().out.startswith("gantrain 0.")

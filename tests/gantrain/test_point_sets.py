@@ -89,6 +89,7 @@ def test_mode_coverage_by_hand():
     samples = points((0, 0), (0.29, 0), (1, 0.31), (0, 1))  # the third is near, but not near enough
     coverage = mode_coverage(samples, CORNERS, sigma=0.1)
     assert (coverage.modes, coverage.high_quality) == (2, 0.75)
+    assert mode_coverage(points((-0.75, 0)), CORNERS, sigma=0.25).high_quality == 1, "just within"
     # Shares 1/2, 1/4, 1/4, 0 against 1/4 each: 1/2 log 2.
     assert coverage.reverse_kl == pytest.approx(0.5 * np.log(2))
 

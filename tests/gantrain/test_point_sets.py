@@ -145,7 +145,9 @@ def test_the_distance_is_the_mean_over_more_samples_than_are_taken_at_once():
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        pytest.param(points((0, np.nan), (0, 0)), "expected finite points, got 1", id="not-finite"),
+        pytest.param(
+            points((0, np.nan), (0, 0), (1, 0)), "expected finite points, got 1", id="not-finite"
+        ),
         pytest.param(points((0, 0, 0)), r"expected the shape \[n, 2\], got \[1, 3\]", id="3-d"),
         pytest.param(points().reshape(0, 2), r"got \[0, 2\]", id="none"),
     ],

@@ -7,16 +7,22 @@ import pytest
 from gantrain.errors import RunError
 from gantrain.runtime import import_runtime
 
+# Telemetry begins with the import, so what counts is the variable in that moment.
 EXPORT = """
+import os
 import sys
 from pathlib import Path
 from gantrain.export import export_run
+
+class Watcher:
+    def find_spec(name, path=None, target=None):
+        if name == "onnxruntime":
+            print(os.environ.get("ORT_DISABLE_TELEMETRY"))
+
 assert "onnxruntime" not in sys.modules
+sys.meta_path.insert(0, Watcher)
 run, repository = map(Path, sys.argv[1:])
-for precision in ("fp16", "fp32", "int8"):
-    export_run(run, repository, precision, precision=precision, min_psnr=1, frechet_samples=0)
-import os
-print(os.environ["ORT_DISABLE_TELEMETRY"])
+export_run(run, repository, "small", precision="fp16", min_psnr=1, frechet_samples=0)
 """
 
 
@@ -34,7 +40,7 @@ def test_the_runtime_reports_to_nobody_unless_asked(given, used, small_run, tmp_
     command = [sys.executable, "-c", EXPORT, str(small_run), str(tmp_path / "models")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{used}\n"
+    assert done.stdout.splitlines()[-1] == used, "others may have asked whether it is there"
     if used == "1":
         assert [*home.rglob("*onnx*")] == []  # telemetry would keep an id and a database there
 

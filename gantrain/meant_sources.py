@@ -9,6 +9,7 @@ from gantrain.cifar_files import BINARY_FILES, PYTHON_FILES, PYTHON_VERSION
 from gantrain.idx_files import is_idx_file
 from gantrain.image_folders import natural_key
 
+PYTHON_NAMES: Final = frozenset((*PYTHON_FILES, "cifar-10-python.tar.gz"))
 SHOWN: Final = 3
 
 
@@ -30,7 +31,7 @@ def refuse_other_data(source: str, path: Path, names: Sequence[str]) -> None:
         raise DatasetError(
             f"{source}: no images in it; {advice} {one_of}{list_some(places, SHOWN)}"
         )
-    if any(PurePosixPath(name).name in PYTHON_FILES for name in names):
+    if any(PurePosixPath(name).name in PYTHON_NAMES for name in names):
         raise DatasetError(f"{source}: {PYTHON_VERSION}")
 
 
@@ -39,15 +40,15 @@ def find_places(names: Sequence[str]) -> list[str]:
 
     Of folders within each other the outermost: Kaggle's MNIST has each file in a folder as well.
     """
-    places: list[PurePosixPath] = []
+    places: set[PurePosixPath] = set()
     for path in sorted(map(PurePosixPath, names), key=lambda path: len(path.parts)):
         name = path.name.lower()
         if is_idx_file(path) or path.name in BINARY_FILES:
             place = path.parent
-        elif name.endswith(".zip") or (name.startswith("cifar-10-") and ".tar." in name):
+        elif name.endswith(".zip") or name.startswith("cifar-10-binary.tar."):
             place = path
         else:
             continue
-        if not any(place.is_relative_to(other) for other in places):
-            places.append(place)
+        if places.isdisjoint((place, *place.parents)):
+            places.add(place)
     return sorted(map(str, places), key=natural_key)

@@ -75,7 +75,8 @@ def test_a_zip_of_data_is_to_be_unpacked(names, advice, tmp_path):
     assert str(caught.value) == f"{source}: no images in it; {advice}"
 
 
-def test_pickles_are_told_for_what_they_are(tmp_path):
-    source = fill(tmp_path, ["cifar-10-batches-py/data_batch_1", "cifar-10-batches-py/readme.html"])
+@pytest.mark.parametrize("name", ["cifar-10-batches-py/data_batch_1", "cifar-10-python.tar.gz"])
+def test_pickles_are_told_for_what_they_are(name, tmp_path):
+    source = fill(tmp_path, [name, "readme.html"])
     with pytest.raises(DatasetError, match=f"^{source}: the Python version of CIFAR-10, .* fetch"):
         load_dataset(str(source))

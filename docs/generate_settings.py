@@ -24,7 +24,8 @@ over the default.
 TRAINING = """
 ## `gantrain train`
 
-Every setting is a flag. A flag wins over the preset, the preset over the default.
+Every setting is a flag. A flag wins over the preset, the preset over the default. A whole number
+may also be written `1_000_000` or `1e6`.
 """
 
 

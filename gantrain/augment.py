@@ -39,13 +39,13 @@ def change_color(images: Tensor, noise: torch.Generator) -> Tensor:
 
 
 def translate(images: Tensor, noise: torch.Generator) -> Tensor:
-    """Each image moved by up to an eighth of its side both ways; what comes in is 0.
+    """Each image moved by up to an eighth of its side, rounded, both ways; what comes in is 0.
 
     Moving rows and columns is a product with shifted unit matrices: exact, for each sum has one
     term, and unlike indexing cheap to differentiate twice and repeatable on a GPU.
     """
     size = images.shape[-1]
-    largest = round(size * _LARGEST_SHIFT)
+    largest = int(size * _LARGEST_SHIFT + 0.5)  # halves upwards, as the authors' code has it
     place = torch.arange(size, device=images.device)
     distance = place[:, None] - place  # [size, size]
     shifts = torch.randint(

@@ -103,12 +103,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read and verify one checkpoint.
 
     Raises:
-        ValueError: it is torn, damaged or of another format.
+        ValueError: it is torn, damaged, packed or of another format.
         OSError: it cannot be read, so it may be good.
     """
     content = io.BytesIO(path.read_bytes())  # then what fails below is about what it holds
     try:
         with zipfile.ZipFile(content) as archive:
+            refuse_packed(archive, content.getbuffer().nbytes)
             damaged = archive.testzip()  # torch.load does not compare the checksums
         if damaged:
             raise ValueError(f"{damaged} is damaged")
@@ -122,6 +123,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if found != _FORMAT:
         raise ValueError(f"expected format {_FORMAT}, got {found}")
     return values
+
+
+def refuse_packed(archive: zipfile.ZipFile, size: int) -> None:
+    """Raise ValueError where a file of so many bytes would fill more of them in memory.
+
+    PyTorch stores its values unpacked; a megabyte that was packed on purpose may hold gigabytes.
+    """
+    unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > size:
+        raise ValueError(
+            f"its {size} bytes would unpack to {unpacked}, but checkpoints are never packed"
+        )
 
 
 def newest_good_checkpoint(folder: Path) -> dict[str, Any] | None:

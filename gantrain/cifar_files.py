@@ -23,7 +23,11 @@ BATCHES: Final = {
 }
 NAMES_FILE: Final = "batches.meta.txt"
 BINARY_FILES: Final = (*BATCHES["train"], *BATCHES["test"], NAMES_FILE)
-PYTHON_FILES: Final = ("data_batch_1", "test_batch", "batches.meta")  # pickles, which run code
+PYTHON_FILES: Final = ("data_batch_1", "test_batch", "batches.meta")
+PYTHON_VERSION: Final = (
+    "the Python version of CIFAR-10, whose pickles could run any program; fetch the binary "
+    "version, cifar-10-binary.tar.gz"
+)
 FOLDER: Final = "cifar-10-batches-bin"
 
 CLASSES: Final = 10
@@ -123,10 +127,7 @@ def open_files(path: Path) -> Readers:
     readers = open_folder(path) if path.is_dir() else open_archive(path)
     if not readers.keys() & {*BINARY_FILES}:
         if readers.keys() & {*PYTHON_FILES}:
-            raise DatasetError(
-                f"{path}: the Python version of CIFAR-10, whose pickles could run any program; "
-                "fetch the binary version, cifar-10-binary.tar.gz"
-            )
+            raise DatasetError(f"{path}: {PYTHON_VERSION}")
         raise DatasetError(
             f"{path}: packed, but without CIFAR-10's binary batches; unpack other archives and "
             "give the folder"

@@ -52,7 +52,9 @@ def cached_classifier(
             and the next training.
     """
     folder = folder or default_cache_folder()
-    parts = [str(RECIPE), train.fingerprint(), held_out.fingerprint() if held_out else "a fifth"]
+    classes = len(train.class_names)  # the fingerprint knows nothing of those without images
+    parts = [str(RECIPE), f"{classes} classes", train.fingerprint()]
+    parts.append(held_out.fingerprint() if held_out else "a fifth")
     name = hashlib.sha256(" ".join(parts).encode()).hexdigest()
     path = folder / "classifiers" / f"{name[:32]}.pt"
     if path.exists():

@@ -38,8 +38,6 @@ _EXTRAS = "pip install 'ganserve[train,cpu]' or 'ganserve[train,gpu]'"
 
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
-    # ONNX Runtime reports to its makers else, and keeps an id below the home folder for it.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()

@@ -13,7 +13,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from gantrain.config import Channels, TrainConfig
+from gantrain.config import Channels, Settings, TrainConfig
 from gantrain.precision import FRECHET_SAMPLES, MIN_PSNR, Precision
 from gantrain.seed_ranges import SeedList
 
@@ -42,7 +42,7 @@ class Presets(BaseModel):
     json_: CliToggleFlag[bool] = Field(default=False, alias="json", description="Print JSON.")
 
 
-class Check(BaseModel):
+class Check(Settings):
     """Say what a source is, and name each bad file in it."""
 
     source: CliPositionalArg[str] = Field(
@@ -60,7 +60,7 @@ class Data(BaseModel):
     check: CliSubCommand[Check]
 
 
-class Sample(BaseModel):
+class Sample(Settings):
     """Draw images from a run or an artifact."""
 
     source: CliPositionalArg[RunOrArtifact]
@@ -82,7 +82,7 @@ class Sample(BaseModel):
     )
 
 
-class Evaluate(BaseModel):
+class Evaluate(Settings):
     """Measure a run or an artifact against data, and real images beside it."""
 
     source: CliPositionalArg[RunOrArtifact]
@@ -118,7 +118,7 @@ class Evaluate(BaseModel):
     json_: CliToggleFlag[bool] = Field(default=False, alias="json", description="Print JSON.")
 
 
-class Export(BaseModel):
+class Export(Settings):
     """Publish a run's generator as the next version of a model; print its path last."""
 
     run: CliPositionalArg[Path] = Field(description="The run's folder.")

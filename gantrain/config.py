@@ -1,11 +1,20 @@
 """The settings of a training run, each declared once: name, type, default, unit, check, help."""
 
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 _MAY_CHANGE = "may_change"
+_MOST_DIGITS = 100  # of a whole number, for 1e999999999 would fill the memory
 
 
 def _setting(default: Any, help_text: str, *, may_change: bool = False, **checks: Any) -> Any:  # noqa: ANN401
@@ -53,7 +62,26 @@ DiscriminatorName = Literal[
 ]
 
 
-class TrainConfig(BaseModel):
+class Settings(BaseModel):
+    """Settings as people write them: a whole number may be `1e6` or `1_000_000`."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_whole_number(cls, given: object, info: ValidationInfo) -> object:
+        assert info.field_name is not None
+        kind = cls.model_fields[info.field_name].annotation
+        if not isinstance(given, str) or kind not in (int, int | None):
+            return given
+        try:
+            number = Decimal(given)
+            if number.adjusted() < _MOST_DIGITS and number == int(number):
+                return int(number)
+        except (InvalidOperation, ValueError, OverflowError):  # a word, nan, inf
+            pass
+        raise ValueError(f"expected a whole number, such as 64 or 1e6, got {given!r}")
+
+
+class TrainConfig(Settings):
     """What a run is started with, checked; fields left to the data are settled once they load."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gantrain import cifar_files, idx_files
 from gantrain.bad_data import BadFile, list_some
 from gantrain.celeba_folders import count_splits, find_celeba
+from gantrain.class_folders import find_strays
 from gantrain.datasets import (
     NAMED_SOURCES,
     Dataset,
@@ -22,7 +23,7 @@ from gantrain.datasets import (
     refuse_image_settings,
 )
 from gantrain.image_decoding import choose_image_size, decode_files, is_grey, quiet_decoders
-from gantrain.image_folders import NAMES_SHOWN, Listing, find_problem, find_strays, label
+from gantrain.image_folders import NAMES_SHOWN, Listing, find_problem, label
 from gantrain.point_sets import POINT_SET_SUMMARIES, POINT_SETS, PointSet
 from gantrain.stacked_mnist import PREFIX, STACKED_KIND
 

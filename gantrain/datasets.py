@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -26,6 +26,7 @@ from gantrain.image_decoding import (
 )
 from gantrain.image_files import SMALLEST_SIDE, resize_colour, resize_grey, turn_grey
 from gantrain.image_folders import Listing, find_problem, label, open_listing
+from gantrain.meant_sources import refuse_other_data
 from gantrain.point_sets import POINT_SETS, PointSet
 from gantrain.stacked_mnist import CLASS_NAMES, PREFIX, STACKED_KIND, stack_digits
 
@@ -222,12 +223,18 @@ def find_stacked_folder(source: str) -> Path:
     )
 
 
-def open_images(source: str, path: Path, split: str) -> AbstractContextManager[Listing]:
+@contextmanager
+def open_images(source: str, path: Path, split: str) -> Iterator[Listing]:
     """List the images of a folder or zip, of CelebA those of the split; raises DatasetError."""
     if path.is_dir() and (celeba := find_celeba(path)):
-        return list_celeba(celeba, split)
+        with list_celeba(celeba, split) as listing:
+            yield listing
+        return
     refuse_test_split(source, split)
-    return open_listing(path)
+    with open_listing(path) as listing:
+        if not listing.files:
+            refuse_other_data(source, path, listing.others)
+        yield listing
 
 
 def load_digits(image_size: int | None, limit: int | None) -> Dataset:

@@ -4,7 +4,7 @@ import warnings
 
 import onnx
 
-from gantrain.errors import RunError
+from gantrain.runtime import import_runtime
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -19,13 +19,8 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         RunError: ONNX Runtime's converter is missing.
     """
-    try:
-        from onnxruntime.transformers.float16 import convert_float_to_float16
-        from onnxruntime.transformers.onnx_model import OnnxModel
-    except ImportError:
-        raise RunError(
-            "ONNX Runtime is not installed: install the extra `cpu` or `gpu` beside `train`"
-        ) from None
+    float16 = import_runtime("onnxruntime.transformers.float16")
+    onnx_model = import_runtime("onnxruntime.transformers.onnx_model")
     half = onnx.ModelProto()
     half.CopyFrom(model)
     nodes = half.graph.node
@@ -35,10 +30,10 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     tail = [node.name for node in nodes[last + 1 :]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of every weight that float16 rounds to 0
-        half = convert_float_to_float16(half, keep_io_types=True, node_block_list=tail)
+        half = float16.convert_float_to_float16(half, keep_io_types=True, node_block_list=tail)
     assert isinstance(half, onnx.ModelProto)
     join_floats(half)
-    OnnxModel(half).topological_sort()  # the converter puts its casts last
+    onnx_model.OnnxModel(half).topological_sort()  # the converter puts its casts last
     half.graph.ClearField("value_info")
     onnx.checker.check_model(half, full_check=True)
     return half

@@ -9,7 +9,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ FILE_NAME = re.compile(r"(train|t10k)-(images[-.]idx3|labels[-.]idx1)-ubyte(\.gz
 FILE_PREFIXES = {"train": "train", "test": "t10k"}
 
 
-def is_idx_file(path: Path) -> bool:
+def is_idx_file(path: PurePath) -> bool:
     """Tell whether the file is named as one of MNIST's four."""
     return FILE_NAME.fullmatch(path.name) is not None
 

@@ -6,8 +6,8 @@ import shlex
 import stat
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gantrain.bad_data import BadFile, BadFileError, DatasetError, list_some, printable
+from gantrain.class_folders import classes_by_folder, find_splits
 from gantrain.image_files import looks_like_image
 
 # HEIF cannot be decoded, but who has such pictures should hear of it.
@@ -47,17 +48,44 @@ class Listing:
 
     kind: str
     files: tuple[ImageFile, ...]  # in natural order of their names
-    ignored: dict[str, int]  # extension -> files that are no images, most first
+    others: tuple[str, ...]  # names of files that are no images, likewise
     bad_folders: tuple[BadFile, ...]
 
+    @property
+    def ignored(self) -> dict[str, int]:
+        """Extension -> files that are no images, most first."""
+        suffixes = (PurePosixPath(name).suffix.lower() for name in self.others)
+        counts = Counter(suffix or "no extension" for suffix in suffixes)
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
-def open_listing(path: Path) -> AbstractContextManager[Listing]:
+
+@contextmanager
+def open_listing(path: Path) -> Iterator[Listing]:
     """List the images of a folder or a zip, which stays open for reading within the context.
 
     Raises:
-        DatasetError: neither a folder nor a readable zip.
+        DatasetError: neither a folder nor a readable zip; or its folders are splits of one data
+            set, as `train` and `test`.
     """
-    return list_folder(path) if path.is_dir() else list_zip(path)
+    with list_folder(path) if path.is_dir() else list_zip(path) as listing:
+        refuse_splits(path, find_splits([file.name for file in listing.files]))
+        yield listing
+
+
+def refuse_splits(path: Path, splits: Mapping[str, bool]) -> None:
+    """Raise DatasetError where there are splits, which would be learned as if they were classes."""
+    if not splits:
+        return
+    training = [name for name, is_training in splits.items() if is_training]
+    advice = (
+        f"give {' or '.join(str(path / name) for name in training)}"
+        if path.is_dir()
+        else f"pack {' or '.join(training)} alone"
+    )
+    raise DatasetError(
+        f"{path}: its folders {' and '.join(splits)} are splits of one data set, not classes: "
+        f"{advice}, or rename them to use the images of all"
+    )
 
 
 @contextmanager
@@ -135,11 +163,10 @@ def make_listing(
     kind: str, files: list[ImageFile], others: list[str], bad_folders: list[BadFile]
 ) -> Listing:
     """Sort what was found, so that the order owes nothing to the file system."""
-    ignored = Counter(PurePosixPath(name).suffix.lower() or "no extension" for name in others)
     return Listing(
         kind=kind,
         files=tuple(sorted(files, key=lambda file: natural_key(file.name))),
-        ignored=dict(sorted(ignored.items(), key=lambda item: (-item[1], item[0]))),
+        others=tuple(sorted(others, key=natural_key)),
         bad_folders=tuple(sorted(bad_folders, key=lambda bad: natural_key(bad.name))),
     )
 
@@ -208,35 +235,6 @@ def check_file_size(size: int) -> None:
     """Refuse a file that no sensible image fills; raises BadFileError."""
     if size > MAX_FILE_BYTES:
         raise BadFileError(f"too large: {size} bytes, the limit is {MAX_FILE_BYTES}")
-
-
-def classes_by_folder(names: list[str]) -> list[str] | None:
-    """Return each file's class, the folder it lies in, or None where folders are no classes.
-
-    Folders that all files share are passed over. Folders are classes where there are at least two
-    and every file lies in one.
-    """
-    parts = below_shared_folders(names)
-    if not parts or any(len(part) == 1 for part in parts):
-        return None
-    return [part[0] for part in parts]
-
-
-def find_strays(names: list[str]) -> list[str]:
-    """Return the files without which the folders beside them would be classes."""
-    parts = below_shared_folders(names)
-    folders = {part[0] for part in parts if len(part) > 1}
-    strays = [name for name, part in zip(names, parts, strict=True) if len(part) == 1]
-    return strays if len(folders) > 1 else []
-
-
-def below_shared_folders(names: list[str]) -> list[tuple[str, ...]]:
-    """Return the parts of each file's path below the folders that all files share."""
-    parts = [PurePosixPath(name).parts for name in names]
-    shared = 0
-    while parts and all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
-        shared += 1
-    return [p[shared:] for p in parts]
 
 
 def label(listing: Listing, names: list[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:

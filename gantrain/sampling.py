@@ -21,6 +21,7 @@ from gantrain.errors import RunError
 from gantrain.latents import SEED_CONTRACT, draw_latents
 from gantrain.networks import GENERATORS, create_networks, run_network
 from gantrain.run_directory import DataFacts, RunDirectory
+from gantrain.runtime import import_runtime
 
 Latents = NDArray[np.float32]  # [n, latent_dim]
 Pixels = NDArray[np.uint8]  # [n, height, width, channels]
@@ -249,12 +250,7 @@ def open_session(artifact: bytes, name: str = "artifact", advice: str = "") -> A
     Raises:
         RunError: ONNX Runtime is missing, or does not take the file; that ends in the advice.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise RunError(
-            "ONNX Runtime is not installed: install the extra `cpu` or `gpu` beside `train`"
-        ) from None
+    onnxruntime = import_runtime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; they are raised as well
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

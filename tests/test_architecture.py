@@ -94,9 +94,9 @@ LAYERS = {
         {"changes"},
         {"combinations", "pictures", "steps", "sample_statistics", "integer_layers"},
         {"reporting", "run_directory", "image_decoding", "celeba_folders", "publishing"}
-        | {"updates"},
+        | {"updates", "meant_sources"},
         {"checkpoint", "image_folders", "idx_files", "cifar_files", "stacked_mnist"},
-        {"image_files", "networks", "point_sets"},
+        {"class_folders", "image_files", "networks", "point_sets"},
         {
             *("networks.dcgan", "networks.dcgan_2015", "networks.faces", "networks.keras_conv"),
             *(
@@ -112,7 +112,7 @@ LAYERS = {
             *("determinism", "out_of_memory", "shared_batch_norm"),
             *("half_precision", "window_products"),
         },
-        {"ranks"},
+        {"ranks", "runtime"},
         {"networks.keras", "config", "bad_data", "errors", "stop_requests", "precision"}
         | {"networks.image_gradients"},
         {"networks.shape", "networks.convolutions", "memory"},

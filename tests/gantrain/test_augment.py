@@ -39,6 +39,21 @@ def test_translation_moves_by_at_most_an_eighth_and_fills_with_zero():
     assert any((image[0, 0, 0] == 0).all() for image in moved), "what comes in is 0"
 
 
+@pytest.mark.parametrize(
+    ("size", "largest"), [(8, 1), (12, 2), (16, 2), (20, 3), (28, 4), (32, 4), (36, 5), (64, 8)]
+)
+def test_all_shifts_are_equally_likely_up_to_the_authors_largest(size: int, largest: int):
+    """`rand_translation` of Zhao et al.: `int(size * 0.125 + 0.5)`, each whole number as likely."""
+    images = torch.zeros(4000, 1, size, size)
+    images[:, :, size // 2, size // 2] = 1.0
+    _, _, *places = augment(images, ["translation"], seeded()).nonzero(as_tuple=True)
+    for place in places:
+        counts = torch.bincount(place - size // 2 + largest, minlength=2 * largest + 1)
+        assert len(counts) == 2 * largest + 1
+        expected = 4000 / len(counts)
+        assert (counts - expected).abs().max() < 4 * expected**0.5
+
+
 def test_translated_pixels_keep_their_bits_and_their_order():
     images = some_images(1)
     moved = augment(images, ["translation"], seeded(3))

@@ -1,4 +1,5 @@
 import logging
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,22 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     assert values is not None
     assert values["images_seen"] == 64
     assert "000000000128.pt is not usable and is passed over" in caplog.text
+
+
+def test_a_packed_checkpoint_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plain, packed = tmp_path / "plain.pt", tmp_path / "packed.pt"
+    torch.save({"format": 1, "weights": torch.zeros(2**20)}, plain)
+    assert load_checkpoint(plain)["weights"].shape == (2**20,)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w") as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry), zipfile.ZIP_DEFLATED)
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda _: pytest.fail("was unpacked"))
+    size = packed.stat().st_size
+    assert size < 2**16
+    with pytest.raises(ValueError, match=rf"its {size} bytes would unpack to 4\d{{6}}, but"):
+        load_checkpoint(packed)
 
 
 def test_without_checkpoints_there_is_nothing_to_restore(tmp_path: Path):

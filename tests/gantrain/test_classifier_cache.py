@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,15 @@ def test_other_data_and_other_held_out_images_have_their_own_classifier(tmp_path
     ):
         cached_classifier(train, held_out, tmp_path)
     assert len(list((tmp_path / "classifiers").iterdir())) == 3
+
+
+def test_a_class_without_images_has_its_own_classifier(tmp_path: Path):
+    few = stripes(100, 0)
+    more = replace(few, class_names=(*few.class_names, "spots"))
+    assert more.fingerprint() == few.fingerprint()
+    made = [cached_classifier(each, None, tmp_path) for each in (few, more, few)]
+    assert [len(each.network.logits[1].bias) for each in made] == [2, 3, 2]
+    assert [len(each.of_class) for each in made] == [2, 3, 2]
 
 
 def test_without_a_test_split_a_fifth_is_never_learned_from(tmp_path: Path, monkeypatch):

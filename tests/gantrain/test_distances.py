@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from sklearn.metrics.pairwise import polynomial_kernel
 
 from gantrain import distances
 from gantrain.distances import Neighbourhoods, frechet_distance, kernel_distance
@@ -54,6 +55,16 @@ def test_one_dimension_is_enough():
     assert frechet_distance(left, 3 * left + 1) == pytest.approx(1 + 4)
 
 
+def test_two_vectors_each_are_enough():
+    left, right = torch.tensor([[0.0], [2.0]]), torch.tensor([[5.0], [9.0]])
+    # Means 1 and 7, variances 2 and 8.
+    assert frechet_distance(left, right) == pytest.approx(6**2 + 2 + 8 - 2 * 4)
+    # (0 x 2 + 1)^3 and (5 x 9 + 1)^3 within, (0 + 1)^3 twice, (10 + 1)^3 and (18 + 1)^3 between.
+    mean, spread = kernel_distance(left, right)
+    assert mean == pytest.approx(1 + 46**3 - 2 * (1 + 1 + 11**3 + 19**3) / 4)
+    assert spread == pytest.approx(0, abs=1e-6)
+
+
 def test_the_kernel_distance_of_two_points_is_the_closed_form():
     left = torch.tensor([[1.0, 2.0]]).repeat(40, 1)
     right = torch.tensor([[0.0, -1.0]]).repeat(30, 1)
@@ -73,6 +84,30 @@ def test_the_kernel_distance_of_equal_distributions_is_around_zero():
     assert 8 <= (values > 0).sum() <= 32, "below zero about as often as above"
     apart = kernel_distance(gaussian(200, 8, 0), gaussian(200, 8, 1) + 0.5, subsets=5)[0]
     assert apart > values.max()
+
+
+def test_the_kernel_distance_is_that_of_scikit_learns_kernel_on_the_same_subsets():
+    left, right = gaussian(90, 3, 0), 0.7 * gaussian(70, 3, 1) + 0.5
+    random = torch.Generator().manual_seed(4)
+    estimates = []
+    for _ in range(6):
+        some = left[torch.randperm(90, generator=random)[:20]]
+        others = right[torch.randperm(70, generator=random)[:20]]
+        pairs = [(some, some), (others, others), (some, others)]
+        first, second, between = (polynomial_kernel(x, y, degree=3) for x, y in pairs)
+        of_two = [(each.sum() - each.trace()) / (20 * 19) for each in (first, second)]
+        estimates.append(sum(of_two) - 2 * between.mean())
+    values = torch.tensor(estimates)
+    found = kernel_distance(left, right, subsets=6, subset_size=20, seed=4)
+    assert found == pytest.approx((values.mean().item(), values.std(correction=0).item()))
+
+
+def test_a_subset_is_at_most_half_of_the_smaller_set():
+    few, many = gaussian(60, 3, 0), gaussian(200, 3, 1)
+    for left, right in ((few, many), (many, few)):
+        whole = kernel_distance(left, right)
+        assert whole == kernel_distance(left, right, subset_size=30)
+        assert whole != kernel_distance(left, right, subset_size=29)
 
 
 def test_subsets_are_of_all_vectors_in_whatever_order_they_come():
@@ -102,6 +137,20 @@ def test_neighbours_on_a_line_give_the_numbers_that_one_counts():
     assert found.coverage == 1
     far = Neighbourhoods(reals).measure(fakes + 100)
     assert (far.precision, far.recall, far.density, far.coverage) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("far", [0, 2**20], ids=["near 0", "far from 0"])
+def test_a_ball_ends_with_its_border(far: int):
+    """Distances are exact, small ones far from 0 too."""
+    reals, fakes = (1 / 1024 * torch.arange(*of).double()[:, None] + far for of in ((6,), (8, 12)))
+    found = Neighbourhoods(reals).measure(fakes)
+    # In steps of 1/1024. Reals 0..5 reach 3 2 2 2 2 3 steps far, for density and coverage 5 4 3 3 4
+    # 5; fakes 8..11 reach 3 2 2 3. So 5 and 8 just reach each other; further 4 just reaches 8, and
+    # 5 reaches 8, 9 and just 10.
+    assert found.precision == pytest.approx(1 / 4)
+    assert found.recall == pytest.approx(1 / 6)
+    assert found.density == pytest.approx((2 + 1 + 1) / (5 * 4))
+    assert found.coverage == pytest.approx(2 / 6)
 
 
 def test_like_samples_score_high_and_the_same_ones_highest():
@@ -161,6 +210,11 @@ def test_blocks_add_up_to_the_whole(monkeypatch):
     [
         pytest.param(torch.zeros(1, 3), r"expected \[2 or more, d\], got \[1, 3\]", id="one"),
         pytest.param(torch.full((4, 3), torch.nan), "got 4 vectors that are not", id="nan"),
+        pytest.param(
+            torch.tensor([[0.0, 1.0], [torch.inf, 0.0], [1.0, 1.0]]),
+            "got 1 vectors that are not",
+            id="one-infinity",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(measure, vectors: torch.Tensor, message: str):
@@ -171,3 +225,5 @@ def test_what_cannot_be_measured_is_refused(measure, vectors: torch.Tensor, mess
 def test_too_few_neighbours_are_refused():
     with pytest.raises(ValueError, match="6 or more"):
         Neighbourhoods(torch.zeros(5, 2))
+    with pytest.raises(ValueError, match="4 or more"):
+        Neighbourhoods(torch.zeros(6, 2)).measure(torch.zeros(3, 2))

@@ -5,13 +5,7 @@ import pytest
 from PIL import Image
 
 from gantrain.bad_data import BadFileError, DatasetError
-from gantrain.image_folders import (
-    MAX_FILE_BYTES,
-    classes_by_folder,
-    find_strays,
-    natural_key,
-    open_listing,
-)
+from gantrain.image_folders import MAX_FILE_BYTES, natural_key, open_listing
 
 PIXEL = b"\x89PNG, or so its name and its first bytes say"
 
@@ -236,32 +230,20 @@ def test_a_named_pipe_is_refused_without_waiting(tmp_path):
         pass
 
 
-@pytest.mark.parametrize(
-    ("names", "classes"),
-    [
-        pytest.param(["cat/1.png", "dog/1.png"], ["cat", "dog"], id="folders"),
-        pytest.param(["cat/a/1.png", "dog/1.png"], ["cat", "dog"], id="deeper-folders"),
-        pytest.param(["x/y/cat/1.png", "x/y/dog/1.png"], ["cat", "dog"], id="shared-folders"),
-        pytest.param(["cat/1.png", "dog/1.png", "2.png"], None, id="one-outside"),
-        pytest.param(["cat/1.png", "cat/2.png"], None, id="one-folder"),
-        pytest.param(["1.png", "2.png"], None, id="no-folders"),
-        pytest.param([], None, id="no-files"),
-    ],
-)
-def test_folders_are_classes_only_where_every_image_lies_in_one(names, classes):
-    assert classes_by_folder(names) == classes
+@pytest.mark.parametrize("above", ["", "photos/"], ids=["outermost", "below-another"])
+def test_splits_are_not_learned_as_classes(above, tmp_path):
+    names = [f"{above}{split}/cat/1.png" for split in ("val", "train")]
+    folder = fill(tmp_path / "folder", names)
+    with pytest.raises(DatasetError) as caught, open_listing(folder):
+        pass
+    assert str(caught.value) == (
+        f"{folder}: its folders {above}train and {above}val are splits of one data set, not "
+        f"classes: give {folder}/{above}train, or rename them to use the images of all"
+    )
+    assert names_in(folder / above / "train") == ["cat/1.png"]
 
 
-@pytest.mark.parametrize(
-    ("names", "strays"),
-    [
-        pytest.param(["cat/1.png", "dog/1.png", "2.png"], ["2.png"], id="one-outside"),
-        pytest.param(["x/cat/1.png", "x/2.png", "x/dog/1.png"], ["x/2.png"], id="shared-folders"),
-        pytest.param(["cat/1.png", "dog/1.png"], [], id="classes"),
-        pytest.param(["1.png", "rest/2.png"], [], id="one-folder"),
-        pytest.param(["1.png", "2.png"], [], id="no-folders"),
-        pytest.param([], [], id="no-files"),
-    ],
-)
-def test_strays_are_what_keeps_folders_from_being_classes(names, strays):
-    assert find_strays(names) == strays
+def test_splits_in_a_zip_are_to_be_packed_alone(tmp_path):
+    path = zip_of(tmp_path / "a.zip", ["trainA/1.jpg", "trainB/1.jpg", "testA/1.jpg"])
+    with pytest.raises(DatasetError, match="pack trainA or trainB alone, or rename"):
+        names_in(path)

@@ -89,6 +89,7 @@ def test_mode_coverage_by_hand():
     samples = points((0, 0), (0.29, 0), (1, 0.31), (0, 1))  # the third is near, but not near enough
     coverage = mode_coverage(samples, CORNERS, sigma=0.1)
     assert (coverage.modes, coverage.high_quality) == (2, 0.75)
+    assert mode_coverage(points((-0.75, 0)), CORNERS, sigma=0.25).high_quality == 1, "just within"
     # Shares 1/2, 1/4, 1/4, 0 against 1/4 each: 1/2 log 2.
     assert coverage.reverse_kl == pytest.approx(0.5 * np.log(2))
 
@@ -144,7 +145,9 @@ def test_the_distance_is_the_mean_over_more_samples_than_are_taken_at_once():
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        pytest.param(points((0, np.nan), (0, 0)), "expected finite points, got 1", id="not-finite"),
+        pytest.param(
+            points((0, np.nan), (0, 0), (1, 0)), "expected finite points, got 1", id="not-finite"
+        ),
         pytest.param(points((0, 0, 0)), r"expected the shape \[n, 2\], got \[1, 3\]", id="3-d"),
         pytest.param(points().reshape(0, 2), r"got \[0, 2\]", id="none"),
     ],

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gantrain.datasets import Dataset, load_dataset
-from gantrain.sample_statistics import Reference
+from gantrain.sample_statistics import Reference, TrainingExamples, pool_examples
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,76 @@ def make_grid(count, seed=0, modes=25):
     places = random.integers(0, modes, count)
     centres = 2.0 * np.stack([places % 5, places // 5], axis=1) - 4
     return (centres + random.normal(0, 0.05, (count, 2))).astype(np.float32)
+
+
+def test_images_are_pooled_to_means_in_one_range_and_never_enlarged():
+    images = np.zeros((3, 1, 32, 32), np.uint8)
+    images[1] = 255
+    images[2, :, ::2] = 255
+    pooled = pool_examples(images, np.array([1, 2, 0]))
+    assert pooled.shape == (3, 1, 16, 16)
+    assert [image.unique().tolist() for image in pooled] == [[1], [0], [-1]]
+    small = np.arange(2 * 3 * 64, dtype=np.uint8).reshape(2, 3, 8, 8)
+    assert (pool_examples(small, np.arange(2)) == torch.from_numpy(small) / 127.5 - 1).all()
+
+
+@pytest.mark.parametrize("far", [0, 4096], ids=["near 0", "far from 0"])
+def test_nearness_to_training_examples_on_a_line_is_what_one_counts(far: int):
+    """In eighths, so that all is exact, small distances far from 0 too."""
+
+    def on_a_line(*places: float) -> torch.Tensor:
+        return torch.tensor([[place / 8 + far, 0.0] for place in places])
+
+    examples = TrainingExamples(on_a_line(0, 1, 10, 30), mirrored=False)
+    # Nearest others 1 1 9 20, second nearest 10 9 10 29; the 99th of 100 is at 9 + 0.97 x 11.
+    found = examples.measure(on_a_line(0.5, 10.5, 100, 30))  # nearest 0.5 0.5 70 0, second 0.5 9.5
+    assert found == {
+        "training_distance": 0.5,
+        "training_distance_data": 1,
+        "near_training": 3 / 4,
+        "near_training_data": 2 / 4,
+        "far_from_training": 1 / 4,
+        "far_from_training_data": 1 / 4,
+        "copies": 2 / 4,
+        "copies_data": 2 / 4,
+    }
+    assert examples.measure(on_a_line(11, 10 + 20 / 3))["copies"] == 1 / 2
+    # Thrice the same are three held-out ones at distance 0.
+    repeated = TrainingExamples(on_a_line(0, 0, 1, 10, 0, 30), mirrored=False)
+    found = repeated.measure(on_a_line(0.5))
+    assert found["training_distance"] == 0.5
+    assert found["training_distance_data"] == 0
+    assert found["near_training_data"] == found["copies_data"] == pytest.approx(4 / 6)
+    assert found["far_from_training_data"] == pytest.approx(1 / 6)
+
+
+def test_two_distinct_examples_are_too_few_to_tell_copies():
+    two, three = (torch.eye(count)[:, :2].repeat(2, 1) for count in (2, 3))
+    assert TrainingExamples(two, mirrored=False).measure(two) == {}
+    assert TrainingExamples(three, mirrored=False).measure(three)["copies"] == 1
+
+
+def test_samples_of_data_that_are_all_alike_must_be_alike():
+    alike = np.full((50, 1, 8, 8), 7, np.uint8)
+    reference = Reference(alike, None, (), seed=0)
+    same = reference.measure(alike)
+    assert (same["diversity"], same["duplicates"]) == (1, 1)
+    noise = np.random.default_rng(0).integers(0, 256, alike.shape).astype(np.uint8)
+    other = reference.measure(noise)
+    assert (other["diversity"], other["duplicates"]) == (0, 0)
+
+
+def test_data_that_repeat_themselves_do_not_hide_near_duplicates(shuffled):
+    data = shuffled[0][:500].repeat(2, axis=0)
+    noisy = with_noise(np.repeat(shuffled[0][600:601], 256, axis=0), 2)
+    assert Reference(data, None, (), seed=0).measure(noisy)["duplicates"] == 1
+
+
+def test_one_class_alone_is_no_class_to_tell_from_others(shuffled):
+    images = shuffled[0][:200]
+    measured = Reference(images, np.zeros(200, np.int64), ("digit",), seed=0).measure(images)
+    assert len(measured["class_histogram"]) == 10, "clusters"
+    assert "classifier_accuracy" not in measured
 
 
 def test_fresh_reals_look_like_the_data(reference, fresh):
@@ -180,9 +250,10 @@ def test_white_dots_are_counted():
         measured = reference.measure(images)
         assert measured["dead_pixels"] == pytest.approx(16 / 1024)
         assert measured["dead_pixels_data"] == 0
-    faint = ground.copy()
-    faint[:, :, 2::9, 2::9] += 60  # less than a quarter of the range
-    assert reference.measure(faint)["dead_pixels"] == 0
+    for stands_out, expected in ((64, 0), (65, 16 / 1024)):  # more than a quarter of the range
+        faint = ground.copy()
+        faint[:, :, 2::9, 2::9] += np.uint8(stands_out)
+        assert reference.measure(faint)["dead_pixels"] == pytest.approx(expected)
 
 
 def test_points_between_the_modes_and_missing_modes_are_told_apart():

@@ -96,6 +96,18 @@ def test_the_version_is_that_of_the_newest_changelog_entry():
     assert newest[1] == project["version"]
 
 
+@pytest.mark.parametrize(
+    ("page", "shown"),
+    [
+        pytest.param("docs/operations.md", r"ganserve-(\d+\.\d+\.\d+)", id="install"),
+        pytest.param("docs/artifact.md", r'"writer": "gantrain (\d+\.\d+\.\d+)"', id="artifact"),
+    ],
+)
+def test_examples_show_the_version_that_is_there(page, shown):
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    assert set(re.findall(shown, read(page))) == {project["version"]}
+
+
 def anchors(page: Path) -> set[str]:
     """The fragments that the headings of a page can be linked by."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)

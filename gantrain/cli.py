@@ -33,7 +33,8 @@ from gantrain.cli_options import (
 from gantrain.errors import Interrupted, RunError, UsageError
 
 _INTERRUPTED = 130
-_EXTRAS = "pip install 'ganserve[train,cpu]' or 'ganserve[train,gpu]'"
+# From a checkout, for no package index has this project: there the name would be a stranger's.
+_EXTRAS = "in a checkout, pip install '.[train,cpu]' or '.[train,gpu]'"
 
 
 def main() -> NoReturn:

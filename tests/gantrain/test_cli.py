@@ -76,7 +76,7 @@ def test_without_the_extra_train_one_line_says_what_to_install(package, command,
     name = "data check" if command.startswith("data") else command.split()[0]
     assert done.stderr == (
         f"gantrain {name}: {package} is not installed: "
-        "pip install 'ganserve[train,cpu]' or 'ganserve[train,gpu]'\n"
+        "in a checkout, pip install '.[train,cpu]' or '.[train,gpu]'\n"
     )
     assert (done.returncode, done.stdout) == (1, "")
 

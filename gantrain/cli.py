@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import CliApp, get_subcommand
+from pydantic_settings import CliApp, CliSettingsSource, get_subcommand
 
 from gantrain.bad_data import DatasetError
 from gantrain.cli_options import (
@@ -25,6 +25,7 @@ from gantrain.cli_options import (
     Evaluate,
     Export,
     Gantrain,
+    HelpFormatter,
     Presets,
     Report,
     Sample,
@@ -56,7 +57,7 @@ def run(arguments: Sequence[str]) -> int:
     0 success, 1 the command failed (stderr says why in one line), 2 bad usage, 130 interrupted.
     """
     try:
-        root = CliApp.run(Gantrain, cli_args=list(arguments))
+        root = CliApp.run(Gantrain, list(arguments), _command_line())
     except ValidationError as error:
         return _usage(error)
     if root.version:
@@ -69,7 +70,7 @@ def run(arguments: Sequence[str]) -> int:
             print("gantrain data: expected `gantrain data check SOURCE`", file=sys.stderr)
             return 2
     if command is None:
-        CliApp.print_help(Gantrain, file=sys.stderr)
+        CliApp.print_help(Gantrain, _command_line(), file=sys.stderr)
         return 2
     name, execute = _COMMANDS[type(command)]
     try:
@@ -96,6 +97,10 @@ def run(arguments: Sequence[str]) -> int:
             raise
         print(f"gantrain {name}: {package} is not installed: {_EXTRAS}", file=sys.stderr)
         return 1
+
+
+def _command_line() -> CliSettingsSource[Any]:
+    return CliSettingsSource(Gantrain, formatter_class=HelpFormatter)
 
 
 def _usage(error: ValidationError, name: str = "") -> int:

@@ -66,7 +66,9 @@ class TrainConfig(BaseModel):
     )
     data: str = _setting(
         ...,
-        "what to train on: a name (`digits`, `sine`, `ring8`, `grid25`) or a path, see the README",
+        "what to train on: a folder or .zip of images; a folder with MNIST-format files, or "
+        "`stacked-mnist:` before it; CIFAR-10's binary files; a CelebA folder; or a name: "
+        "`digits`, `sine`, `ring8`, `grid25`",
         may_change=True,  # it may have moved; the data themselves are compared by fingerprint
     )
     run_dir: Path = _setting(

@@ -153,7 +153,7 @@ def _stoppable_start() -> Iterator[None]:
 
 def _generate(command: Generate) -> None:
     from ganserve.client import CallError, Client
-    from ganserve.generated_files import write_images
+    from ganserve.saved_images import write_images
 
     try:
         with Client(

@@ -6,8 +6,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from gantrain.combinations import find_contradiction, misfit
 from gantrain.config import TrainConfig
+from gantrain.config_rules import find_contradiction, misfit
 from gantrain.errors import UsageError
 from gantrain.networks import GENERATORS, Shape, count_parameters, create_networks
 from gantrain.point_sets import POINT_SETS

@@ -19,8 +19,8 @@ from PIL import Image
 
 from gantrain.checkpoint import atomic_write, checkpoint_paths
 from gantrain.class_labels import spread_labels
-from gantrain.combinations import network_shape
 from gantrain.config import TrainConfig
+from gantrain.config_rules import network_shape
 from gantrain.curves import plot_curves
 from gantrain.diagnostics import diagnose
 from gantrain.errors import RunError
@@ -28,8 +28,8 @@ from gantrain.evaluation_results import read_evaluation
 from gantrain.latents import draw_latents, interpolate_latents
 from gantrain.pictures import animate, image_strip
 from gantrain.presets import count_weights
-from gantrain.reporting import read_metrics
 from gantrain.run_directory import DataFacts, RunDirectory
+from gantrain.run_log import read_metrics
 from gantrain.sampling import generate, load_run_generator
 
 _MAX_HISTORY = 40  # pictures behind the slider

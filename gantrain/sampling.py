@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from gantrain.checkpoint import CHECKPOINT_SUFFIX, newest_good_checkpoint
 from gantrain.class_labels import Labels, proportional_labels
-from gantrain.combinations import network_shape
 from gantrain.config import TrainConfig
+from gantrain.config_rules import network_shape
 from gantrain.errors import NO_RUNTIME, RunError
 from gantrain.latents import SEED_CONTRACT, draw_latents
 from gantrain.networks import GENERATORS, create_networks, run_network

@@ -24,8 +24,8 @@ from gantrain.losses import (
     interpolation_penalty,
 )
 from gantrain.networks import judge_with_gradients, run_network
+from gantrain.optimizers import apply_gradients
 from gantrain.ranks import backward, take_share
-from gantrain.updates import apply_gradients
 
 StepResults = dict[str, Tensor]  # scalars are losses and penalties, [batch] are logits; detached
 

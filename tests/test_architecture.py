@@ -31,7 +31,7 @@ LAYERS = {
         {"bound_session"},
         {"runtime"},
         {"credentials", "answers", "row_queue", "further_parts"},
-        {"entries", "log_format", "generated_files"},
+        {"entries", "log_format", "saved_images"},
         {"calls", "client"},
         {"load_test", "load_plot", "cli_options"},
         {"async_client", "load_workers", "load_sweep"},
@@ -84,14 +84,14 @@ LAYERS = {
         {"yardstick"},
         {"feature_spaces", "evaluation_data", "inception", "evaluation_results"},
         {"classifier_cache", "proof", "quantization"},
-        {"checkup", "settling", "presets", "data_check", "onnx_graph", "precision_distance"},
+        {"run_monitor", "run_setup", "presets", "data_check", "onnx_graph", "precision_distance"},
         {"datasets", "sampling", "step_means", "curves", "diagnostics", "integer_graph"}
         | {"recorded_steps"},
         {"advice"},
-        {"changes"},
-        {"combinations", "pictures", "steps", "sample_statistics", "integer_layers"},
-        {"reporting", "run_directory", "image_decoding", "celeba_folders", "publishing"}
-        | {"updates"},
+        {"setting_changes"},
+        {"config_rules", "pictures", "steps", "sample_statistics", "integer_layers"},
+        {"run_log", "run_directory", "image_decoding", "celeba_folders", "publishing"}
+        | {"optimizers"},
         {"checkpoint", "image_folders", "idx_files", "cifar_files", "stacked_mnist"},
         {"image_files", "networks", "point_sets"},
         {

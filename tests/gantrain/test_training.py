@@ -22,10 +22,11 @@ from gantrain.checkpoint import TrainState, checkpoint_paths, load_checkpoint
 from gantrain.datasets import Dataset
 from gantrain.errors import RunError
 from gantrain.latents import draw_latents
+from gantrain.optimizers import update_ema
 from gantrain.presets import resolve
 from gantrain.run_directory import RunDirectory, open_run
+from gantrain.run_setup import load_labels
 from gantrain.sampling import generate, load_run_generator
-from gantrain.settling import load_labels
 from gantrain.steps import discriminator_step, generate_fakes, generator_step
 from gantrain.training import (
     Diverged,
@@ -34,7 +35,6 @@ from gantrain.training import (
     create_state,
     train,
 )
-from gantrain.updates import update_ema
 from tests.gantrain.conftest import (
     IMAGES,
     SHADES,

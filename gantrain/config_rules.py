@@ -1,4 +1,7 @@
-"""Refuses settings that do not go together, by name, before anything is loaded."""
+"""How settings depend on each other: which go together, and defaults that follow from others.
+
+What does not go together is refused by name, before anything is loaded.
+"""
 
 from collections.abc import Collection
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gantrain.combinations import find_contradiction, flag, has_penalty
 from gantrain.config import TrainConfig
+from gantrain.config_rules import find_contradiction, flag, has_penalty
 from gantrain.networks import DISCRIMINATORS
 
 Changes = Mapping[str, Any]  # setting -> value to give, None to leave it out

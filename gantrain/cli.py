@@ -159,6 +159,7 @@ def _train(command: Train) -> int:
 
 
 def _presets(command: Presets) -> int:
+    from gantrain.config import flag
     from gantrain.presets import describe_preset, list_presets
 
     if command.name is None:
@@ -179,7 +180,7 @@ def _presets(command: Presets) -> int:
     if preset["epoch_images"]:
         print(f"{'epoch of the source':28} {preset['epoch_images']:,} images")
     for key, value in preset["settings"].items():
-        print(f"{'--' + key.replace('_', '-'):28} {value if value is not None else 'unset'}")
+        print(f"{flag(key):28} {value if value is not None else 'unset'}")
     size, channels, classes = preset["parameters_at"].values()
     at = f" at {size}x{size}x{channels}" if size else ""
     at += f" with {classes} classes" if classes else ""

@@ -294,6 +294,11 @@ class TrainConfig(BaseModel):
         return size
 
 
+def flag(name: str) -> str:
+    """A setting as it is given on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
 def may_change(name: str) -> bool:
     """Whether the setting may differ when a run is resumed."""
     extra = TrainConfig.model_fields[name].json_schema_extra

@@ -47,7 +47,14 @@ LAYERS = {
             "memory",
         }
         | {"accepting", "replies"},
-        {"tallies", "encoding", "listening", "messages", "client_messages", "client_channel"}
+        {
+            "single_writer_metrics",
+            "encoding",
+            "listening",
+            "messages",
+            "client_messages",
+            "client_channel",
+        }
         | {"direct_calls", "metrics_port", "providers"}
         | {"load_plan"},
         {

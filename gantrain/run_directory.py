@@ -178,9 +178,13 @@ def check_same_run(run: RunDirectory, config: TrainConfig, data: DataFacts) -> N
         if new != old and not may_change(name):
             before = _EARLIER_DEFAULTS.get((name, old))
             origin = f" (the default before {before})" if before else ""
+            has, resume = _spell(name, old), f"give {_spell(name, old)}"
+            if old is None:
+                has, resume = f"no {flag(name)}", f"leave {flag(name)} out"
+            wanted = _spell(name, new) if isinstance(new, bool) else new
             raise RunError(
-                f"{run.path} holds a run with {flag(name)} {old}{origin}, asked for is {new}: give "
-                f"{flag(name)} {old} to resume it or choose another --run-dir"
+                f"{run.path} holds a run with {has}{origin}, asked for is {wanted}: {resume} to "
+                "resume it or choose another --run-dir"
             )
     if data.fingerprint != old_data.fingerprint:
         raise RunError(
@@ -188,3 +192,10 @@ def check_same_run(run: RunDirectory, config: TrainConfig, data: DataFacts) -> N
             f"{old_data.fingerprint[:19]}...; now {data.count}, {data.fingerprint[:19]}...): "
             "restore the data to resume it or choose another --run-dir"
         )
+
+
+def _spell(name: str, value: object) -> str:
+    """A setting with its value as the command line takes it, where on and off are two flags."""
+    if isinstance(value, bool):
+        return flag(name) if value else flag(f"no_{name}")
+    return f"{flag(name)} {value}"

@@ -23,7 +23,7 @@ from pydantic_settings import CliApp, CliSettingsSource, get_subcommand
 
 from ganserve.cli_options import Ganserve, Generate, HelpFormatter, LoadTest, Models
 from ganserve.config import ServerConfig
-from ganserve.flag_names import describe_error, spell_flags
+from ganserve.flag_names import describe_error, spell_flags, spell_subject
 
 if TYPE_CHECKING:
     from ganserve.channel_security import ChannelSecurity
@@ -118,7 +118,7 @@ def _serve(config: ServerConfig) -> None:
         try:
             asyncio.run(serve(config))
         except (StartupError, OSError) as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(spell_subject("serve", str(error), _fields)) from error
 
 
 class _StartStopped(KeyboardInterrupt):

@@ -478,7 +478,7 @@ def catches(process_id: int, number: int) -> bool:
 def test_a_server_that_cannot_start_says_why_in_one_line_and_exits_with_1(tmp_path, capsys):
     assert run(["serve", "--models", str(tmp_path / "missing"), "--port", "0"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("ganserve serve: models: expected a folder")
+    assert line.startswith("ganserve serve: --models (or GANSERVE_MODELS): expected a folder")
 
 
 def test_a_port_in_use_is_one_line(repository, capsys):

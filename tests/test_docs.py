@@ -96,6 +96,11 @@ def test_the_version_is_that_of_the_newest_changelog_entry():
     assert newest[1] == project["version"]
 
 
+def test_every_benchmark_and_its_parts_are_listed():
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert scripts <= set(re.findall(r"`(\w+)`", read("benchmarks/README.md")))
+
+
 @pytest.mark.parametrize(
     ("page", "shown"),
     [

@@ -259,11 +259,11 @@ def _draw_points(command: Sample, points: Any) -> None:  # noqa: ANN401 - numpy 
 def _evaluate(command: Evaluate) -> int:
     import torch
 
+    from gantrain.cpus import usable_cpus
     from gantrain.evaluation import evaluate
     from gantrain.evaluation_results import write_evaluation
-    from gantrain.image_decoding import available_cpus
 
-    torch.set_num_threads(command.threads or available_cpus())
+    torch.set_num_threads(command.threads or usable_cpus())
     evaluation = evaluate(
         command.source,
         command.data,

@@ -1,11 +1,5 @@
 """How a command may end before its work is done; each text is the whole message, on one line."""
 
-from typing import Final
-
-NO_RUNTIME: Final = (
-    "ONNX Runtime is not installed: in a checkout, pip install '.[train,cpu]' or '.[train,gpu]'"
-)
-
 
 class RunError(RuntimeError):
     """The command cannot go on: why, and what to do about it."""

@@ -4,7 +4,7 @@ import warnings
 
 import onnx
 
-from gantrain.errors import NO_RUNTIME, RunError
+from gantrain.errors import RunError
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -17,13 +17,15 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     largest that there is; the distance from the float32 graph, which is measured, would show it.
 
     Raises:
-        RunError: ONNX Runtime, whose converter it is, is not installed.
+        RunError: ONNX Runtime's converter is missing.
     """
     try:
         from onnxruntime.transformers.float16 import convert_float_to_float16
         from onnxruntime.transformers.onnx_model import OnnxModel
     except ImportError:
-        raise RunError(NO_RUNTIME) from None
+        raise RunError(
+            "ONNX Runtime is not installed: install the extra `cpu` or `gpu` beside `train`"
+        ) from None
     half = onnx.ModelProto()
     half.CopyFrom(model)
     nodes = half.graph.node

@@ -17,7 +17,7 @@ from gantrain.checkpoint import CHECKPOINT_SUFFIX, newest_good_checkpoint
 from gantrain.class_labels import Labels, proportional_labels
 from gantrain.config import TrainConfig
 from gantrain.config_rules import network_shape
-from gantrain.errors import NO_RUNTIME, RunError
+from gantrain.errors import RunError
 from gantrain.latents import SEED_CONTRACT, draw_latents
 from gantrain.networks import GENERATORS, create_networks, run_network
 from gantrain.publishing import MODEL_FILE
@@ -253,7 +253,9 @@ def open_session(artifact: bytes, name: str = "artifact", advice: str = "") -> A
     try:
         import onnxruntime
     except ImportError:
-        raise RunError(NO_RUNTIME) from None
+        raise RunError(
+            "ONNX Runtime is not installed: install the extra `cpu` or `gpu` beside `train`"
+        ) from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; they are raised as well
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

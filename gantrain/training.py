@@ -20,10 +20,10 @@ from gantrain.checkpoint import (
 )
 from gantrain.config import TrainConfig
 from gantrain.config_rules import network_shape
+from gantrain.cpus import usable_cpus
 from gantrain.datasets import load_source
 from gantrain.determinism import repeatable
 from gantrain.errors import Interrupted, RunError
-from gantrain.image_decoding import available_cpus
 from gantrain.networks import GENERATORS, create_networks
 from gantrain.optimizers import ROLLBACK_LR, create_optimizer, set_rates, update_ema
 from gantrain.out_of_memory import memory_errors_explained
@@ -74,7 +74,7 @@ def train(config: TrainConfig) -> TrainState:
     """
     place = read_ranks()
     device = choose_device(config.device, place.local_rank if place.count > 1 else None)
-    torch.set_num_threads(config.threads or max(available_cpus() // place.local_count, 1))
+    torch.set_num_threads(config.threads or max(usable_cpus() // place.local_count, 1))
     data = load_source(
         config.data,
         image_size=config.image_size,

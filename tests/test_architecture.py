@@ -119,7 +119,7 @@ LAYERS = {
         {"ranks"},
         {"networks.keras", "config", "bad_data", "errors", "stop_requests", "precision"}
         | {"networks.image_gradients"},
-        {"networks.shape", "networks.convolutions", "memory"},
+        {"networks.shape", "networks.convolutions", "memory", "cpus"},
     ],
 }
 # Programs share nothing but the artifact; what trains must not be needed to serve.

@@ -83,7 +83,10 @@ class TrainConfig(BaseModel):
     seed: int = _setting(0, "seed of weights, data order and noise", ge=0, lt=2**63)
 
     image_size: int | None = _setting(
-        None, "side of the square images in pixels; unset: as the data suggest", ge=8, le=128
+        None,
+        "side of the square images in pixels, a multiple of 4; unset: as the data suggest",
+        ge=8,
+        le=128,
     )
     channels: Channels | None = _setting(
         None, "1 is grey, 3 is RGB; unset: grey where all images are grey"

@@ -66,7 +66,7 @@ def registered_metrics() -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 def test_every_setting_of_several_values_shows_how_they_are_written():
-    rows = [line for line in read("docs/settings.md").splitlines() if "| array |" in line]
+    rows = [line for line in read("docs/settings.md").splitlines() if "| list |" in line]
     assert len(rows) == 2
     for row in rows:
         assert re.search(r"such as \S+,\S+", row), row

@@ -23,8 +23,8 @@ from typing import Any
 from gantrain.diagnostics import Diagnosis, diagnose
 from gantrain.errors import RunError
 from gantrain.presets import resolve
-from gantrain.reporting import read_metrics
 from gantrain.run_directory import RunDirectory
+from gantrain.run_log import read_metrics
 from gantrain.seed_ranges import parse_seeds
 from gantrain.training import train
 

@@ -26,8 +26,8 @@ from pathlib import Path
 import torch
 from records import arguments_given, commit, processor, write_record
 
-from gantrain.reporting import read_metrics
 from gantrain.run_directory import RunDirectory
+from gantrain.run_log import read_metrics
 from gantrain.seed_ranges import parse_seeds
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -26,8 +26,8 @@ import torch
 from records import arguments_given, commit, processor, stolen_seconds, write_record
 from training_speed import make_folder
 
-from gantrain.reporting import read_metrics
 from gantrain.run_directory import RunDirectory
+from gantrain.run_log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, WARM_UP = 64, 4

@@ -27,14 +27,14 @@ from gantrain.memory import keep_buffers
 from gantrain.networks import create_networks
 from gantrain.networks import dcgan as flagship_networks
 from gantrain.networks.shape import Shape
+from gantrain.optimizers import set_rates, update_ema
 from gantrain.presets import resolve
 from gantrain.recorded_steps import CudaRecorder, RecordedStep
-from gantrain.reporting import read_metrics
 from gantrain.run_directory import RunDirectory
-from gantrain.settling import settle_config
+from gantrain.run_log import read_metrics
+from gantrain.run_setup import settle_config
 from gantrain.steps import StepResults, discriminator_step, generate_fakes, generator_step
 from gantrain.training import create_state, train
-from gantrain.updates import set_rates, update_ema
 
 BATCH, LATENTS, WARM_UP = 64, 100, 4
 IMAGES = 512

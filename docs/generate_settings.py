@@ -63,9 +63,8 @@ def describe_values(setting: dict[str, Any], schema: dict[str, Any]) -> str:
     variant = next(variant for variant in variants if variant.get("type") != "null")
     if "enum" in variant:
         return ", ".join(f"`{choice}`" for choice in variant["enum"])
-    kind = {"string": variant.get("format", "text"), "boolean": "on or off"}.get(
-        variant["type"], variant["type"]
-    )
+    words = {"string": variant.get("format", "text"), "boolean": "on or off", "array": "list"}
+    kind = words.get(variant["type"], variant["type"])
     return ", ".join([kind, *describe_bounds(variant)])
 
 
@@ -87,7 +86,7 @@ def describe_default(setting: dict[str, Any]) -> str:
     default = setting["default"]
     if isinstance(default, bool):
         return "on" if default else "off"
-    return "unset" if default is None else f"`{default}`"
+    return "unset" if default is None or default == [] else f"`{default}`"
 
 
 def resolve(variant: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:

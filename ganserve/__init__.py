@@ -1,1 +1,1 @@
-"""Serves image generators over gRPC: the same seed, the same bytes, always."""
+"""Serves image generators over gRPC: a seed gives the same bytes under any load."""

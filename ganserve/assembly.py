@@ -68,7 +68,7 @@ def start_tracing(config: ServerConfig) -> "Tracing | None":
     except ModuleNotFoundError as error:
         raise StartupError(
             f"trace_endpoint: OpenTelemetry is not installed ({error.name} is missing): "
-            "pip install 'ganserve[tracing]'"
+            "in a checkout, pip install '.[tracing]'"
         ) from error
     return Tracing(config.trace_endpoint, config.trace_sample_ratio)
 

@@ -19,11 +19,11 @@ from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import BaseModel, ValidationError
-from pydantic_settings import CliApp, get_subcommand
+from pydantic_settings import CliApp, CliSettingsSource, get_subcommand
 
-from ganserve.cli_options import Ganserve, Generate, LoadTest, Models
+from ganserve.cli_options import Ganserve, Generate, HelpFormatter, LoadTest, Models
 from ganserve.config import ServerConfig
-from ganserve.flag_names import describe_error, spell_flags
+from ganserve.flag_names import describe_error, spell_flags, spell_subject
 
 if TYPE_CHECKING:
     from ganserve.channel_security import ChannelSecurity
@@ -74,7 +74,7 @@ def run(arguments: Sequence[str]) -> int:
     0 success, 1 the command failed (stderr says why in one line), 2 bad usage, 130 interrupted.
     """
     try:
-        root = CliApp.run(Ganserve, cli_args=list(arguments))
+        root = CliApp.run(Ganserve, list(arguments), _command_line())
     except ValidationError as error:
         for details in error.errors():
             print(describe_error(details, _fields), file=sys.stderr)
@@ -84,7 +84,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     command: Any = get_subcommand(root, is_required=False)
     if command is None:
-        CliApp.print_help(Ganserve, file=sys.stderr)
+        CliApp.print_help(Ganserve, _command_line(), file=sys.stderr)
         return 2
     name, execute = _COMMANDS[type(command)]
     try:
@@ -98,6 +98,10 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _command_line() -> CliSettingsSource[Any]:
+    return CliSettingsSource(Ganserve, formatter_class=HelpFormatter)
 
 
 def _fields(command: str) -> Collection[str]:
@@ -114,7 +118,7 @@ def _serve(config: ServerConfig) -> None:
         try:
             asyncio.run(serve(config))
         except (StartupError, OSError) as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(spell_subject("serve", str(error), _fields)) from error
 
 
 class _StartStopped(KeyboardInterrupt):
@@ -149,7 +153,7 @@ def _stoppable_start() -> Iterator[None]:
 
 def _generate(command: Generate) -> None:
     from ganserve.client import CallError, Client
-    from ganserve.generated_files import write_images
+    from ganserve.saved_images import write_images
 
     try:
         with Client(

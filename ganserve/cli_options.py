@@ -1,5 +1,7 @@
 """Hides how the commands of `ganserve` are declared: flags, types, defaults, checks and help."""
 
+import argparse
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -15,6 +17,79 @@ from pydantic_settings import (
 from ganserve.config import ServerConfig
 from ganserve.load_sweep import parse_sweep
 from ganserve.seed_ranges import SeedList
+
+# What stands for a value in the help, by the name of its type.
+_METAVARS = {
+    "int": "N",
+    "float": "X",
+    "str": "TEXT",
+    "Path": "PATH",
+    "SeedList": "SEEDS",
+    "VersionList": "VERSIONS",
+    "BatchSizes": "SIZES",
+}
+# The first flag of each section of a command's help.
+_SECTIONS = {
+    "ganserve serve": {
+        "--models": "models",
+        "--host": "ports",
+        "--device": "device and threads",
+        "--max-batch-size": "batches and requests",
+        "--tls-certificate": "who may call",
+        "--rate-limit-images-per-second": "limits on callers and connections",
+        "--deadline-seconds": "deadlines and draining",
+        "--log-level": "log and traces",
+    }
+}
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help as people read it: what a command needs in a line, then its settings by subject."""
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[argparse._MutuallyExclusiveGroup],
+        prefix: str | None = None,
+    ) -> None:
+        """Name what must be given alone; pydantic checks that, so argparse takes all for optional.
+
+        Without this the usage of a command is a page of every flag there is, in brackets.
+        """
+        actions = list(actions)
+        flags = [action for action in actions if str(action.help).endswith("(required)")]
+        if usage is None and flags:
+            words = [str(action.metavar) for action in actions if not action.option_strings]
+            words += [
+                f"{action.option_strings[0]} {_METAVARS[str(action.metavar)]}" for action in flags
+            ]
+            usage = f"%(prog)s {' '.join(words)} [options]"
+        super().add_usage(usage, actions, groups, prefix)
+
+    def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
+        """Begin a section at each flag that is the first of one."""
+        sections = _SECTIONS.get(self._prog, {})
+        for action in actions:
+            if title := sections.get(action.option_strings[-1] if action.option_strings else ""):
+                self.end_section()
+                self.start_section(title)
+            self.add_argument(action)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        """A default in words, and none where it is nothing, for the help says so itself: unset."""
+        text, is_given, default = (action.help or "").rpartition(" (default: ")
+        if not is_given:
+            return action.help
+        words = {"None": "", "()": "", "True": " (default: on)", "False": " (default: off)"}
+        return text + words.get(default[:-1], f"{is_given}{default}")
+
+    def _metavar_formatter(
+        self, action: argparse.Action, default_metavar: str
+    ) -> Callable[[int], tuple[str, ...]]:
+        if isinstance(action.metavar, str) and action.metavar in _METAVARS:
+            return lambda count: (_METAVARS[str(action.metavar)],) * count
+        return super()._metavar_formatter(action, default_metavar)
 
 
 def is_folder(out: str) -> bool:

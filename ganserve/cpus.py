@@ -20,9 +20,8 @@ _NICENESS = 19
 # that is woken need not wait for the end of the slice of one with longer slices.
 _SHORT_SLICE_NANOSECONDS = 100_000
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # the system call; glibc has it since 2.41 only
-_SCHED_ATTR = struct.Struct(
-    "IIQiIQQQ"
-)  # size, policy, flags, nice, priority, slice, and for others
+# Of linux/sched/types.h: size, policy, flags, nice, priority, slice (sched_runtime), and two more.
+_SCHED_ATTR = struct.Struct("IIQiIQQQ")
 _KEEP_POLICY = 0x08  # flags, from linux/sched.h
 
 

@@ -42,6 +42,14 @@ def spell_flags(command: str, message: str, fields_of: FieldsOf) -> str:
     return _NAME.sub(spell_subject, subject) + colon + _NAME.sub(spell_other, rest)
 
 
+def spell_subject(command: str, message: str, fields_of: FieldsOf) -> str:
+    """Name the flags where a message is about settings; about a file or a package it stays."""
+    subject, is_about, _ = message.partition(": ")
+    if is_about and set(subject.split(", ")) <= set(fields_of(command)):
+        return spell_flags(command, message, fields_of)
+    return message
+
+
 def _spell_flag(command: str, field: str) -> str:
     flag = f"--{field.replace('_', '-')}"
     return f"{flag} (or GANSERVE_{field.upper()})" if command == "serve" else flag

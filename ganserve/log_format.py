@@ -41,7 +41,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def is_no_strangers_doing(record: logging.LogRecord) -> bool:
+def is_not_of_bad_metadata(record: logging.LogRecord) -> bool:
     """Whether a line of gRPC is worth writing: not a traceback for each odd byte in metadata."""
     return record.msg != _ODD_METADATA
 
@@ -68,4 +68,4 @@ def set_up_logging(level: str, log_format: LogFormat) -> None:
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler])
     logging.getLogger("ganserve").setLevel(level.upper())
-    logging.getLogger("grpc._cython.cygrpc").addFilter(is_no_strangers_doing)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(is_not_of_bad_metadata)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from ganserve.errors import REQUEST_ERRORS
-from ganserve.tallies import CounterTallies, HistogramTallies
+from ganserve.single_writer_metrics import SingleWriterCounter, SingleWriterHistogram
 
 # 100 microseconds to 10 seconds.
 SECONDS_BUCKETS = (
@@ -33,13 +33,13 @@ class Metrics:
             return Counter(name, what, labels, registry=registry)
 
         # Written by the event loop alone, and at every call.
-        def call_counter(name: str, what: str, *labels: str) -> CounterTallies:
-            return CounterTallies(name, what, labels, registry=registry)
+        def call_counter(name: str, what: str, *labels: str) -> SingleWriterCounter:
+            return SingleWriterCounter(name, what, labels, registry=registry)
 
         def call_histogram(
             name: str, what: str, *labels: str, buckets: Sequence[float] = SECONDS_BUCKETS
-        ) -> HistogramTallies:
-            return HistogramTallies(name, what, labels, registry=registry, buckets=buckets)
+        ) -> SingleWriterHistogram:
+            return SingleWriterHistogram(name, what, labels, registry=registry, buckets=buckets)
 
         def gauge(name: str, what: str, *labels: str) -> Gauge:
             return Gauge(name, what, labels, registry=registry)

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,16 +71,11 @@ def load_model(
     sizes_of = warm_batch_sizes if callable(warm_batch_sizes) else lambda _: warm_batch_sizes
     try:
         wanted = resolve_device(device)
-        content = read_content(path, max_bytes)
-        check_fields(content)
-        file = part(content)
-        check_onnx_file(file.outline)
-        for handed_over in (file.graph, file.content):  # other bytes than those looked through
-            check_format(handed_over)
+        file = read_checked_file(path, max_bytes)
         # On the CPU first, wherever it is to run: what a GPU's options name stands in the graph.
         session = open_session(file, "cpu", threads)
         metadata = parse_metadata(session.get_modelmeta().custom_metadata_map.get("gan"))
-        spec = read_spec(session, metadata, hashlib.sha256(content).hexdigest())
+        spec = read_spec(session, metadata, hashlib.sha256(file.content).hexdigest())
         if wanted != "cpu":
             try:
                 return load_on_gpu(
@@ -98,18 +93,29 @@ def load_model(
                 logger.warning("%s; device auto falls back to the CPU", error)
         model = Model(spec, session)
         check_golden(model, metadata.golden)
-        sizes = {*sizes_of(spec.provider)}
-        if gpu is None or gpu.reproducibility == "strict":
-            largest = max(2, *sizes)  # a batch of one could not tell
-            check_independence(model, largest)
-            sizes -= {1, largest}
-        for batch_size in sorted(sizes):
-            warm_up(model, batch_size)
+        strict = gpu is None or gpu.reproducibility == "strict"
+        warm_up(model, sizes_of(spec.provider), strict=strict)
     except ModelError as error:
         raise type(error)(error.problem, path) from error
     except Exception as error:  # the file is not ours to trust, ONNX Runtime raises many kinds
         raise ModelError(f"cannot be run: {one_line(error)}", path) from error
     return model
+
+
+def read_checked_file(path: Path, max_bytes: int) -> PartedFile:
+    """Read a model's file, and look through it before ONNX Runtime sees any of it.
+
+    Raises:
+        UnreadableModel: it cannot be read.
+        ModelError: it holds what no model may hold.
+    """
+    content = read_content(path, max_bytes)
+    check_fields(content)
+    file = part(content)
+    check_onnx_file(file.outline)
+    for handed_over in (file.graph, file.content):  # other bytes than those looked through
+        check_format(handed_over)
+    return file
 
 
 def read_content(path: Path, max_bytes: int) -> memoryview:
@@ -186,7 +192,17 @@ def check_independence(model: Model, batch_size: int) -> None:
         )
 
 
-def warm_up(model: Model, batch_size: int) -> None:
-    """Run one batch, so that the first caller does not pay for first-time work."""
-    feeds = make_feeds(model.spec, batch_size)
-    model.run_batch(feeds["latents"], feeds.get("labels"))
+def warm_up(model: Model, batch_sizes: Collection[int], *, strict: bool) -> None:
+    """Run a batch of each size, so that no caller pays for first-time work.
+
+    Raises:
+        ModelError: if `strict`, an image depends on its batch.
+    """
+    sizes = {*batch_sizes}
+    if strict:
+        largest = max(2, *sizes)  # a batch of one could not tell
+        check_independence(model, largest)
+        sizes -= {1, largest}
+    for size in sorted(sizes):
+        feeds = make_feeds(model.spec, size)
+        model.run_batch(feeds["latents"], feeds.get("labels"))

@@ -37,7 +37,7 @@ def check_runtime(installed: Collection[str] | None = None) -> None:
         )
     if not installed and importlib.util.find_spec("onnxruntime") is None:
         raise StartupError(
-            "ONNX Runtime is not installed: pip install 'ganserve[cpu]' or 'ganserve[gpu]'"
+            "ONNX Runtime is not installed: in a checkout, pip install '.[cpu]' or '.[gpu]'"
         )
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 BETWEEN_LOOKS = 1.0  # seconds, at most
 
 
-class Reply(Protocol):
+class AnsweredCall(Protocol):
     """A call that was answered."""
 
     def give_up(self) -> None:
@@ -31,20 +31,20 @@ class UnreadReplies:
 
     def __init__(self, seconds: float = math.inf, longest_seconds: float = math.inf) -> None:
         self._seconds = {False: seconds, True: longest_seconds}  # by whether there is a deadline
-        self._until: dict[Reply, float] = {}  # of time.monotonic
+        self._until: dict[AnsweredCall, float] = {}  # of time.monotonic
         self._statuses = 0
         self._look_at_the_clock()
 
     def __len__(self) -> int:
         return len(self._until) + self._statuses
 
-    def add(self, reply: Reply, has_deadline: bool) -> None:
+    def add(self, call: AnsweredCall, has_deadline: bool) -> None:
         """Count a reply that is about to be given to gRPC."""
-        self._until[reply] = self._end[has_deadline]
+        self._until[call] = self._end[has_deadline]
 
-    def remove(self, reply: Reply, _: object = None) -> None:
+    def remove(self, call: AnsweredCall, _: object = None) -> None:
         """It has left, or cannot any more; may be called in any thread."""
-        self._until.pop(reply, None)
+        self._until.pop(call, None)
 
     @contextlib.contextmanager
     def status(self) -> Iterator[None]:
@@ -58,10 +58,10 @@ class UnreadReplies:
     def give_up_late(self) -> int:
         """Let go of replies that have taken too long; how many these are. To be called often."""
         now = self._look_at_the_clock()
-        late = [reply for reply, until in list(self._until.items()) if until < now]
-        for reply in late:
-            self.remove(reply)
-            reply.give_up()
+        late = [call for call, until in list(self._until.items()) if until < now]
+        for call in late:
+            self.remove(call)
+            call.give_up()
         return len(late)
 
     def _look_at_the_clock(self) -> float:

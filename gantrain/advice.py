@@ -6,12 +6,12 @@ it. Advice that the run follows already, or that its other settings refuse, is l
 
 from functools import cache
 
-from gantrain.changes import give_flags, try_values
-from gantrain.combinations import choose_lr, has_penalty, penalty_for_images, penalty_for_points
 from gantrain.config import HIGHEST_DEFAULT_LR, TrainConfig
+from gantrain.config_rules import choose_lr, has_penalty, penalty_for_images, penalty_for_points
 from gantrain.networks import DISCRIMINATORS
+from gantrain.optimizers import ROLLBACK_LR
 from gantrain.point_sets import POINT_SETS
-from gantrain.updates import ROLLBACK_LR
+from gantrain.setting_changes import give_flags, try_values
 
 Advice = tuple[str, ...]
 

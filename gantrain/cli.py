@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import CliApp, get_subcommand
+from pydantic_settings import CliApp, CliSettingsSource, get_subcommand
 
 from gantrain.bad_data import DatasetError
 from gantrain.cli_options import (
@@ -25,6 +25,7 @@ from gantrain.cli_options import (
     Evaluate,
     Export,
     Gantrain,
+    HelpFormatter,
     Presets,
     Report,
     Sample,
@@ -33,7 +34,8 @@ from gantrain.cli_options import (
 from gantrain.errors import Interrupted, RunError, UsageError
 
 _INTERRUPTED = 130
-_EXTRAS = "pip install 'ganserve[train,cpu]' or 'ganserve[train,gpu]'"
+# From a checkout, for no package index has this project: there the name would be a stranger's.
+_EXTRAS = "in a checkout, pip install '.[train,cpu]' or '.[train,gpu]'"
 
 
 def main() -> NoReturn:
@@ -53,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
     0 success, 1 the command failed (stderr says why in one line), 2 bad usage, 130 interrupted.
     """
     try:
-        root = CliApp.run(Gantrain, cli_args=list(arguments))
+        root = CliApp.run(Gantrain, list(arguments), _command_line())
     except ValidationError as error:
         return _usage(error)
     if root.version:
@@ -66,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
             print("gantrain data: expected `gantrain data check SOURCE`", file=sys.stderr)
             return 2
     if command is None:
-        CliApp.print_help(Gantrain, file=sys.stderr)
+        CliApp.print_help(Gantrain, _command_line(), file=sys.stderr)
         return 2
     name, execute = _COMMANDS[type(command)]
     try:
@@ -93,6 +95,10 @@ def run(arguments: Sequence[str]) -> int:
             raise
         print(f"gantrain {name}: {package} is not installed: {_EXTRAS}", file=sys.stderr)
         return 1
+
+
+def _command_line() -> CliSettingsSource[Any]:
+    return CliSettingsSource(Gantrain, formatter_class=HelpFormatter)
 
 
 def _usage(error: ValidationError, name: str = "") -> int:
@@ -151,6 +157,7 @@ def _train(command: Train) -> int:
 
 
 def _presets(command: Presets) -> int:
+    from gantrain.config import flag
     from gantrain.presets import describe_preset, list_presets
 
     if command.name is None:
@@ -171,7 +178,7 @@ def _presets(command: Presets) -> int:
     if preset["epoch_images"]:
         print(f"{'epoch of the source':28} {preset['epoch_images']:,} images")
     for key, value in preset["settings"].items():
-        print(f"{'--' + key.replace('_', '-'):28} {value if value is not None else 'unset'}")
+        print(f"{flag(key):28} {value if value is not None else 'unset'}")
     size, channels, classes = preset["parameters_at"].values()
     at = f" at {size}x{size}x{channels}" if size else ""
     at += f" with {classes} classes" if classes else ""
@@ -250,11 +257,11 @@ def _draw_points(command: Sample, points: Any) -> None:  # noqa: ANN401 - numpy 
 def _evaluate(command: Evaluate) -> int:
     import torch
 
+    from gantrain.cpus import usable_cpus
     from gantrain.evaluation import evaluate
     from gantrain.evaluation_results import write_evaluation
-    from gantrain.image_decoding import available_cpus
 
-    torch.set_num_threads(command.threads or available_cpus())
+    torch.set_num_threads(command.threads or usable_cpus())
     evaluation = evaluate(
         command.source,
         command.data,

@@ -1,5 +1,7 @@
 """Hides how the commands of `gantrain` are declared: flags, types, defaults, checks and help."""
 
+import argparse
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +19,70 @@ from gantrain.config import Channels, Settings, TrainConfig
 from gantrain.precision import FRECHET_SAMPLES, MIN_PSNR, Precision
 from gantrain.seed_ranges import SeedList
 
+# What stands for a value in the help, by the name of its type.
+_METAVARS = {"int": "N", "float": "X", "str": "TEXT", "Path": "PATH", "SeedList": "SEEDS"}
+# The first flag of each section of a command's help.
+_SECTIONS = {
+    "gantrain train": {
+        "--image-size": "data",
+        "--generator": "networks",
+        "--batch-size": "losses and steps",
+        "--optimizer": "optimizers and averaging",
+        "--device": "machine",
+        "--log-every": "records and checkpoints",
+    }
+}
+
 RunOrArtifact = Annotated[Path, Field(description="A run's folder, or an artifact (model.onnx).")]
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help as people read it: what a command needs in a line, then its settings by subject."""
+
+    def add_usage(
+        self,
+        usage: str | None,
+        actions: Iterable[argparse.Action],
+        groups: Iterable[argparse._MutuallyExclusiveGroup],
+        prefix: str | None = None,
+    ) -> None:
+        """Name what must be given alone; pydantic checks that, so argparse takes all for optional.
+
+        Without this the usage of a command is a page of every flag there is, in brackets.
+        """
+        actions = list(actions)
+        flags = [action for action in actions if str(action.help).endswith("(required)")]
+        if usage is None and flags:
+            words = [str(action.metavar) for action in actions if not action.option_strings]
+            words += [
+                f"{action.option_strings[0]} {_METAVARS[str(action.metavar)]}" for action in flags
+            ]
+            usage = f"%(prog)s {' '.join(words)} [options]"
+        super().add_usage(usage, actions, groups, prefix)
+
+    def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
+        """Begin a section at each flag that is the first of one."""
+        sections = _SECTIONS.get(self._prog, {})
+        for action in actions:
+            if title := sections.get(action.option_strings[-1] if action.option_strings else ""):
+                self.end_section()
+                self.start_section(title)
+            self.add_argument(action)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        """A default in words, and none where it is nothing, for the help says so itself: unset."""
+        text, is_given, default = (action.help or "").rpartition(" (default: ")
+        if not is_given:
+            return action.help
+        words = {"None": "", "()": "", "True": " (default: on)", "False": " (default: off)"}
+        return text + words.get(default[:-1], f"{is_given}{default}")
+
+    def _metavar_formatter(
+        self, action: argparse.Action, default_metavar: str
+    ) -> Callable[[int], tuple[str, ...]]:
+        if isinstance(action.metavar, str) and action.metavar in _METAVARS:
+            return lambda count: (_METAVARS[str(action.metavar)],) * count
+        return super()._metavar_formatter(action, default_metavar)
 
 
 class Train(TrainConfig):
@@ -46,7 +111,7 @@ class Check(Settings):
     """Say what a source is, and name each bad file in it."""
 
     source: CliPositionalArg[str] = Field(
-        description="A name (`digits`, `sine`, `ring8`, `grid25`), or a path, see the README."
+        description="What to look at, named as for `gantrain train --data`."
     )
     image_size: int | None = Field(
         default=None, ge=8, le=128, multiple_of=4, description="Check for this size, in pixels."
@@ -86,7 +151,9 @@ class Evaluate(Settings):
     """Measure a run or an artifact against data, and real images beside it."""
 
     source: CliPositionalArg[RunOrArtifact]
-    data: str = Field(description="The data to hold it against, named as for `train`.")
+    data: str = Field(
+        description="The data to hold it against, named as for `gantrain train --data`."
+    )
     samples: int | None = Field(
         default=None,
         ge=20,

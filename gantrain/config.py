@@ -94,7 +94,9 @@ class TrainConfig(Settings):
     )
     data: str = _setting(
         ...,
-        "what to train on: a name (`digits`, `sine`, `ring8`, `grid25`) or a path, see the README",
+        "what to train on: a folder or .zip of images; a folder with MNIST-format files, or "
+        "`stacked-mnist:` before it; CIFAR-10's binary files; a CelebA folder; or a name: "
+        "`digits`, `sine`, `ring8`, `grid25`",
         may_change=True,  # it may have moved; the data themselves are compared by fingerprint
     )
     run_dir: Path = _setting(
@@ -109,7 +111,10 @@ class TrainConfig(Settings):
     seed: int = _setting(0, "seed of weights, data order and noise", ge=0, lt=2**63)
 
     image_size: int | None = _setting(
-        None, "side of the square images in pixels; unset: as the data suggest", ge=8, le=128
+        None,
+        "side of the square images in pixels, a multiple of 4; unset: as the data suggest",
+        ge=8,
+        le=128,
     )
     channels: Channels | None = _setting(
         None, "1 is grey, 3 is RGB; unset: grey where all images are grey"
@@ -318,6 +323,11 @@ class TrainConfig(Settings):
         if size is not None and size % 4:
             raise ValueError(f"expected a multiple of 4, try {size - size % 4}")
         return size
+
+
+def flag(name: str) -> str:
+    """A setting as it is given on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def may_change(name: str) -> bool:

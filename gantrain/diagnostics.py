@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from gantrain import advice
-from gantrain.combinations import has_penalty
 from gantrain.config import TrainConfig
+from gantrain.config_rules import has_penalty
 
 Row = Mapping[str, Any]
 

@@ -79,10 +79,10 @@ class Neighbourhoods:
 
         Args:
             real: more than `nearest_covered` vectors.
-            nearest: a ball reaches to so manieth a neighbour, for precision and recall
-                (Kynkaanniemi et al., "Improved precision and recall metric", 2019).
-            nearest_covered: likewise for density and coverage (Naeem et al., "Reliable fidelity
-                and diversity metrics", 2020).
+            nearest: k of the k-nearest-neighbour balls of precision and recall (Kynkaanniemi et
+                al., "Improved precision and recall metric", 2019).
+            nearest_covered: k of density and coverage (Naeem et al., "Reliable fidelity and
+                diversity metrics", 2020).
 
         Raises:
             ValueError: there are too few vectors, or some are not finite.

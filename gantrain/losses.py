@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import relu, softplus
 
 LOSSES = ("relativistic", "bce", "saturating", "least-squares", "hinge", "wasserstein")
-_SMOOTHED = ("bce", "saturating", "least-squares")
+LOSSES_WITH_LABELS = ("bce", "saturating", "least-squares")  # 0 and 1, which can be smoothed
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def create_loss(name: str, label_smoothing: float = 0.0) -> Loss:
         name: one of `LOSSES`.
         label_smoothing: how far the discriminator's target for reals is below 1, less than 0.5;
             the target for fakes stays 0 (one-sided: Salimans et al., "Improved techniques for
-            training GANs", 2016). For `bce`, `saturating` and `least-squares`.
+            training GANs", 2016). For `LOSSES_WITH_LABELS`.
 
     Raises:
         ValueError: there is no such loss, or it cannot have such labels.
@@ -42,7 +42,7 @@ def create_loss(name: str, label_smoothing: float = 0.0) -> Loss:
         raise ValueError(f"loss: expected one of {', '.join(LOSSES)}, got {name!r}")
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing: expected 0 to less than 0.5, got {label_smoothing}")
-    if label_smoothing and name not in _SMOOTHED:
+    if label_smoothing and name not in LOSSES_WITH_LABELS:
         raise ValueError(
             f"label_smoothing: {name} has no labels to smooth, expected 0, got {label_smoothing}"
         )

@@ -6,8 +6,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from gantrain.combinations import find_contradiction, misfit
-from gantrain.config import TrainConfig
+from gantrain.config import TrainConfig, flag
+from gantrain.config_rules import find_contradiction, misfit
 from gantrain.errors import UsageError
 from gantrain.networks import GENERATORS, Shape, count_parameters, create_networks
 from gantrain.point_sets import POINT_SETS
@@ -267,7 +267,7 @@ def fill_in(config: TrainConfig) -> Path:
             if name in settings and settings[name] is None:
                 raise UsageError(
                     f"--run-dir {config.run_dir}: {{{name}}} is unset, or settled by the data: "
-                    f"give --{name.replace('_', '-')} or leave it out of the name"
+                    f"give {flag(name)} or leave it out of the name"
                 )
         return Path(str(config.run_dir).format_map(settings))
     except (KeyError, ValueError, IndexError, AttributeError) as error:

@@ -19,8 +19,8 @@ from PIL import Image
 
 from gantrain.checkpoint import atomic_write, checkpoint_paths
 from gantrain.class_labels import spread_labels
-from gantrain.combinations import network_shape
-from gantrain.config import TrainConfig
+from gantrain.config import TrainConfig, flag
+from gantrain.config_rules import network_shape
 from gantrain.curves import plot_curves
 from gantrain.diagnostics import diagnose
 from gantrain.errors import RunError
@@ -28,8 +28,8 @@ from gantrain.evaluation_results import read_evaluation
 from gantrain.latents import draw_latents, interpolate_latents
 from gantrain.pictures import animate, image_strip
 from gantrain.presets import count_weights
-from gantrain.reporting import read_metrics
 from gantrain.run_directory import DataFacts, RunDirectory
+from gantrain.run_log import read_metrics
 from gantrain.sampling import generate, load_run_generator
 
 _MAX_HISTORY = 40  # pictures behind the slider
@@ -151,7 +151,7 @@ def describe_state(run: RunDirectory, config: TrainConfig, rows: Sequence[dict[s
 def is_training(run: RunDirectory) -> bool:
     """Whether a process holds the run's folder at this moment."""
     try:
-        with (run.path / ".lock").open() as lock:
+        with run.lock_file.open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -240,8 +240,7 @@ def list_settings(config: TrainConfig) -> tuple[list[Setting], list[Setting]]:
     for name, field in TrainConfig.model_fields.items():
         value = getattr(config, name)
         default = "required" if field.is_required() else show_value(field.default)
-        flag = f"--{name.replace('_', '-')}"
-        setting = Setting(flag, show_value(value), default, field.description or "")
+        setting = Setting(flag(name), show_value(value), default, field.description or "")
         (unchanged if value == field.default else changed).append(setting)
     return changed, unchanged
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from gantrain.checkpoint import PARTIAL_SUFFIX, atomic_write, checkpoint_paths
-from gantrain.config import TrainConfig, may_change
+from gantrain.config import TrainConfig, flag, may_change
 from gantrain.errors import RunError
 
 # Settings that shape the weights and once had other defaults: until which version.
@@ -73,6 +73,11 @@ class RunDirectory:
         """The report, as HTML."""
         return self.path / "report.html"
 
+    @property
+    def lock_file(self) -> Path:
+        """Locked by the process that trains in the folder, for as long as it does."""
+        return self.path / ".lock"
+
     def read(self) -> tuple[TrainConfig, DataFacts]:
         """The settings the run was started with, all resolved, and the facts of its data.
 
@@ -129,7 +134,7 @@ def open_run(path: Path) -> Iterator[RunDirectory]:
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         run.samples.mkdir(exist_ok=True)
         run.sheets.mkdir(exist_ok=True)
-        lock = (path / ".lock").open("w")
+        lock = run.lock_file.open("w")
     except OSError as error:
         raise RunError(
             f"run directory {path} cannot be written: {error.strerror}; mend the folder or choose "
@@ -171,12 +176,15 @@ def check_same_run(run: RunDirectory, config: TrainConfig, data: DataFacts) -> N
     for name, new in config:
         old = getattr(old_config, name)
         if new != old and not may_change(name):
-            flag = name.replace("_", "-")
             before = _EARLIER_DEFAULTS.get((name, old))
             origin = f" (the default before {before})" if before else ""
+            has, resume = _spell(name, old), f"give {_spell(name, old)}"
+            if old is None:
+                has, resume = f"no {flag(name)}", f"leave {flag(name)} out"
+            wanted = _spell(name, new) if isinstance(new, bool) else new
             raise RunError(
-                f"{run.path} holds a run with --{flag} {old}{origin}, asked for is {new}: give "
-                f"--{flag} {old} to resume it or choose another --run-dir"
+                f"{run.path} holds a run with {has}{origin}, asked for is {wanted}: {resume} to "
+                "resume it or choose another --run-dir"
             )
     if data.fingerprint != old_data.fingerprint:
         raise RunError(
@@ -184,3 +192,10 @@ def check_same_run(run: RunDirectory, config: TrainConfig, data: DataFacts) -> N
             f"{old_data.fingerprint[:19]}...; now {data.count}, {data.fingerprint[:19]}...): "
             "restore the data to resume it or choose another --run-dir"
         )
+
+
+def _spell(name: str, value: object) -> str:
+    """A setting with its value as the command line takes it, where on and off are two flags."""
+    if isinstance(value, bool):
+        return flag(name) if value else flag(f"no_{name}")
+    return f"{flag(name)} {value}"

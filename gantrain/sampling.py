@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from gantrain.checkpoint import CHECKPOINT_SUFFIX, newest_good_checkpoint
 from gantrain.class_labels import Labels, proportional_labels
-from gantrain.combinations import network_shape
 from gantrain.config import TrainConfig
+from gantrain.config_rules import network_shape
 from gantrain.errors import RunError
 from gantrain.latents import SEED_CONTRACT, draw_latents
 from gantrain.networks import GENERATORS, create_networks, run_network
+from gantrain.publishing import MODEL_FILE
 from gantrain.run_directory import DataFacts, RunDirectory
 from gantrain.runtime import import_runtime
 
@@ -220,7 +221,7 @@ def refuse_model_folder(path: Path) -> None:
         return
     versions = [int(folder.name) for folder in path.iterdir() if folder.name.isdecimal()]
     newest = [path / str(version) for version in sorted(versions, reverse=True)]
-    for artifact in (folder / "model.onnx" for folder in (path, *newest)):
+    for artifact in (folder / MODEL_FILE for folder in (path, *newest)):
         if artifact.is_file():
             raise RunError(f"{path} holds no run, but an artifact: give {artifact}")
 

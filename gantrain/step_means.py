@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from gantrain.losses import create_loss
-from gantrain.reporting import RunningMeans
+from gantrain.run_log import RunningMeans
 
 _KEPT_STEPS = 256  # logits of so many steps are kept before they are summed up
 

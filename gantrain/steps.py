@@ -24,8 +24,8 @@ from gantrain.losses import (
     interpolation_penalty,
 )
 from gantrain.networks import judge_with_gradients, run_network
+from gantrain.optimizers import apply_gradients
 from gantrain.ranks import backward, take_share
-from gantrain.updates import apply_gradients
 
 StepResults = dict[str, Tensor]  # scalars are losses and penalties, [batch] are logits; detached
 
@@ -107,7 +107,7 @@ def judge(
         return run_network(state.discriminator, examples, labels).float()
 
 
-def judge_steepness(
+def judge_with_input_gradients(
     state: TrainState,
     examples: Tensor,
     config: TrainConfig,
@@ -170,16 +170,16 @@ def _one_step(
         parts = [(torch.cat([reals, fakes]), both_labels)]
     else:  # BatchNorm sees reals and fakes as batches of their own
         parts = [(reals, labels), (fakes, labels)]
-    differentiated = bool(config.r1_weight or config.r2_weight)
-    if differentiated:
-        judged = [judge_steepness(state, part, config, noise, of) for part, of in parts]
+    penalised = bool(config.r1_weight or config.r2_weight)
+    if penalised:
+        judged = [judge_with_input_gradients(state, part, config, noise, of) for part, of in parts]
         logits, gradients = (torch.cat(results) for results in zip(*judged, strict=True))
     else:
         logits = torch.cat([judge(state, part, config, noise, of) for part, of in parts])
     real_logits, fake_logits = logits[:count], logits[count:]
     total = config.discriminator_loss_weight * loss.discriminator(real_logits, fake_logits)
     results = {"discriminator_loss": total.detach()}
-    if differentiated:
+    if penalised:
         penalties = gradient_penalties(gradients)
         r1_penalty, r2_penalty = penalties[:count].mean(), penalties[count:].mean()
         assert config.r1_weight is not None
@@ -189,8 +189,8 @@ def _one_step(
     if config.gradient_penalty_weight:
         mix = torch.rand(count, generator=noise, device=reals.device)
         mixtures = interpolate(reals, fakes, mix)
-        _, steepness = judge_steepness(state, mixtures, config, noise, labels)
-        penalty = interpolation_penalty(steepness)
+        _, mixture_gradients = judge_with_input_gradients(state, mixtures, config, noise, labels)
+        penalty = interpolation_penalty(mixture_gradients)
         total = total + config.gradient_penalty_weight * penalty
         results["gradient_penalty"] = penalty.detach()
     update_discriminator(state, total, config)
@@ -217,7 +217,7 @@ def _two_steps(
         halves, weights, ("r1_penalty", "r2_penalty"), strict=True
     ):
         if weight:
-            logits, gradients = judge_steepness(state, examples, config, noise, labels)
+            logits, gradients = judge_with_input_gradients(state, examples, config, noise, labels)
         else:
             logits = judge(state, examples, config, noise, labels)
         total = config.discriminator_loss_weight * term(logits)

@@ -18,14 +18,14 @@ from gantrain.checkpoint import (
     newest_good_checkpoint,
     save_checkpoint,
 )
-from gantrain.checkup import Checkup
-from gantrain.combinations import network_shape
 from gantrain.config import TrainConfig
+from gantrain.config_rules import network_shape
+from gantrain.cpus import usable_cpus
 from gantrain.datasets import load_source
 from gantrain.determinism import repeatable
 from gantrain.errors import Interrupted, RunError
-from gantrain.image_decoding import available_cpus
 from gantrain.networks import GENERATORS, create_networks
+from gantrain.optimizers import ROLLBACK_LR, create_optimizer, set_rates, update_ema
 from gantrain.out_of_memory import memory_errors_explained
 from gantrain.point_sets import PointSet
 from gantrain.ranks import (
@@ -38,14 +38,14 @@ from gantrain.ranks import (
     wait_for_all,
 )
 from gantrain.recorded_steps import CudaRecorder, RecordedStep
-from gantrain.reporting import StatusLine, Stopwatch
 from gantrain.run_directory import DataFacts, RunDirectory, check_same_run, open_run
-from gantrain.settling import check_share, describe_data, load_labels, settle_config
+from gantrain.run_log import StatusLine, Stopwatch
+from gantrain.run_monitor import RunMonitor
+from gantrain.run_setup import check_share, describe_data, load_labels, settle_config
 from gantrain.shared_batch_norm import share_batch_norm
 from gantrain.step_means import StepMeans, gradient_norm
 from gantrain.steps import Feed, StepResults, take_step
 from gantrain.stop_requests import stop_requests
-from gantrain.updates import ROLLBACK_LR, create_optimizer, set_rates, update_ema
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def train(config: TrainConfig) -> TrainState:
     """
     place = read_ranks()
     device = choose_device(config.device, place.local_rank if place.count > 1 else None)
-    torch.set_num_threads(config.threads or max(available_cpus() // place.local_count, 1))
+    torch.set_num_threads(config.threads or max(usable_cpus() // place.local_count, 1))
     data = load_source(
         config.data,
         image_size=config.image_size,
@@ -110,7 +110,7 @@ def train(config: TrainConfig) -> TrainState:
         order = data_order(len(examples), config, state, device)
         means = StepMeans(config.loss)
         clock = Stopwatch(state.images_seen, state.seconds)
-        checkup = Checkup(run, config, data, state.images_seen) if ranks.first else None
+        monitor = RunMonitor(run, config, data, state.images_seen) if ranks.first else None
         with StatusLine(state.images_seen, config.total_images, shown=ranks.first) as status:
             while state.images_seen < config.total_images:
                 start, length = state.images_seen, config.images_per_step
@@ -133,24 +133,24 @@ def train(config: TrainConfig) -> TrainState:
                     try:
                         check_bounds(row, state)
                     except Diverged as diverged:
-                        if checkup:  # before it is known whether the run ends here
-                            checkup.record_divergence(row, diverged.what)
+                        if monitor:  # before it is known whether the run ends here
+                            monitor.record_divergence(row, diverged.what)
                         before = state.images_seen
                         roll_back(state, run, config, diverged, len(facts.class_names))
                         order = data_order(len(examples), config, state, device)
                         step = create_step(state, feed, config, ranks)
                         status.advance(state.images_seen - before)
                         clock.go_back(state.images_seen)
-                        if checkup:
-                            checkup.roll_back(state.images_seen, str(diverged))
+                        if monitor:
+                            monitor.roll_back(state.images_seen, str(diverged))
                         continue
-                    if checkup and diagnosis_due:
-                        row |= checkup.diagnose(state, row, clock, urgent=finished)
-                    if checkup:
-                        checkup.record(row)
+                    if monitor and diagnosis_due:
+                        row |= monitor.diagnose(state, row, clock, urgent=finished)
+                    if monitor:
+                        monitor.record(row)
                         status.report(row)
-                if checkup and samples_due:
-                    checkup.save_samples(state)
+                if monitor and samples_due:
+                    monitor.save_samples(state)
                 if checkpoint_due:
                     if ranks.first:
                         save_checkpoint(state, run.checkpoints, config.keep_checkpoints)

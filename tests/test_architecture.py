@@ -31,7 +31,7 @@ LAYERS = {
         {"bound_session"},
         {"runtime"},
         {"credentials", "answers", "row_queue", "further_parts"},
-        {"entries", "log_format", "generated_files"},
+        {"entries", "log_format", "saved_images"},
         {"calls", "calls_under_way", "client"},
         {"load_test", "load_plot", "cli_options"},
         {"async_client", "load_workers", "load_sweep"},
@@ -47,7 +47,14 @@ LAYERS = {
             "memory",
         }
         | {"accepting", "replies"},
-        {"tallies", "encoding", "listening", "messages", "client_messages", "client_channel"}
+        {
+            "single_writer_metrics",
+            "encoding",
+            "listening",
+            "messages",
+            "client_messages",
+            "client_channel",
+        }
         | {"direct_calls", "metrics_port", "providers"}
         | {"load_plan"},
         {"config", "unfinished_requests"},
@@ -87,14 +94,14 @@ LAYERS = {
         {"yardstick"},
         {"feature_spaces", "evaluation_data", "inception", "evaluation_results"},
         {"classifier_cache", "proof", "quantization"},
-        {"checkup", "settling", "presets", "data_check", "onnx_graph", "precision_distance"},
+        {"run_monitor", "run_setup", "presets", "data_check", "onnx_graph", "precision_distance"},
         {"datasets", "sampling", "step_means", "curves", "diagnostics", "integer_graph"}
         | {"recorded_steps"},
         {"advice"},
-        {"changes"},
-        {"combinations", "pictures", "steps", "sample_statistics", "integer_layers"},
-        {"reporting", "run_directory", "image_decoding", "celeba_folders", "publishing"}
-        | {"updates", "meant_sources"},
+        {"setting_changes"},
+        {"config_rules", "pictures", "steps", "sample_statistics", "integer_layers"},
+        {"run_log", "run_directory", "image_decoding", "celeba_folders", "publishing"}
+        | {"optimizers", "meant_sources"},
         {"checkpoint", "image_folders", "idx_files", "cifar_files", "stacked_mnist"},
         {"class_folders", "image_files", "networks", "point_sets"},
         {
@@ -115,7 +122,7 @@ LAYERS = {
         {"ranks", "runtime"},
         {"networks.keras", "config", "bad_data", "errors", "stop_requests", "precision"}
         | {"networks.image_gradients"},
-        {"networks.shape", "networks.convolutions", "memory"},
+        {"networks.shape", "networks.convolutions", "memory", "cpus"},
     ],
 }
 # Programs share nothing but the artifact; what trains must not be needed to serve.

@@ -66,7 +66,7 @@ def registered_metrics() -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 def test_every_setting_of_several_values_shows_how_they_are_written():
-    rows = [line for line in read("docs/settings.md").splitlines() if "| array |" in line]
+    rows = [line for line in read("docs/settings.md").splitlines() if "| list |" in line]
     assert len(rows) == 2
     for row in rows:
         assert re.search(r"such as \S+,\S+", row), row
@@ -94,6 +94,23 @@ def test_the_version_is_that_of_the_newest_changelog_entry():
     newest = re.search(r"^## \[?(\d+\.\d+\.\d+)", read("CHANGELOG.md"), re.MULTILINE)
     assert newest is not None
     assert newest[1] == project["version"]
+
+
+def test_every_benchmark_and_its_parts_are_listed():
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert scripts <= set(re.findall(r"`(\w+)`", read("benchmarks/README.md")))
+
+
+@pytest.mark.parametrize(
+    ("page", "shown"),
+    [
+        pytest.param("docs/operations.md", r"ganserve-(\d+\.\d+\.\d+)", id="install"),
+        pytest.param("docs/artifact.md", r'"writer": "gantrain (\d+\.\d+\.\d+)"', id="artifact"),
+    ],
+)
+def test_examples_show_the_version_that_is_there(page, shown):
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    assert set(re.findall(shown, read(page))) == {project["version"]}
 
 
 def anchors(page: Path) -> set[str]:

@@ -306,7 +306,7 @@ def test_two_runtimes_are_refused():
 def test_a_missing_runtime_is_explained(monkeypatch):
     monkeypatch.setattr(sys, "path", [])  # as where it is not installed
     monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
-    with pytest.raises(StartupError, match=r"pip install 'ganserve\[cpu\]'"):
+    with pytest.raises(StartupError, match=r"pip install '\.\[cpu\]'"):
         check_runtime([])
 
 

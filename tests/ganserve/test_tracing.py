@@ -380,5 +380,5 @@ sys.exit(run(["serve", "--models", sys.argv[1], "--trace-endpoint", "http://loca
     command = [sys.executable, "-c", program, str(repository)]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert finished.returncode == 1
-    assert "pip install 'ganserve[tracing]'" in finished.stderr.splitlines()[-1]
+    assert "pip install '.[tracing]'" in finished.stderr.splitlines()[-1]
     assert "Traceback" not in finished.stderr

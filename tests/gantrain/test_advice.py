@@ -9,12 +9,12 @@ from pydantic_settings import CliApp, get_subcommand
 
 from gantrain import advice
 from gantrain.cli_options import Gantrain
-from gantrain.combinations import has_penalty
 from gantrain.config import TrainConfig
+from gantrain.config_rules import has_penalty
 from gantrain.datasets import load_source
 from gantrain.errors import UsageError
 from gantrain.presets import PRESETS, resolve
-from gantrain.settling import settle_config
+from gantrain.run_setup import settle_config
 
 POINTS = {"sine": "sine", "points": "ring8"}
 IMAGES = 600

@@ -5,7 +5,12 @@ from torch import nn
 from gantrain.augment import AUGMENTATIONS, augment
 from gantrain.config import AugmentationName, TrainConfig
 from gantrain.presets import resolve
-from gantrain.steps import discriminator_step, generate_fakes, generator_step, judge_steepness
+from gantrain.steps import (
+    discriminator_step,
+    generate_fakes,
+    generator_step,
+    judge_with_input_gradients,
+)
 from gantrain.training import create_state
 
 ALL = tuple(AUGMENTATIONS)
@@ -201,7 +206,7 @@ def test_penalties_are_on_the_gradient_by_the_image_before_it_was_changed():
     )
     state = create_state(config, torch.device("cpu"))
     images = some_images(6, size=8)
-    found, gradients = judge_steepness(state, images, config, seeded(3))
+    found, gradients = judge_with_input_gradients(state, images, config, seeded(3))
     plain = images.clone().requires_grad_()
     logits = state.discriminator(augment(plain, ALL, seeded(3)))
     (expected,) = torch.autograd.grad(logits.sum(), plain)

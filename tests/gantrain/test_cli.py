@@ -2,6 +2,7 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from gantrain.cli import run
+from gantrain.cli_options import _SECTIONS, Evaluate, Export, Sample
 from gantrain.config import TrainConfig
 from tests.gantrain.conftest import nearest_class, tile_shades
 
@@ -33,6 +35,29 @@ def test_help_is_quick_for_it_loads_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for name in TrainConfig.model_fields:
         assert f"--{name.replace('_', '-')}" in done.stdout
+
+
+def test_help_begins_with_what_must_be_given_and_goes_on_by_subject(capsys):
+    with pytest.raises(SystemExit):
+        gantrain("train", "--help")
+    printed = capsys.readouterr().out
+    assert printed.startswith("usage: gantrain train --data TEXT --run-dir PATH [options]\n")
+    titles = re.findall(r"^(\w.*):\n  -", printed, re.MULTILINE)
+    assert titles == ["options", *_SECTIONS["gantrain train"].values()]
+    assert "default: None" not in printed
+    assert "--image-size N " in printed
+
+
+@pytest.mark.parametrize("command", [Sample, Evaluate, Export], ids=lambda kind: kind.__name__)
+def test_usage_names_all_that_must_be_given(command, capsys):
+    name = command.__name__.lower()
+    with pytest.raises(SystemExit):
+        gantrain(name, "--help")
+    usage, *_ = capsys.readouterr().out.splitlines()
+    for setting, field in command.model_fields.items():
+        assert (re.search(rf"\b{setting}\b", usage, re.IGNORECASE) is not None) is (
+            field.is_required()
+        )
 
 
 def test_without_a_command_help_is_shown_and_the_usage_is_wrong(capsys):
@@ -76,7 +101,7 @@ def test_without_the_extra_train_one_line_says_what_to_install(package, command,
     name = "data check" if command.startswith("data") else command.split()[0]
     assert done.stderr == (
         f"gantrain {name}: {package} is not installed: "
-        "pip install 'ganserve[train,cpu]' or 'ganserve[train,gpu]'\n"
+        "in a checkout, pip install '.[train,cpu]' or '.[train,gpu]'\n"
     )
     assert (done.returncode, done.stdout) == (1, "")
 

@@ -6,8 +6,8 @@
 import pytest
 
 from gantrain.presets import resolve
-from gantrain.reporting import read_metrics
 from gantrain.run_directory import RunDirectory
+from gantrain.run_log import read_metrics
 from gantrain.training import train
 
 DIGITS = {"data": "digits", "filters": 4, "latent_dim": 16, "batch_size": 32}

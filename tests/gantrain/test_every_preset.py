@@ -12,7 +12,7 @@ from gantrain.cli import run as gantrain
 from gantrain.errors import RunError
 from gantrain.export import export_run
 from gantrain.presets import PRESETS, resolve
-from gantrain.reporting import read_metrics
+from gantrain.run_log import read_metrics
 from gantrain.training import train
 from tests.gantrain.test_training import assert_same_bits
 

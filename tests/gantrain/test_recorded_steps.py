@@ -15,6 +15,7 @@ import torch
 
 from gantrain.checkpoint import TrainState
 from gantrain.datasets import Dataset
+from gantrain.optimizers import set_rates
 from gantrain.presets import resolve
 from gantrain.recorded_steps import (
     CudaRecorder,
@@ -23,11 +24,10 @@ from gantrain.recorded_steps import (
     copy_tensors,
     restore_tensors,
 )
-from gantrain.settling import settle_config
+from gantrain.run_setup import settle_config
 from gantrain.step_means import gradient_norm
 from gantrain.steps import Feed, StepResults, take_step
 from gantrain.training import create_state, train
-from gantrain.updates import set_rates
 
 CPU = torch.device("cpu")
 STEPS = 10

@@ -22,8 +22,8 @@ from gantrain.evaluation_results import Evaluation, write_evaluation
 from gantrain.networks import count_parameters
 from gantrain.presets import resolve
 from gantrain.report import list_diagnoses, list_pictures, list_settings, write_report
-from gantrain.reporting import append_metrics, read_metrics
 from gantrain.run_directory import RunDirectory, open_run
+from gantrain.run_log import append_metrics, read_metrics
 from gantrain.sampling import load_run_generator
 from gantrain.training import train
 

@@ -9,7 +9,7 @@ from gantrain.bad_data import DatasetError
 from gantrain.data_check import check_source
 from gantrain.datasets import load_dataset
 from gantrain.presets import resolve
-from gantrain.settling import settle_config
+from gantrain.run_setup import settle_config
 from gantrain.stacked_mnist import stack_digits
 
 DATA = Path(os.environ.get("GANTRAIN_DATA", Path(__file__).parents[2].parent / "shared" / "data"))

@@ -8,12 +8,12 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy
 
 from gantrain.batches import random_latents
-from gantrain.combinations import network_shape
+from gantrain.config_rules import network_shape
 from gantrain.networks import create_networks
+from gantrain.optimizers import apply_gradients, set_rates, update_ema
 from gantrain.presets import resolve
 from gantrain.steps import discriminator_step, generate_fakes, generator_step
 from gantrain.training import create_state
-from gantrain.updates import apply_gradients, set_rates, update_ema
 
 BATCH = 6
 CPU = torch.device("cpu")

@@ -22,10 +22,11 @@ from gantrain.checkpoint import TrainState, checkpoint_paths, load_checkpoint
 from gantrain.datasets import Dataset
 from gantrain.errors import RunError
 from gantrain.latents import draw_latents
+from gantrain.optimizers import update_ema
 from gantrain.presets import resolve
 from gantrain.run_directory import RunDirectory, open_run
+from gantrain.run_setup import load_labels
 from gantrain.sampling import generate, load_run_generator
-from gantrain.settling import load_labels
 from gantrain.steps import discriminator_step, generate_fakes, generator_step
 from gantrain.training import (
     Diverged,
@@ -34,7 +35,6 @@ from gantrain.training import (
     create_state,
     train,
 )
-from gantrain.updates import update_ema
 from tests.gantrain.conftest import (
     IMAGES,
     SHADES,
@@ -298,7 +298,17 @@ def test_each_step_leaves_the_other_network_alone():
             id="earlier-default",
         ),
         pytest.param({"image_size": 16}, "--image-size 8, asked for is 16", id="size"),
-        pytest.param({"seed": 5}, "--seed 0, asked for is 5", id="seed"),
+        pytest.param({"seed": 5}, "--seed 0, asked for is 5: give --seed 0 to resume", id="seed"),
+        pytest.param(
+            {"gradient_clip": 1.0},
+            r"with no --gradient-clip, asked for is 1\.0: leave --gradient-clip out to resume",
+            id="unset",
+        ),
+        pytest.param(
+            {"spectral_norm": True},
+            "with --no-spectral-norm, asked for is --spectral-norm: give --no-spectral-norm to",
+            id="switch",
+        ),
     ],
 )
 def test_a_run_is_not_resumed_with_other_settings(change, message: str, small_run: Path):
@@ -525,7 +535,7 @@ def test_classes_beyond_the_limit_are_told_to_be_so(class_folders: Path, tmp_pat
 
 
 def test_a_run_does_not_become_conditional(small_run: Path):
-    with pytest.raises(RunError, match="--conditional False, asked for is True"):
+    with pytest.raises(RunError, match="--no-conditional, asked for is --conditional: give --no-"):
         train(resolve({**SMALL, "run_dir": small_run, "total_images": 2048, "conditional": True}))
 
 

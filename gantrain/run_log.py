@@ -1,4 +1,4 @@
-"""What a run tells while it trains: metrics.jsonl, TensorBoard, the status line."""
+"""What a run writes down as it goes: metrics.jsonl, TensorBoard's events, the status line."""
 
 import io
 import json

@@ -1,16 +1,18 @@
-"""Refuses settings that do not go together, by name, before anything is loaded."""
+"""How settings depend on each other: which go together, and defaults that follow from others.
+
+What does not go together is refused by name, before anything is loaded.
+"""
 
 from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gantrain.config import HIGHEST_DEFAULT_LR, TrainConfig
-from gantrain.losses import create_loss
+from gantrain.config import HIGHEST_DEFAULT_LR, TrainConfig, flag
+from gantrain.losses import LOSSES_WITH_LABELS, create_loss
 from gantrain.networks import DISCRIMINATORS, GENERATORS, Shape, most_inputs
 from gantrain.point_sets import POINT_SETS
 
-_SMOOTHED = ("bce", "saturating", "least-squares")
 # Up to so many inputs, as at 28x28 with 32 filters, the default learning rate is the highest. At
 # 64x64, where 64 filters make 8,192, that one left all bounds: see docs/benchmarks.md.
 _INPUTS_AT_HIGHEST_LR = 1024
@@ -134,10 +136,10 @@ def _contradiction_of_networks(config: TrainConfig) -> str | None:
 
 
 def _contradiction_of_loss(config: TrainConfig) -> str | None:
-    if config.label_smoothing and config.loss not in _SMOOTHED:
+    if config.label_smoothing and config.loss not in LOSSES_WITH_LABELS:
         return (
             f"--label-smoothing {config.label_smoothing}: --loss {config.loss} has no labels to "
-            f"smooth; use one of {', '.join(_SMOOTHED)}, or leave it out"
+            f"smooth; use one of {', '.join(LOSSES_WITH_LABELS)}, or leave it out"
         )
     if config.weight_clip is not None and config.gradient_penalty_weight:
         return "--weight-clip and --gradient-penalty-weight: two ways to the same end; choose one"
@@ -202,8 +204,3 @@ def _unused_setting(config: TrainConfig, given: Collection[str]) -> str | None:
             "leave it out"
         )
     return None
-
-
-def flag(name: str) -> str:
-    """A setting as it is given on the command line."""
-    return f"--{name.replace('_', '-')}"

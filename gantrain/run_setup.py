@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from gantrain.class_labels import count_classes
-from gantrain.combinations import choose_lr, misfit, penalty_for_images, penalty_for_points
 from gantrain.config import TrainConfig
+from gantrain.config_rules import choose_lr, misfit, penalty_for_images, penalty_for_points
 from gantrain.datasets import Dataset
 from gantrain.errors import RunError
 from gantrain.point_sets import PointSet

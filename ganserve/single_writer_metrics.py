@@ -18,7 +18,7 @@ from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
 
-class CounterTally:
+class CounterSeries:
     """One series of a counter."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class CounterTally:
         self.value += amount
 
 
-class HistogramTally:
+class HistogramSeries:
     """One series of a histogram."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
@@ -50,7 +50,7 @@ class HistogramTally:
             self.exemplars[bucket] = Exemplar(dict(exemplar), amount, time.time())
 
 
-class CounterTallies(Collector):
+class SingleWriterCounter(Collector):
     """A counter with its series; one thread writes."""
 
     def __init__(
@@ -59,13 +59,13 @@ class CounterTallies(Collector):
         self._name = name.removesuffix("_total")
         self._what = what
         self._labelnames = tuple(labels)
-        self._series: dict[tuple[str, ...], CounterTally] = {}
+        self._series: dict[tuple[str, ...], CounterSeries] = {}
         registry.register(self)
 
-    def labels(self, *values: str) -> CounterTally:
+    def labels(self, *values: str) -> CounterSeries:
         """The series of these label values; keep it, for the look-up costs more than counting."""
         assert len(values) == len(self._labelnames), values
-        return self._series.setdefault(values, CounterTally())
+        return self._series.setdefault(values, CounterSeries())
 
     def remove(self, *values: str) -> None:
         """Show a series no more.
@@ -86,12 +86,12 @@ class CounterTallies(Collector):
     def collect(self) -> Iterable[CounterMetricFamily]:
         """The values, as `prometheus_client` wants them."""
         family = CounterMetricFamily(self._name, self._what, labels=self._labelnames)
-        for values, tally in list(self._series.items()):
-            family.add_metric(values, tally.value)
+        for values, series in list(self._series.items()):
+            family.add_metric(values, series.value)
         return [family]
 
 
-class HistogramTallies(Collector):
+class SingleWriterHistogram(Collector):
     """A histogram with its series; one thread writes."""
 
     def __init__(
@@ -107,13 +107,13 @@ class HistogramTallies(Collector):
         self._what = what
         self._labelnames = tuple(labels)
         self._bounds = tuple(buckets)
-        self._series: dict[tuple[str, ...], HistogramTally] = {}
+        self._series: dict[tuple[str, ...], HistogramSeries] = {}
         registry.register(self)
 
-    def labels(self, *values: str) -> HistogramTally:
+    def labels(self, *values: str) -> HistogramSeries:
         """The series of these label values; keep it, for the look-up costs more than observing."""
         assert len(values) == len(self._labelnames), values
-        return self._series.setdefault(values, HistogramTally(self._bounds))
+        return self._series.setdefault(values, HistogramSeries(self._bounds))
 
     def remove_by_labels(self, labels: Mapping[str, str]) -> None:
         """Show all series no more that have these values of these labels."""
@@ -127,12 +127,12 @@ class HistogramTallies(Collector):
         """The values, as `prometheus_client` wants them."""
         family = HistogramMetricFamily(self._name, self._what, labels=self._labelnames)
         bounds = [_bound_label(bound) for bound in (*self._bounds, float("inf"))]
-        for values, tally in list(self._series.items()):
-            total, counts = tally.total, list(tally.counts)
+        for values, series in list(self._series.items()):
+            total, counts = series.total, list(series.counts)
             buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = [
                 *zip(bounds, accumulate(counts), strict=True)
             ]
-            for index, exemplar in list(tally.exemplars.items()):
+            for index, exemplar in list(series.exemplars.items()):
                 buckets[index] = (*buckets[index][:2], exemplar)
             family.add_metric(values, buckets, total)
         return [family]

@@ -4,7 +4,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics
 
-from ganserve.tallies import CounterTallies, HistogramTallies
+from ganserve.single_writer_metrics import SingleWriterCounter, SingleWriterHistogram
 
 BOUNDS = (0.5, 1.0, 10.0)
 
@@ -21,7 +21,7 @@ def without_created(registry):
 
 def test_a_counter_is_shown_as_that_of_the_client_library(registry):
     theirs = CollectorRegistry()
-    ours = CounterTallies("calls_total", "Calls.", ("a", "b"), registry=registry)
+    ours = SingleWriterCounter("calls_total", "Calls.", ("a", "b"), registry=registry)
     other = Counter("calls_total", "Calls.", ("a", "b"), registry=theirs)
     for counter in (ours, other):
         counter.labels("x", 'quo"te').inc()
@@ -33,7 +33,7 @@ def test_a_counter_is_shown_as_that_of_the_client_library(registry):
 @pytest.mark.parametrize("labels", [(), ("a",)], ids=["plain", "labelled"])
 def test_a_histogram_is_shown_as_that_of_the_client_library(registry, labels):
     theirs = CollectorRegistry()
-    ours = HistogramTallies("seconds", "Time.", labels, buckets=BOUNDS, registry=registry)
+    ours = SingleWriterHistogram("seconds", "Time.", labels, buckets=BOUNDS, registry=registry)
     other = Histogram("seconds", "Time.", labels, buckets=BOUNDS, registry=theirs)
     series = [ours.labels(*labels), other.labels(*labels) if labels else other]
     for histogram in series:
@@ -44,7 +44,7 @@ def test_a_histogram_is_shown_as_that_of_the_client_library(registry, labels):
 
 def test_exemplars_are_shown_as_by_the_client_library_and_in_openmetrics_alone(registry):
     theirs = CollectorRegistry()
-    ours = HistogramTallies("seconds", "Time.", (), buckets=BOUNDS, registry=registry)
+    ours = SingleWriterHistogram("seconds", "Time.", (), buckets=BOUNDS, registry=registry)
     other = Histogram("seconds", "Time.", buckets=BOUNDS, registry=theirs)
     for histogram in (ours.labels(), other):
         for amount, trace in ((0.1, "a"), (0.2, "b"), (99.0, "c")):
@@ -63,13 +63,13 @@ def without_times(page):
 
 
 def test_a_series_is_one_however_often_it_is_looked_up(registry):
-    counter = CounterTallies("calls", "Calls.", ("a",), registry=registry)
+    counter = SingleWriterCounter("calls", "Calls.", ("a",), registry=registry)
     assert counter.labels("x") is counter.labels("x")
     assert counter.labels("x") is not counter.labels("y")
 
 
 def test_series_are_forgotten(registry):
-    counter = CounterTallies("images", "Images.", ("model", "version"), registry=registry)
+    counter = SingleWriterCounter("images", "Images.", ("model", "version"), registry=registry)
     for labels in (("a", "1"), ("a", "2"), ("b", "1")):
         counter.labels(*labels).inc()
     counter.remove("a", "1")

@@ -24,8 +24,8 @@ from gantrain.latents import draw_latents
 from gantrain.networks import GENERATORS, run_network
 from gantrain.pictures import save_grid, save_scatter, save_sheet
 from gantrain.point_sets import PointSet
-from gantrain.reporting import EventFile, Stopwatch, append_metrics, read_metrics, truncate_metrics
 from gantrain.run_directory import RunDirectory
+from gantrain.run_log import EventFile, Stopwatch, append_metrics, read_metrics, truncate_metrics
 from gantrain.sample_statistics import Reference
 from gantrain.sampling import Samples, finished_generator, generate
 
@@ -39,7 +39,7 @@ _SCATTERED_POINTS = 2500
 _TIME_SHARE = 0.02  # of a run, at most, that the diagnosis takes
 
 
-class Checkup:
+class RunMonitor:
     """Keeps the records of one run: rows of metrics, pictures, the diagnosis."""
 
     def __init__(

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gantrain.combinations import find_contradiction, flag, has_penalty
-from gantrain.config import TrainConfig
+from gantrain.config import TrainConfig, flag
+from gantrain.config_rules import find_contradiction, has_penalty
 from gantrain.networks import DISCRIMINATORS
 
 Changes = Mapping[str, Any]  # setting -> value to give, None to leave it out
@@ -75,7 +75,7 @@ def _spell(changes: Changes) -> str:
     given = []
     for name, value in changes.items():
         if isinstance(value, bool):
-            given.append(flag(name) if value else f"--no-{name.replace('_', '-')}")
+            given.append(flag(name) if value else flag(f"no_{name}"))
         elif value is not None:
             given.append(f"{flag(name)} {_spell_value(value)}")
     left_out = [flag(name) for name, value in changes.items() if value is None]

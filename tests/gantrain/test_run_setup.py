@@ -6,7 +6,7 @@ from gantrain.networks import most_inputs
 from gantrain.networks.shape import Shape
 from gantrain.point_sets import POINT_SETS
 from gantrain.presets import PRESETS, resolve
-from gantrain.settling import settle_config
+from gantrain.run_setup import settle_config
 
 
 def images(size: int, channels: int) -> Dataset:

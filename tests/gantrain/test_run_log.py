@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gantrain.errors import RunError
-from gantrain.reporting import (
+from gantrain.run_log import (
     EventFile,
     RunningMeans,
     StatusLine,

@@ -352,13 +352,12 @@ def test_a_client_without_tls_learns_in_a_short_time_too_that_it_may_need_it():
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient], ids=["threads", "asyncio"])
 async def test_a_server_far_away_is_reached(kind, repository, running_server):
-    """Connecting takes several ways there and back, before the first call is sent."""
     async with (
         running_server(repository) as server,
-        far_away(server.address, seconds=0.4) as address,
+        far_away(server.address, seconds=0.6) as address,
     ):
         client = kind(address)
-        assert (await generate(client, seeds=[1], timeout_seconds=5)).shape == (1, 4, 4, 3)
+        assert (await generate(client, seeds=[1], timeout_seconds=20)).shape == (1, 4, 4, 3)
         await client.close() if isinstance(client, AsyncClient) else client.close()
 
 
@@ -393,6 +392,7 @@ async def far_away(address: str, seconds: float) -> AsyncIterator[str]:
         loop.call_later(seconds, writer.close)
 
     async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(2 * seconds)  # for connecting, which takes a way there and back
         there, back = await asyncio.open_connection(host, int(port))
         with contextlib.suppress(ConnectionError):
             await asyncio.gather(carry(reader, back), carry(there, writer))

@@ -78,13 +78,13 @@ def test_nearness_to_training_examples_on_a_line_is_what_one_counts(far: int):
         "copies_data": 2 / 4,
     }
     assert examples.measure(on_a_line(11, 10 + 20 / 3))["copies"] == 1 / 2
-    # Thrice the same are three held-out ones at distance 0.
-    repeated = TrainingExamples(on_a_line(0, 0, 1, 10, 0, 30), mirrored=False)
+    # Twice the same are two held-out ones at distance 0.
+    repeated = TrainingExamples(on_a_line(0, 1, 10, 0, 30), mirrored=False)
     found = repeated.measure(on_a_line(0.5))
     assert found["training_distance"] == 0.5
-    assert found["training_distance_data"] == 0
-    assert found["near_training_data"] == found["copies_data"] == pytest.approx(4 / 6)
-    assert found["far_from_training_data"] == pytest.approx(1 / 6)
+    assert found["training_distance_data"] == 1
+    assert found["near_training_data"] == found["copies_data"] == pytest.approx(3 / 5)
+    assert found["far_from_training_data"] == pytest.approx(1 / 5)
 
 
 def test_two_distinct_examples_are_too_few_to_tell_copies():

@@ -11,6 +11,7 @@ from ganserve.unread_replies import UnreadReplies
 
 _MANY_EXEMPT_STREAMS = 64  # that one address may have, be it more than its share
 _TOO_MANY_CALLS_RETRY_SECONDS = 0.5  # nobody can know: calls take from a millisecond to minutes
+_MOST_UNREAD_BYTES = 512 * 2**20  # with gRPC's copy a gigabyte, half of what deploy/base allows
 
 
 class CallsUnderWay:
@@ -47,10 +48,15 @@ class CallsUnderWay:
 
         Raises:
             ShuttingDown: new ones are refused.
-            TooManyCalls: there are more than allowed.
+            TooManyCalls: there are more than allowed, or replies that nobody reads fill the memory.
         """
         if self._refusing:
             raise ShuttingDown("the server is shutting down")
+        if self.unread.bytes > _MOST_UNREAD_BYTES:
+            raise TooManyCalls(
+                f"replies of more than {_MOST_UNREAD_BYTES >> 20} MiB wait to be read",
+                retry_seconds=_TOO_MANY_CALLS_RETRY_SECONDS,
+            )
         if self.in_flight + len(self.unread) > self._max_calls:
             raise self._too_many()
 

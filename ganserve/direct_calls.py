@@ -205,7 +205,7 @@ class DirectCalls:
             if call.details.method in self._open_methods:
                 call.send(reply)
             else:
-                self._unread.add(call, call.has_deadline)
+                self._unread.add(call, len(reply), call.has_deadline)
                 call.send(reply, partial(self._unread.remove, call))
         except grpc.aio.AbortError:
             pass  # its status is sent

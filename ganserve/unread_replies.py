@@ -7,6 +7,7 @@ number of them.
 
 import contextlib
 import math
+import threading
 import time
 from collections.abc import Iterator
 from typing import Protocol
@@ -24,6 +25,9 @@ class AnsweredCall(Protocol):
 class UnreadReplies:
     """Replies that gRPC holds, of any methods; how many is its length.
 
+    Attributes:
+        bytes: what they hold together, those of streams excepted, which are few.
+
     Args:
         seconds: how long one may take whose caller set no deadline.
         longest_seconds: how long any may take; the core ends a call whose own deadline passes.
@@ -31,20 +35,27 @@ class UnreadReplies:
 
     def __init__(self, seconds: float = math.inf, longest_seconds: float = math.inf) -> None:
         self._seconds = {False: seconds, True: longest_seconds}  # by whether there is a deadline
-        self._until: dict[AnsweredCall, float] = {}  # of time.monotonic
+        self.bytes = 0
+        self._lock = threading.Lock()  # of `bytes`
+        # Until when, of time.monotonic, and how many bytes.
+        self._held: dict[AnsweredCall, tuple[float, int]] = {}
         self._statuses = 0
         self._look_at_the_clock()
 
     def __len__(self) -> int:
-        return len(self._until) + self._statuses
+        return len(self._held) + self._statuses
 
-    def add(self, call: AnsweredCall, has_deadline: bool) -> None:
-        """Count a reply that is about to be given to gRPC."""
-        self._until[call] = self._end[has_deadline]
+    def add(self, call: AnsweredCall, size: int, has_deadline: bool) -> None:
+        """Count a reply of `size` bytes that is about to be given to gRPC."""
+        self._held[call] = self._end[has_deadline], size
+        with self._lock:
+            self.bytes += size
 
     def remove(self, call: AnsweredCall, _: object = None) -> None:
         """It has left, or cannot any more; may be called in any thread."""
-        self._until.pop(call, None)
+        _, size = self._held.pop(call, (0.0, 0))
+        with self._lock:
+            self.bytes -= size
 
     @contextlib.contextmanager
     def status(self) -> Iterator[None]:
@@ -58,7 +69,7 @@ class UnreadReplies:
     def give_up_late(self) -> int:
         """Let go of replies that have taken too long; how many these are. To be called often."""
         now = self._look_at_the_clock()
-        late = [call for call, until in list(self._until.items()) if until < now]
+        late = [call for call, (until, _) in list(self._held.items()) if until < now]
         for call in late:
             self.remove(call)
             call.give_up()

@@ -19,7 +19,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
-from ganserve import unfinished_requests
+from ganserve import calls_under_way, unfinished_requests
 from ganserve.channel_security import ChannelSecurity, open_async_channel
 from ganserve.cli import run
 from ganserve.client import AsyncClient, CallError, Client
@@ -625,6 +625,24 @@ class TestLimits:
             await eventually(lambda: len(server.unread) == 0)
             assert await code_of(stub.GenerateImages(request())) is Code.OK
             assert "given up: replies that were not read in time (4)" in caplog.text
+
+    async def test_large_replies_that_nobody_reads_are_limited_by_their_bytes(
+        self, tmp_path, running_server, monkeypatch
+    ):
+        monkeypatch.setattr(calls_under_way, "_MOST_UNREAD_BYTES", 2**20)
+        write_artifact(tmp_path, height=64, width=64)
+        async with running_server(tmp_path) as server, connected(server) as stub:
+            async with silent_reader(server.address) as silent:
+                message = request(64).SerializeToString()  # of 768 KiB
+                for asked in range(1, 3):
+                    silent.ask("/ganserve.v1.ImageGenerationService/GenerateImages", message)
+                    await eventually(lambda asked=asked: len(server.unread) == asked)
+                error = await failure(stub.GenerateImages(request()))
+                assert error.code() is Code.RESOURCE_EXHAUSTED
+                assert "replies of more than 1 MiB wait to be read" in error.details()
+                assert retry_seconds(error) > 0
+            await eventually(lambda: server.unread.bytes == 0)
+            assert await code_of(stub.GenerateImages(request())) is Code.OK
 
     async def test_streams_that_nobody_reads_count_as_under_way_until_their_client_leaves(
         self, tmp_path, running_server

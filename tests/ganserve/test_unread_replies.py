@@ -25,13 +25,14 @@ def clock(monkeypatch):
 
 def test_a_reply_has_its_time_and_one_to_who_set_a_deadline_the_longest(clock):
     unread, plain, patient = UnreadReplies(5, 60), Reply(), Reply()
-    unread.add(plain, has_deadline=False)
-    unread.add(patient, has_deadline=True)
+    unread.add(plain, 10, has_deadline=False)
+    unread.add(patient, 20, has_deadline=True)
     clock[0] += 5
     assert unread.give_up_late() == 0
     clock[0] += BETWEEN_LOOKS + 0.1
     assert unread.give_up_late() == 1
     assert (len(unread), plain.given_up, patient.given_up) == (1, 1, 0)
+    assert unread.bytes == 20
     clock[0] += 55
     assert unread.give_up_late() == 1
     assert (len(unread), plain.given_up, patient.given_up) == (0, 1, 1)
@@ -39,17 +40,18 @@ def test_a_reply_has_its_time_and_one_to_who_set_a_deadline_the_longest(clock):
 
 def test_what_has_left_is_not_given_up(clock):
     unread, reply = UnreadReplies(5, 60), Reply()
-    unread.add(reply, has_deadline=False)
+    unread.add(reply, 5, has_deadline=False)
     unread.remove(reply)
     unread.remove(reply)  # told twice, as where it was given up
     clock[0] += 100
     assert (unread.give_up_late(), len(unread), reply.given_up) == (0, 0, 0)
+    assert unread.bytes == 0
 
 
 def test_a_reply_has_its_time_from_the_last_look_on(clock):
     unread, reply = UnreadReplies(5, 60), Reply()
     clock[0] += 100
     unread.give_up_late()
-    unread.add(reply, has_deadline=False)
+    unread.add(reply, 5, has_deadline=False)
     clock[0] += 5
     assert unread.give_up_late() == 0

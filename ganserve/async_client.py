@@ -22,6 +22,7 @@ from ganserve.client_messages import (
     ImageFormat,
     ImageRequest,
     build_message,
+    check_rows,
     choose_timeout,
     is_late,
     no_connection_of,
@@ -155,7 +156,9 @@ class AsyncClient:
             )
 
         timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
-        return await self._answered(ask, timeout)
+        reply = await self._answered(ask, timeout)
+        check_rows(message, reply.count)
+        return reply
 
     async def _answered(self, ask: Callable[[float], Awaitable[Reply]], seconds: float) -> Reply:
         """What a call returns that is given the seconds it has left, also by a busy server."""
@@ -177,6 +180,7 @@ class AsyncClient:
                 async for response in call:
                     for images in progress.take(response):
                         yield images
+                progress.end()
                 return
             except grpc.aio.AioRpcError as error:
                 await self._wait(progress.pause_after(error))

@@ -24,6 +24,7 @@ from ganserve.client_messages import (
     ImageFormat,
     ImageRequest,
     build_message,
+    check_rows,
     choose_timeout,
     is_late,
     no_connection_of,
@@ -182,7 +183,9 @@ class Client:
             return self._stub.GenerateImages(message, timeout=seconds, metadata=self._metadata)
 
         timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
-        return self._answered(ask, timeout)
+        reply = self._answered(ask, timeout)
+        check_rows(message, reply.count)
+        return reply
 
     def _answered(self, ask: Callable[[float], Reply], seconds: float) -> Reply:
         """What a call returns that is given the seconds it has left, also by a busy server."""
@@ -203,6 +206,7 @@ class Client:
             try:
                 for response in call:
                     yield from progress.take(response)
+                progress.end()
                 return
             except grpc.RpcError as error:
                 if self._closing.is_set():

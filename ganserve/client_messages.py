@@ -161,6 +161,7 @@ def build_message(
         if latents.ndim != 2:
             raise ValueError(f"latents: expected [n, latent_dim], got {list(latents.shape)}")
         message.latents.values.extend(latents.ravel().tolist())
+        message.latents.latent_dim = latents.shape[1]
         message.latents.SetInParent()  # else no rows would look like no source
     else:
         with _named("interpolation", "from 0 to 2^64 - 1"):
@@ -168,6 +169,24 @@ def build_message(
         with _named("frames_per_segment", "from 1 to 2^32 - 1"):
             message.interpolation.frames_per_segment = request.get("frames_per_segment", 0)
     return message
+
+
+def check_rows(message: pb.GenerateImagesRequest, images: int) -> None:
+    """Make sure that each row of latents became one image.
+
+    Servers refuse rows of another length than the model's, but older ones, which do not know that a
+    request says how long they are, cut the numbers into rows of their own.
+
+    Raises:
+        CallError: the model's rows are of another length.
+    """
+    given = message.latents
+    if message.WhichOneof("source") == "latents" and images * given.latent_dim != len(given.values):
+        raise CallError(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            f"latents: expected rows of {len(given.values) // images} numbers, the model's "
+            f"latent_dim, got rows of {given.latent_dim}",
+        )
 
 
 def read_pixels(response: pb.GenerateImagesResponse) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import io
 import pickle
 import socket
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ganserve import service
 from ganserve.client import AsyncClient, CallError, Client
 from ganserve.latents import draw_latents
 from ganserve.v1 import image_generation_pb2 as pb
@@ -456,6 +458,13 @@ async def generate(client: Client | AsyncClient, **request: Any) -> np.ndarray:
     return await asyncio.to_thread(client.generate, **request)
 
 
+async def done(method: Callable[..., Any], *arguments: Any, **request: Any) -> Any:
+    """What a method of either client returns."""
+    if inspect.iscoroutinefunction(method):
+        return await method(*arguments, **request)
+    return await asyncio.to_thread(method, *arguments, **request)
+
+
 @contextlib.asynccontextmanager
 async def opened(
     kind: type[Client] | type[AsyncClient], *servers: Any, **settings: Any
@@ -604,6 +613,48 @@ async def test_a_client_that_is_closed_waits_for_no_busy_server(kind):
             await asyncio.sleep(0.1)  # for the client to have heard it
         with pytest.raises(CallError, match="CANCELLED: the client was closed"):
             await call
+
+
+class TestLatentsOfAnotherWidth:
+    """The tiny model's are 4 wide, so as many numbers would be rows of its own."""
+
+    WIDTHS = pytest.mark.parametrize("shape", [(2, 8), (8, 1)], ids=["wide", "narrow"])
+
+    @both_kinds
+    @WIDTHS
+    async def test_are_refused_in_every_way_of_asking(
+        self, kind, shape, repository, running_server
+    ):
+        said = rf"INVALID_ARGUMENT: latents.latent_dim: expected .*4, got {shape[1]}"
+        latents = np.zeros(shape)
+        async with running_server(repository) as server, opened(kind, server) as client:
+            for method in (client.generate, client.generate_images, client.generate_files):
+                with pytest.raises(CallError, match=said):
+                    await done(method, latents=latents)
+            for images_per_call in (1, 100):
+                with pytest.raises(CallError, match=said):
+                    await next_of(client.stream(images_per_call, latents=latents))
+
+    @both_kinds
+    @WIDTHS
+    async def test_are_refused_also_where_the_server_cannot_tell(
+        self, kind, shape, repository, running_server, monkeypatch
+    ):
+        parse = service.parse_request
+
+        def parse_as_before(request: Any, *arguments: Any, **limits: Any) -> Any:
+            request.latents.ClearField("latent_dim")
+            return parse(request, *arguments, **limits)
+
+        monkeypatch.setattr(service, "parse_request", parse_as_before)
+        said = f"INVALID_ARGUMENT: latents: expected rows of 4 numbers, .*rows of {shape[1]}"
+        latents = np.zeros(shape)
+        async with running_server(repository) as server, opened(kind, server) as client:
+            for method in (client.generate, client.generate_files):
+                with pytest.raises(CallError, match=said):
+                    await done(method, latents=latents)
+            with pytest.raises(CallError, match=said):
+                await all_of(client.stream(latents=latents))
 
 
 class TestLongStreams:

@@ -14,16 +14,17 @@ from PIL import Image
 from ganserve.channel_security import ChannelSecurity, open_async_channel
 from ganserve.client_channel import make_channel_options
 from ganserve.client_messages import (
-    CLOSED,
     CONNECTION_CHECK,
     CONNECTION_CHECK_SECONDS,
-    CallError,
     EncodedFormat,
     ImageFormat,
     ImageRequest,
     build_message,
+    check_encoded,
+    check_hedging,
     check_rows,
     choose_timeout,
+    closed_error,
     is_late,
     no_connection_of,
     read_pixels,
@@ -61,7 +62,9 @@ class AsyncClient:
 
         Raises:
             OSError: a file of `security` cannot be read.
+            ValueError: it holds no token; or `hedge_after_seconds` is no time.
         """
+        check_hedging(hedge_after_seconds)
         self._address = address
         self._model = model
         self._timeout_seconds = timeout_seconds
@@ -98,6 +101,7 @@ class AsyncClient:
         **request: Unpack[ImageRequest],
     ) -> list[bytes]:
         """Generate images as the contents of one file each; see `Client.generate_files`."""
+        check_encoded(format)
         message = build_message(request, self._model, format, quality)
         return list((await self._generate(message, request)).images)
 
@@ -128,7 +132,7 @@ class AsyncClient:
         return list((await self._answered(ask, timeout)).models)
 
     async def close(self) -> None:
-        """Close the connection; calls under way are cancelled."""
+        """Close the connection; calls under way, and any after it, fail with CANCELLED."""
         self._closing.set()
         await self._channel.close()
 
@@ -193,12 +197,17 @@ class AsyncClient:
                 await self._closing.wait()
         except TimeoutError:
             return
-        raise CallError(grpc.StatusCode.CANCELLED, CLOSED)
+        raise closed_error()
 
     @contextlib.asynccontextmanager
     async def _readable_errors(self, seconds: float) -> AsyncIterator[None]:
         try:
             yield
+        except (asyncio.CancelledError, grpc.aio.UsageError):  # so gRPC says that it was closed
+            task = asyncio.current_task()
+            if not self._closing.is_set() or (task is not None and task.cancelling()):
+                raise
+            raise closed_error() from None
         except grpc.RpcError as error:
             reason = await self._why_not_connected() if is_late(error) else ""
             raise to_call_error(

@@ -16,7 +16,6 @@ from ganserve.async_client import AsyncClient
 from ganserve.channel_security import ChannelSecurity, open_channel
 from ganserve.client_channel import make_channel_options
 from ganserve.client_messages import (
-    CLOSED,
     CONNECTION_CHECK,
     CONNECTION_CHECK_SECONDS,
     CallError,
@@ -24,8 +23,11 @@ from ganserve.client_messages import (
     ImageFormat,
     ImageRequest,
     build_message,
+    check_encoded,
+    check_hedging,
     check_rows,
     choose_timeout,
+    closed_error,
     is_late,
     no_connection_of,
     read_pixels,
@@ -79,7 +81,9 @@ class Client:
 
         Raises:
             OSError: a file of `security` cannot be read.
+            ValueError: it holds no token; or `hedge_after_seconds` is no time.
         """
+        check_hedging(hedge_after_seconds)
         self._address = address
         self._model = model
         self._timeout_seconds = timeout_seconds
@@ -122,6 +126,7 @@ class Client:
             quality: 1 to 100, for `jpeg` and `webp`.
             request: What to generate.
         """
+        check_encoded(format)
         message = build_message(request, self._model, format, quality)
         return list(self._generate(message, request).images)
 
@@ -157,7 +162,7 @@ class Client:
         return list(self._answered(ask, timeout).models)
 
     def close(self) -> None:
-        """Close the connection; calls under way fail with CANCELLED."""
+        """Close the connection; calls under way, and any after it, fail with CANCELLED."""
         self._closing.set()
         self._channel.close()
 
@@ -209,21 +214,25 @@ class Client:
                 progress.end()
                 return
             except grpc.RpcError as error:
-                if self._closing.is_set():
-                    raise
                 self._wait(progress.pause_after(error))
             finally:
                 call.cancel()  # the caller may have stopped early
 
     def _wait(self, seconds: float) -> None:
         if self._closing.wait(seconds):
-            raise CallError(grpc.StatusCode.CANCELLED, CLOSED)
+            raise closed_error()
 
     @contextlib.contextmanager
     def _readable_errors(self, seconds: float) -> Iterator[None]:
         try:
             yield
+        except ValueError:  # gRPC's word for a channel that is closed
+            if self._closing.is_set():
+                raise closed_error() from None
+            raise
         except grpc.RpcError as error:
+            if self._closing.is_set():
+                raise closed_error() from None
             reason = self._why_not_connected() if is_late(error) else ""
             raise to_call_error(
                 error, self._address, seconds, tls=self._tls, no_connection=reason

@@ -1,6 +1,7 @@
 """Hides how a question to a server becomes a message, its reply an array, its failure an error."""
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, TypedDict, get_args
 
@@ -20,7 +21,6 @@ _DEADLINE_AT_CLIENT = "Deadline Exceeded"
 _NO_CONNECTION = "last error: "
 # What it says where the other end closed the connection, as one that waits for a handshake does.
 _CLOSED = ("Socket closed", "Connection reset")
-CLOSED = "the client was closed"
 # A call that gRPC does not make again, so that it says at once why no connection can be made.
 CONNECTION_CHECK = "/grpc.health.v1.Health/Check"
 CONNECTION_CHECK_SECONDS = 0.02
@@ -37,6 +37,11 @@ class CallError(Exception):
 
     def __str__(self) -> str:
         return f"{self.code.name}: {self.details}"
+
+
+def closed_error() -> CallError:
+    """What a call ends with whose client is closed, before it or meanwhile."""
+    return CallError(grpc.StatusCode.CANCELLED, "the client was closed")
 
 
 class ImageRequest(TypedDict, total=False):
@@ -63,8 +68,29 @@ class ImageRequest(TypedDict, total=False):
     class_labels: Iterable[int]
     truncation: float
     model: str
-    version: str
+    version: str | int
     timeout_seconds: float
+
+
+def check_hedging(seconds: float | None) -> None:
+    """Refuse a time after which nobody could ask a second time.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise ValueError(f"hedge_after_seconds: expected 0 or more, or None, got {seconds}")
+
+
+def check_encoded(image_format: str) -> None:
+    """Refuse what is no format of files.
+
+    Raises:
+        ValueError: it is none.
+    """
+    known = get_args(EncodedFormat)
+    if image_format not in known:
+        raise ValueError(f"format: expected one of {', '.join(known)}, got {image_format!r}")
 
 
 def choose_timeout(asked: float | None, default: float) -> float:
@@ -134,19 +160,19 @@ def build_message(
     known = ImageRequest.__annotations__
     if unknown := sorted(request.keys() - known.keys()):
         raise TypeError(f"unexpected {', '.join(unknown)}; expected some of {', '.join(known)}")
-    if image_format not in ("raw", *get_args(EncodedFormat)):
-        raise ValueError(
-            f"image_format: expected one of {', '.join(get_args(EncodedFormat))}, got "
-            f"{image_format!r}"
-        )
+    if image_format != "raw":
+        check_encoded(image_format)
     sources = sorted({"seeds", "latents", "interpolation"} & request.keys())
     if len(sources) != 1:
         raise ValueError(
             f"expected one of seeds, latents and interpolation, got {', '.join(sources) or 'none'}"
         )
+    if "frames_per_segment" in request and sources != ["interpolation"]:
+        raise ValueError(f"frames_per_segment: expected interpolation with it, got {sources[0]}")
+    version = request.get("version")
     message = pb.GenerateImagesRequest(
         model_name=request.get("model", default_model),
-        model_version=request.get("version", ""),
+        model_version="" if version is None else str(version),
         truncation=request.get("truncation"),
         format=pb.ImageFormat.Value(f"IMAGE_FORMAT_{image_format.upper()}"),
         quality=quality,

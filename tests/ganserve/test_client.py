@@ -187,6 +187,13 @@ async def test_the_model_and_version_of_a_call_or_else_of_the_client_are_asked(
     assert (other == expected_pixels([1])).all()
 
 
+@pytest.mark.parametrize("version", ["1", 1, np.int64(1), "", None], ids=repr)
+async def test_a_version_may_be_given_as_a_number(version, repository, running_server):
+    async with running_server(repository) as server:
+        reply = await ask(server, lambda client: client.generate_reply(seeds=[1], version=version))
+    assert reply.model.version == "1"
+
+
 async def test_models_are_listed_with_what_they_make(repository, running_server):
     async with running_server(repository) as server:
         (model,) = await ask(server, lambda client: client.models())
@@ -221,6 +228,11 @@ async def test_one_client_serves_many_threads(repository, running_server):
             id="frames",
         ),
         pytest.param(
+            {"seeds": [1], "frames_per_segment": 4},
+            "frames_per_segment: expected interpolation with it, got seeds",
+            id="frames-of-no-walk",
+        ),
+        pytest.param(
             {"seeds": [1], "class_labels": [2**32]},
             r"class_labels: expected integers from 0 to 2\^32 - 1",
             id="label",
@@ -248,12 +260,14 @@ async def test_an_argument_that_says_nothing_is_refused_before_a_call(name):
             await anext(client.stream(**request))
 
 
-def test_a_format_that_there_is_not_is_refused_before_a_call():
-    with (
-        Client("localhost:1") as client,
-        pytest.raises(ValueError, match="expected one of png, jpeg, webp, got 'gif'"),
-    ):
-        client.generate_files("gif", seeds=[1])
+@pytest.mark.parametrize("name", ["gif", "raw"])
+async def test_a_format_that_files_do_not_have_is_refused_before_a_call(name):
+    problem = f"format: expected one of png, jpeg, webp, got '{name}'"
+    with Client("localhost:1") as client, pytest.raises(ValueError, match=problem):
+        client.generate_files(name, seeds=[1])
+    async with AsyncClient("localhost:1") as client:
+        with pytest.raises(ValueError, match=problem):
+            await client.generate_files(name, seeds=[1])
 
 
 @pytest.mark.parametrize(
@@ -452,6 +466,13 @@ def both_kinds(test):
     return pytest.mark.parametrize("kind", [Client, AsyncClient], ids=["threads", "asyncio"])(test)
 
 
+@both_kinds
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
+async def test_a_time_to_hedge_after_that_is_none_is_refused(kind, seconds):
+    with pytest.raises(ValueError, match="hedge_after_seconds: expected 0 or more, or None, got"):
+        kind("localhost:1", hedge_after_seconds=seconds)
+
+
 async def generate(client: Client | AsyncClient, **request: Any) -> np.ndarray:
     if isinstance(client, AsyncClient):
         return await client.generate(**request)
@@ -613,6 +634,46 @@ async def test_a_client_that_is_closed_waits_for_no_busy_server(kind):
             await asyncio.sleep(0.1)  # for the client to have heard it
         with pytest.raises(CallError, match="CANCELLED: the client was closed"):
             await call
+
+
+class TestAClientThatIsClosed:
+    """Whichever it is, in whatever it does."""
+
+    CALLS = pytest.mark.parametrize(
+        "call",
+        [
+            pytest.param(lambda client: done(client.generate, seeds=[1]), id="unary"),
+            pytest.param(lambda client: next_of(client.stream(seeds=[1])), id="stream"),
+        ],
+    )
+
+    @both_kinds
+    @CALLS
+    @pytest.mark.parametrize("hedged", [None, 0.05], ids=["once", "hedged"])
+    async def test_ends_calls_under_way_with_an_error_that_says_so(self, kind, call, hedged):
+        async with serving(Hanging()) as hanging, asyncio.timeout(20):
+            async with opened(kind, hanging, hedge_after_seconds=hedged) as client:
+                under_way = asyncio.create_task(call(client))
+                await eventually(lambda: hanging.calls > 0)
+            with pytest.raises(CallError, match="CANCELLED: the client was closed"):
+                await under_way
+
+    @both_kinds
+    @CALLS
+    async def test_makes_no_further_calls(self, kind, call):
+        async with opened(kind, Refusing(grpc.StatusCode.NOT_FOUND)) as client:
+            pass
+        with pytest.raises(CallError, match="CANCELLED: the client was closed"):
+            await call(client)
+
+    async def test_leaves_a_caller_that_was_cancelled_cancelled(self):
+        async with serving(Hanging()) as hanging, AsyncClient(hanging.address) as client:
+            call = asyncio.create_task(client.generate(seeds=[1]))
+            await eventually(lambda: hanging.calls > 0)
+            call.cancel()
+            await client.close()
+            with pytest.raises(asyncio.CancelledError):
+                await call
 
 
 class TestLatentsOfAnotherWidth:

@@ -28,8 +28,10 @@ from ganserve.client_messages import (
     is_late,
     no_connection_of,
     read_pixels,
+    shows_request,
     to_call_error,
 )
+from ganserve.client_models import ModelInfo, read_models
 from ganserve.client_patience import MOST_ATTEMPTS, Patience
 from ganserve.client_streams import IMAGES_PER_CALL, StreamProgress, build_messages
 from ganserve.encoding import to_picture
@@ -78,22 +80,26 @@ class AsyncClient:
         self._channel = open_async_channel(address, security, options)
         self._stub: ImageGenerationServiceAsyncStub = ImageGenerationServiceStub(self._channel)
 
+    @shows_request
     async def generate(self, **request: Unpack[ImageRequest]) -> NDArray[np.uint8]:
-        """Generate images as an array [n, height, width, channels]; see `ImageRequest`."""
+        """Generate images as an array [n, height, width, channels]; see `Client.generate`."""
         return read_pixels(await self.generate_reply(**request))
 
+    @shows_request
     async def generate_reply(
         self,
         format: ImageFormat = "raw",  # noqa: A002 - the word of the public proto
         **request: Unpack[ImageRequest],
     ) -> pb.GenerateImagesResponse:
-        """Generate images as the server's reply, with its model, version and timing."""
+        """Generate images as the server's reply; see `Client.generate_reply`."""
         return await self._generate(build_message(request, self._model, format), request)
 
+    @shows_request
     async def generate_images(self, **request: Unpack[ImageRequest]) -> list[Image.Image]:
-        """Generate images as Pillow images, grey or RGB; see `ImageRequest`."""
+        """Generate images as Pillow images, grey or RGB; see `Client.generate`."""
         return [to_picture(pixels) for pixels in await self.generate(**request)]
 
+    @shows_request
     async def generate_files(
         self,
         format: EncodedFormat = "png",  # noqa: A002 - the word of the public proto
@@ -105,6 +111,7 @@ class AsyncClient:
         message = build_message(request, self._model, format, quality)
         return list((await self._generate(message, request)).images)
 
+    @shows_request
     async def stream(
         self, images_per_call: int = IMAGES_PER_CALL, **request: Unpack[ImageRequest]
     ) -> AsyncGenerator[NDArray[np.uint8]]:
@@ -120,7 +127,7 @@ class AsyncClient:
                 async for images in parts:
                     yield images
 
-    async def models(self, *, timeout_seconds: float | None = None) -> list[pb.Model]:
+    async def models(self, *, timeout_seconds: float | None = None) -> list[ModelInfo]:
         """List what serves and what could not be loaded, by name, newest version first."""
 
         async def ask(seconds: float) -> pb.ListModelsResponse:
@@ -129,7 +136,7 @@ class AsyncClient:
             )
 
         timeout = choose_timeout(timeout_seconds, self._timeout_seconds)
-        return list((await self._answered(ask, timeout)).models)
+        return read_models(await self._answered(ask, timeout))
 
     async def close(self) -> None:
         """Close the connection; calls under way, and any after it, fail with CANCELLED."""

@@ -31,8 +31,10 @@ from ganserve.client_messages import (
     is_late,
     no_connection_of,
     read_pixels,
+    shows_request,
     to_call_error,
 )
+from ganserve.client_models import ModelInfo, read_models
 from ganserve.client_patience import MOST_ATTEMPTS, Patience
 from ganserve.client_streams import IMAGES_PER_CALL, StreamProgress, build_messages
 from ganserve.encoding import to_picture
@@ -41,7 +43,16 @@ from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 
 Reply = TypeVar("Reply")
 
-__all__ = ["AsyncClient", "CallError", "Client", "EncodedFormat", "ImageRequest"]
+__all__ = [
+    "AsyncClient",
+    "CallError",
+    "ChannelSecurity",
+    "Client",
+    "EncodedFormat",
+    "ImageFormat",
+    "ImageRequest",
+    "ModelInfo",
+]
 
 
 class Client:
@@ -97,39 +108,60 @@ class Client:
         self._stub = ImageGenerationServiceStub(self._channel)
         self._closing = threading.Event()
 
+    @shows_request
     def generate(self, **request: Unpack[ImageRequest]) -> NDArray[np.uint8]:
-        """Generate images as an array [n, height, width, channels]; see `ImageRequest`."""
+        """Generate images as an array [n, height, width, channels].
+
+        Args:
+            request: One of `seeds`, `latents` and `interpolation` (with `frames_per_segment`), and
+                as needed `class_labels`, `truncation`, `model`, `version` and `timeout_seconds`:
+                see `ImageRequest`. All methods that make images take these.
+
+        Raises:
+            CallError: the call failed for good.
+            TypeError: the request has a name that says nothing.
+            ValueError: no message can say this.
+        """
         return read_pixels(self.generate_reply(**request))
 
+    @shows_request
     def generate_reply(
         self,
         format: ImageFormat = "raw",  # noqa: A002 - the word of the public proto
         **request: Unpack[ImageRequest],
     ) -> pb.GenerateImagesResponse:
-        """Generate images as the server's reply, with its model, version and timing."""
+        """Generate images as the server's reply, with its model, version and timing.
+
+        Args:
+            format: `raw` gives one block of pixels, the others one file an image.
+            request: What to generate; see `generate`.
+        """
         return self._generate(build_message(request, self._model, format), request)
 
+    @shows_request
     def generate_images(self, **request: Unpack[ImageRequest]) -> list[Image.Image]:
-        """Generate images as Pillow images, grey or RGB; see `ImageRequest`."""
+        """Generate images as Pillow images, grey or RGB; see `generate`."""
         return [to_picture(pixels) for pixels in self.generate(**request)]
 
+    @shows_request
     def generate_files(
         self,
         format: EncodedFormat = "png",  # noqa: A002 - the word of the public proto
         quality: int | None = None,
         **request: Unpack[ImageRequest],
     ) -> list[bytes]:
-        """Generate images as the contents of one file each; see `ImageRequest`.
+        """Generate images as the contents of one file each; see `generate`.
 
         Args:
             format: `png` is lossless, and so is `webp` unless `quality` is given.
             quality: 1 to 100, for `jpeg` and `webp`.
-            request: What to generate.
+            request: What to generate; see `generate`.
         """
         check_encoded(format)
         message = build_message(request, self._model, format, quality)
         return list(self._generate(message, request).images)
 
+    @shows_request
     def stream(
         self, images_per_call: int = IMAGES_PER_CALL, **request: Unpack[ImageRequest]
     ) -> Iterator[NDArray[np.uint8]]:
@@ -141,7 +173,7 @@ class Client:
         Args:
             images_per_call: How many images to ask for in one call, at most; lower it where a
                 server's `--max-images-per-request` is lower. An `interpolation` is always one call.
-            request: What to generate; `timeout_seconds` is for each call.
+            request: What to generate, see `generate`; `timeout_seconds` is for each call.
         """
         timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
         progress = StreamProgress(retries=self._retries)
@@ -150,7 +182,7 @@ class Client:
             with self._readable_errors(timeout):
                 yield from self._stream_call(progress)
 
-    def models(self, *, timeout_seconds: float | None = None) -> list[pb.Model]:
+    def models(self, *, timeout_seconds: float | None = None) -> list[ModelInfo]:
         """List what serves and what could not be loaded, by name, newest version first."""
 
         def ask(seconds: float) -> pb.ListModelsResponse:
@@ -159,7 +191,7 @@ class Client:
             )
 
         timeout = choose_timeout(timeout_seconds, self._timeout_seconds)
-        return list(self._answered(ask, timeout).models)
+        return read_models(self._answered(ask, timeout))
 
     def close(self) -> None:
         """Close the connection; calls under way, and any after it, fail with CANCELLED."""

@@ -1,9 +1,10 @@
 """Hides how a question to a server becomes a message, its reply an array, its failure an error."""
 
 import contextlib
+import inspect
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, TypedDict, get_args
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 import grpc
 import numpy as np
@@ -13,6 +14,7 @@ from ganserve.v1 import image_generation_pb2 as pb
 
 EncodedFormat = Literal["png", "jpeg", "webp"]
 ImageFormat = Literal["raw"] | EncodedFormat
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 # What gRPC says where it has waited long enough; a server that ends a call before says why.
@@ -37,6 +39,21 @@ class CallError(Exception):
 
     def __str__(self) -> str:
         return f"{self.code.name}: {self.details}"
+
+
+def shows_request(method: Method) -> Method:
+    """Have a method with `**request: Unpack[ImageRequest]` show what that takes.
+
+    Type checkers see it anyway; `help` and notebooks read the signature.
+    """
+    whole = inspect.signature(method)
+    *others, _ = whole.parameters.values()
+    named = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=...)
+        for name in ImageRequest.__annotations__
+    ]
+    method.__signature__ = whole.replace(parameters=[*others, *named])  # type: ignore[attr-defined]
+    return method
 
 
 def closed_error() -> CallError:

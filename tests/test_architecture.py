@@ -54,6 +54,7 @@ LAYERS = {
             "messages",
             "client_messages",
             "client_channel",
+            "client_models",
         }
         | {"direct_calls", "metrics_port", "providers"}
         | {"load_plan"},

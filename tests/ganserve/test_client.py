@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from ganserve import service
-from ganserve.client import AsyncClient, CallError, Client
+from ganserve.client import AsyncClient, CallError, Client, ImageRequest
 from ganserve.latents import draw_latents
 from ganserve.v1 import image_generation_pb2 as pb
 from tests.ganserve.conftest import eventually, free_port, metric
@@ -199,6 +199,33 @@ async def test_models_are_listed_with_what_they_make(repository, running_server)
         (model,) = await ask(server, lambda client: client.models())
     assert (model.name, model.version, model.latent_dim) == ("tiny", "1", 4)
     assert (model.height, model.width, model.channels) == (4, 4, 3)
+
+
+async def test_what_is_listed_is_plain_values(tmp_path, running_server):
+    evaluation = {"frechet_distance": 1.5}
+    write_artifact(
+        tmp_path / "models", class_names=("cat", "dog"), metadata={"evaluation": evaluation}
+    )
+    broken = tmp_path / "models" / "zoo" / "7" / "model.onnx"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"not a model")
+    async with running_server(tmp_path / "models") as server:
+        tiny, zoo = await ask(server, lambda client: client.models())
+    assert (tiny.state, tiny.error, tiny.class_names) == ("ready", "", ("cat", "dog"))
+    assert dict(tiny.evaluation) == evaluation
+    assert (zoo.name, zoo.version, zoo.state, zoo.height) == ("zoo", "7", "failed", 0)
+    assert "expected an ONNX file" in zoo.error
+    assert pickle.loads(pickle.dumps(tiny)) == tiny
+
+
+@pytest.mark.parametrize(
+    "name", ["generate", "generate_reply", "generate_images", "generate_files", "stream"]
+)
+@pytest.mark.parametrize("kind", [Client, AsyncClient], ids=["threads", "asyncio"])
+def test_signatures_show_what_a_request_takes(kind, name):
+    shown = inspect.signature(getattr(kind, name)).parameters
+    assert shown.keys() >= ImageRequest.__annotations__.keys()
+    assert "request" not in shown
 
 
 async def test_one_client_serves_many_threads(repository, running_server):

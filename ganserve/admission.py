@@ -72,6 +72,9 @@ class RateLimiter:
     def taking(self, client: str, images: int) -> Iterator[None]:
         """Count images against a client's share, unless the queue turns out to be full.
 
+        They count also where the caller leaves, or its deadline passes, before the model sees them:
+        they took room in the queue, which would else cost nothing to keep full.
+
         Raises:
             RateLimited: the share does not reach; says when it will.
         """

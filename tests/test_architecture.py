@@ -23,7 +23,7 @@ LAYERS = {
         {"tracing"},
         {"inference_request"},
         {"repository", "request", "interceptors"},
-        {"model_series", "repository_folder"},
+        {"model_series", "model_tasks", "repository_folder"},
         {"versions"},
         {"batcher", "model", "admission"},
         {"gpu_sessions"},

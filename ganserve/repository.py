@@ -90,6 +90,11 @@ class Repository:
         """All versions that have a state, by name, newest first."""
         return sorted(self._versions, key=lambda version: (version.name, -version.number))
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether what a look found is still being taken up."""
+        return bool(self._tasks.names)
+
     def is_serving(self, name: str) -> bool:
         """Whether some version of the model can be asked for."""
         return name in self._serving
@@ -143,11 +148,6 @@ class Repository:
         if not known:
             raise self._unknown_version(name, number)
         return min(known, key=lambda version: version.state is ModelState.RETIRING)
-
-    @property
-    def is_loading(self) -> bool:
-        """Whether what a look found is still being taken up."""
-        return bool(self._tasks.names)
 
     async def refresh(self, patience_seconds: float | None = None) -> None:
         """Look at the folder once: load what is new, retire what is gone.

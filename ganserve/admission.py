@@ -7,16 +7,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import unquote
 
-from grpc.aio import ServicerContext
-
-from ganserve.calls import CallMetadata
+from ganserve.calls import CallMetadata, Context
 from ganserve.credentials import Tokens
 from ganserve.errors import Overloaded, RateLimited
-
-Context = ServicerContext[Any, Any]
 
 # A client whose share is whole needs no entry; at this number the one silent for longest goes too.
 _MOST_CLIENTS = 10_000
@@ -71,6 +66,9 @@ class RateLimiter:
     @contextlib.contextmanager
     def taking(self, client: str, images: int) -> Iterator[None]:
         """Count images against a client's share, unless the queue turns out to be full.
+
+        They count also where the caller leaves, or its deadline passes, before the model sees them:
+        they took room in the queue, which would else cost nothing to keep full.
 
         Raises:
             RateLimited: the share does not reach; says when it will.

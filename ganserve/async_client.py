@@ -14,20 +14,24 @@ from PIL import Image
 from ganserve.channel_security import ChannelSecurity, open_async_channel
 from ganserve.client_channel import make_channel_options
 from ganserve.client_messages import (
-    CLOSED,
     CONNECTION_CHECK,
     CONNECTION_CHECK_SECONDS,
-    CallError,
     EncodedFormat,
     ImageFormat,
     ImageRequest,
     build_message,
+    check_encoded,
+    check_hedging,
+    check_rows,
     choose_timeout,
+    closed_error,
     is_late,
     no_connection_of,
     read_pixels,
+    shows_request,
     to_call_error,
 )
+from ganserve.client_models import ModelInfo, read_models
 from ganserve.client_patience import MOST_ATTEMPTS, Patience
 from ganserve.client_streams import IMAGES_PER_CALL, StreamProgress, build_messages
 from ganserve.encoding import to_picture
@@ -60,7 +64,9 @@ class AsyncClient:
 
         Raises:
             OSError: a file of `security` cannot be read.
+            ValueError: it holds no token; or `hedge_after_seconds` is no time.
         """
+        check_hedging(hedge_after_seconds)
         self._address = address
         self._model = model
         self._timeout_seconds = timeout_seconds
@@ -74,22 +80,26 @@ class AsyncClient:
         self._channel = open_async_channel(address, security, options)
         self._stub: ImageGenerationServiceAsyncStub = ImageGenerationServiceStub(self._channel)
 
+    @shows_request
     async def generate(self, **request: Unpack[ImageRequest]) -> NDArray[np.uint8]:
-        """Generate images as an array [n, height, width, channels]; see `ImageRequest`."""
+        """Generate images as an array [n, height, width, channels]; see `Client.generate`."""
         return read_pixels(await self.generate_reply(**request))
 
+    @shows_request
     async def generate_reply(
         self,
         format: ImageFormat = "raw",  # noqa: A002 - the word of the public proto
         **request: Unpack[ImageRequest],
     ) -> pb.GenerateImagesResponse:
-        """Generate images as the server's reply, with its model, version and timing."""
+        """Generate images as the server's reply; see `Client.generate_reply`."""
         return await self._generate(build_message(request, self._model, format), request)
 
+    @shows_request
     async def generate_images(self, **request: Unpack[ImageRequest]) -> list[Image.Image]:
-        """Generate images as Pillow images, grey or RGB; see `ImageRequest`."""
+        """Generate images as Pillow images, grey or RGB; see `Client.generate`."""
         return [to_picture(pixels) for pixels in await self.generate(**request)]
 
+    @shows_request
     async def generate_files(
         self,
         format: EncodedFormat = "png",  # noqa: A002 - the word of the public proto
@@ -97,9 +107,11 @@ class AsyncClient:
         **request: Unpack[ImageRequest],
     ) -> list[bytes]:
         """Generate images as the contents of one file each; see `Client.generate_files`."""
+        check_encoded(format)
         message = build_message(request, self._model, format, quality)
         return list((await self._generate(message, request)).images)
 
+    @shows_request
     async def stream(
         self, images_per_call: int = IMAGES_PER_CALL, **request: Unpack[ImageRequest]
     ) -> AsyncGenerator[NDArray[np.uint8]]:
@@ -115,7 +127,7 @@ class AsyncClient:
                 async for images in parts:
                     yield images
 
-    async def models(self, *, timeout_seconds: float | None = None) -> list[pb.Model]:
+    async def models(self, *, timeout_seconds: float | None = None) -> list[ModelInfo]:
         """List what serves and what could not be loaded, by name, newest version first."""
 
         async def ask(seconds: float) -> pb.ListModelsResponse:
@@ -124,10 +136,10 @@ class AsyncClient:
             )
 
         timeout = choose_timeout(timeout_seconds, self._timeout_seconds)
-        return list((await self._answered(ask, timeout)).models)
+        return read_models(await self._answered(ask, timeout))
 
     async def close(self) -> None:
-        """Close the connection; calls under way are cancelled."""
+        """Close the connection; calls under way, and any after it, fail with CANCELLED."""
         self._closing.set()
         await self._channel.close()
 
@@ -155,7 +167,9 @@ class AsyncClient:
             )
 
         timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
-        return await self._answered(ask, timeout)
+        reply = await self._answered(ask, timeout)
+        check_rows(message, reply.count)
+        return reply
 
     async def _answered(self, ask: Callable[[float], Awaitable[Reply]], seconds: float) -> Reply:
         """What a call returns that is given the seconds it has left, also by a busy server."""
@@ -177,6 +191,7 @@ class AsyncClient:
                 async for response in call:
                     for images in progress.take(response):
                         yield images
+                progress.end()
                 return
             except grpc.aio.AioRpcError as error:
                 await self._wait(progress.pause_after(error))
@@ -189,12 +204,17 @@ class AsyncClient:
                 await self._closing.wait()
         except TimeoutError:
             return
-        raise CallError(grpc.StatusCode.CANCELLED, CLOSED)
+        raise closed_error()
 
     @contextlib.asynccontextmanager
     async def _readable_errors(self, seconds: float) -> AsyncIterator[None]:
         try:
             yield
+        except (asyncio.CancelledError, grpc.aio.UsageError):  # so gRPC says that it was closed
+            task = asyncio.current_task()
+            if not self._closing.is_set() or (task is not None and task.cancelling()):
+                raise
+            raise closed_error() from None
         except grpc.RpcError as error:
             reason = await self._why_not_connected() if is_late(error) else ""
             raise to_call_error(

@@ -27,9 +27,9 @@ from ganserve.flag_names import describe_error, spell_flags, spell_subject
 
 if TYPE_CHECKING:
     from ganserve.channel_security import ChannelSecurity
+    from ganserve.client_models import ModelInfo
     from ganserve.load_report import LoadReport
     from ganserve.load_sweep import LoadKind, Sweep
-    from ganserve.v1.image_generation_pb2 import Model
 
 
 class CommandError(Exception):
@@ -190,23 +190,24 @@ def _models(command: Models) -> None:
             models = client.models()
     except (CallError, OSError, ValueError) as error:
         raise CommandError(str(error)) from error
-    print(_render_models(models))
+    if command.json_:
+        listed = [asdict(model) | {"evaluation": dict(model.evaluation)} for model in models]
+        print(json.dumps(listed, indent=2))
+    else:
+        print(_render_models(models))
 
 
-def _render_models(models: "Sequence[Model]") -> str:
-    from ganserve.v1.image_generation_pb2 import ModelState
-
+def _render_models(models: "Sequence[ModelInfo]") -> str:
     columns = ("NAME", "VERSION", "STATE", "IMAGE", "LATENTS", "CLASSES")
     rows = [(*columns, "PROVIDER", "DIGEST OR ERROR")]
     for model in models:
-        state = ModelState.Name(model.state).removeprefix("MODEL_STATE_").lower()
         if model.height:
             image = f"{model.height}x{model.width}x{model.channels}"
             latents, classes = str(model.latent_dim), str(len(model.class_names) or "-")
         else:
             image = latents = classes = "-"
         tail = (model.execution_provider or "-", model.digest[:12] or model.error)
-        rows.append((model.name, model.version, state, image, latents, classes, *tail))
+        rows.append((model.name, model.version, model.state, image, latents, classes, *tail))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -146,6 +146,10 @@ TlsCertificate = Annotated[
 TlsKey = Annotated[Path | None, Field(description="PEM file of the certificate's private key.")]
 TokenFile = Annotated[Path | None, Field(description="File with the token to show to the server.")]
 
+PrintJson = Annotated[
+    CliToggleFlag[bool], Field(alias="json", description="Print JSON instead of a table.")
+]
+
 
 class Generate(BaseModel):
     """Ask a running server for images and write them to disk."""
@@ -193,6 +197,7 @@ class Models(BaseModel):
     tls_certificate: TlsCertificate = None
     tls_key: TlsKey = None
     token_file: TokenFile = None
+    json_: PrintJson = False
 
 
 class LoadTest(BaseModel):
@@ -251,9 +256,7 @@ class LoadTest(BaseModel):
     tls_certificate: TlsCertificate = None
     tls_key: TlsKey = None
     token_file: TokenFile = None
-    json_: CliToggleFlag[bool] = Field(
-        default=False, alias="json", description="Print JSON instead of a table."
-    )
+    json_: PrintJson = False
 
     @model_validator(mode="after")
     def _flags_fit_together(self) -> Self:

@@ -16,7 +16,6 @@ from ganserve.async_client import AsyncClient
 from ganserve.channel_security import ChannelSecurity, open_channel
 from ganserve.client_channel import make_channel_options
 from ganserve.client_messages import (
-    CLOSED,
     CONNECTION_CHECK,
     CONNECTION_CHECK_SECONDS,
     CallError,
@@ -24,12 +23,18 @@ from ganserve.client_messages import (
     ImageFormat,
     ImageRequest,
     build_message,
+    check_encoded,
+    check_hedging,
+    check_rows,
     choose_timeout,
+    closed_error,
     is_late,
     no_connection_of,
     read_pixels,
+    shows_request,
     to_call_error,
 )
+from ganserve.client_models import ModelInfo, read_models
 from ganserve.client_patience import MOST_ATTEMPTS, Patience
 from ganserve.client_streams import IMAGES_PER_CALL, StreamProgress, build_messages
 from ganserve.encoding import to_picture
@@ -38,7 +43,16 @@ from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 
 Reply = TypeVar("Reply")
 
-__all__ = ["AsyncClient", "CallError", "Client", "EncodedFormat", "ImageRequest"]
+__all__ = [
+    "AsyncClient",
+    "CallError",
+    "ChannelSecurity",
+    "Client",
+    "EncodedFormat",
+    "ImageFormat",
+    "ImageRequest",
+    "ModelInfo",
+]
 
 
 class Client:
@@ -78,7 +92,9 @@ class Client:
 
         Raises:
             OSError: a file of `security` cannot be read.
+            ValueError: it holds no token; or `hedge_after_seconds` is no time.
         """
+        check_hedging(hedge_after_seconds)
         self._address = address
         self._model = model
         self._timeout_seconds = timeout_seconds
@@ -92,38 +108,60 @@ class Client:
         self._stub = ImageGenerationServiceStub(self._channel)
         self._closing = threading.Event()
 
+    @shows_request
     def generate(self, **request: Unpack[ImageRequest]) -> NDArray[np.uint8]:
-        """Generate images as an array [n, height, width, channels]; see `ImageRequest`."""
+        """Generate images as an array [n, height, width, channels].
+
+        Args:
+            request: One of `seeds`, `latents` and `interpolation` (with `frames_per_segment`), and
+                as needed `class_labels`, `truncation`, `model`, `version` and `timeout_seconds`:
+                see `ImageRequest`. All methods that make images take these.
+
+        Raises:
+            CallError: the call failed for good.
+            TypeError: the request has a name that says nothing.
+            ValueError: no message can say this.
+        """
         return read_pixels(self.generate_reply(**request))
 
+    @shows_request
     def generate_reply(
         self,
         format: ImageFormat = "raw",  # noqa: A002 - the word of the public proto
         **request: Unpack[ImageRequest],
     ) -> pb.GenerateImagesResponse:
-        """Generate images as the server's reply, with its model, version and timing."""
+        """Generate images as the server's reply, with its model, version and timing.
+
+        Args:
+            format: `raw` gives one block of pixels, the others one file an image.
+            request: What to generate; see `generate`.
+        """
         return self._generate(build_message(request, self._model, format), request)
 
+    @shows_request
     def generate_images(self, **request: Unpack[ImageRequest]) -> list[Image.Image]:
-        """Generate images as Pillow images, grey or RGB; see `ImageRequest`."""
+        """Generate images as Pillow images, grey or RGB; see `generate`."""
         return [to_picture(pixels) for pixels in self.generate(**request)]
 
+    @shows_request
     def generate_files(
         self,
         format: EncodedFormat = "png",  # noqa: A002 - the word of the public proto
         quality: int | None = None,
         **request: Unpack[ImageRequest],
     ) -> list[bytes]:
-        """Generate images as the contents of one file each; see `ImageRequest`.
+        """Generate images as the contents of one file each; see `generate`.
 
         Args:
             format: `png` is lossless, and so is `webp` unless `quality` is given.
             quality: 1 to 100, for `jpeg` and `webp`.
-            request: What to generate.
+            request: What to generate; see `generate`.
         """
+        check_encoded(format)
         message = build_message(request, self._model, format, quality)
         return list(self._generate(message, request).images)
 
+    @shows_request
     def stream(
         self, images_per_call: int = IMAGES_PER_CALL, **request: Unpack[ImageRequest]
     ) -> Iterator[NDArray[np.uint8]]:
@@ -135,7 +173,7 @@ class Client:
         Args:
             images_per_call: How many images to ask for in one call, at most; lower it where a
                 server's `--max-images-per-request` is lower. An `interpolation` is always one call.
-            request: What to generate; `timeout_seconds` is for each call.
+            request: What to generate, see `generate`; `timeout_seconds` is for each call.
         """
         timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
         progress = StreamProgress(retries=self._retries)
@@ -144,7 +182,7 @@ class Client:
             with self._readable_errors(timeout):
                 yield from self._stream_call(progress)
 
-    def models(self, *, timeout_seconds: float | None = None) -> list[pb.Model]:
+    def models(self, *, timeout_seconds: float | None = None) -> list[ModelInfo]:
         """List what serves and what could not be loaded, by name, newest version first."""
 
         def ask(seconds: float) -> pb.ListModelsResponse:
@@ -153,10 +191,10 @@ class Client:
             )
 
         timeout = choose_timeout(timeout_seconds, self._timeout_seconds)
-        return list(self._answered(ask, timeout).models)
+        return read_models(self._answered(ask, timeout))
 
     def close(self) -> None:
-        """Close the connection; calls under way fail with CANCELLED."""
+        """Close the connection; calls under way, and any after it, fail with CANCELLED."""
         self._closing.set()
         self._channel.close()
 
@@ -182,7 +220,9 @@ class Client:
             return self._stub.GenerateImages(message, timeout=seconds, metadata=self._metadata)
 
         timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
-        return self._answered(ask, timeout)
+        reply = self._answered(ask, timeout)
+        check_rows(message, reply.count)
+        return reply
 
     def _answered(self, ask: Callable[[float], Reply], seconds: float) -> Reply:
         """What a call returns that is given the seconds it has left, also by a busy server."""
@@ -203,23 +243,28 @@ class Client:
             try:
                 for response in call:
                     yield from progress.take(response)
+                progress.end()
                 return
             except grpc.RpcError as error:
-                if self._closing.is_set():
-                    raise
                 self._wait(progress.pause_after(error))
             finally:
                 call.cancel()  # the caller may have stopped early
 
     def _wait(self, seconds: float) -> None:
         if self._closing.wait(seconds):
-            raise CallError(grpc.StatusCode.CANCELLED, CLOSED)
+            raise closed_error()
 
     @contextlib.contextmanager
     def _readable_errors(self, seconds: float) -> Iterator[None]:
         try:
             yield
+        except ValueError:  # gRPC's word for a channel that is closed
+            if self._closing.is_set():
+                raise closed_error() from None
+            raise
         except grpc.RpcError as error:
+            if self._closing.is_set():
+                raise closed_error() from None
             reason = self._why_not_connected() if is_late(error) else ""
             raise to_call_error(
                 error, self._address, seconds, tls=self._tls, no_connection=reason

@@ -1,8 +1,10 @@
 """Hides how a question to a server becomes a message, its reply an array, its failure an error."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, TypedDict, get_args
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, TypedDict, TypeVar, get_args
 
 import grpc
 import numpy as np
@@ -12,6 +14,7 @@ from ganserve.v1 import image_generation_pb2 as pb
 
 EncodedFormat = Literal["png", "jpeg", "webp"]
 ImageFormat = Literal["raw"] | EncodedFormat
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 # What gRPC says where it has waited long enough; a server that ends a call before says why.
@@ -20,7 +23,6 @@ _DEADLINE_AT_CLIENT = "Deadline Exceeded"
 _NO_CONNECTION = "last error: "
 # What it says where the other end closed the connection, as one that waits for a handshake does.
 _CLOSED = ("Socket closed", "Connection reset")
-CLOSED = "the client was closed"
 # A call that gRPC does not make again, so that it says at once why no connection can be made.
 CONNECTION_CHECK = "/grpc.health.v1.Health/Check"
 CONNECTION_CHECK_SECONDS = 0.02
@@ -37,6 +39,26 @@ class CallError(Exception):
 
     def __str__(self) -> str:
         return f"{self.code.name}: {self.details}"
+
+
+def shows_request(method: Method) -> Method:
+    """Have a method with `**request: Unpack[ImageRequest]` show what that takes.
+
+    Type checkers see it anyway; `help` and notebooks read the signature.
+    """
+    whole = inspect.signature(method)
+    *others, _ = whole.parameters.values()
+    named = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=...)
+        for name in ImageRequest.__annotations__
+    ]
+    method.__signature__ = whole.replace(parameters=[*others, *named])  # type: ignore[attr-defined]
+    return method
+
+
+def closed_error() -> CallError:
+    """What a call ends with whose client is closed, before it or meanwhile."""
+    return CallError(grpc.StatusCode.CANCELLED, "the client was closed")
 
 
 class ImageRequest(TypedDict, total=False):
@@ -63,8 +85,29 @@ class ImageRequest(TypedDict, total=False):
     class_labels: Iterable[int]
     truncation: float
     model: str
-    version: str
+    version: str | int
     timeout_seconds: float
+
+
+def check_hedging(seconds: float | None) -> None:
+    """Refuse a time after which nobody could ask a second time.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise ValueError(f"hedge_after_seconds: expected 0 or more, or None, got {seconds}")
+
+
+def check_encoded(image_format: str) -> None:
+    """Refuse what is no format of files.
+
+    Raises:
+        ValueError: it is none.
+    """
+    known = get_args(EncodedFormat)
+    if image_format not in known:
+        raise ValueError(f"format: expected one of {', '.join(known)}, got {image_format!r}")
 
 
 def choose_timeout(asked: float | None, default: float) -> float:
@@ -134,19 +177,19 @@ def build_message(
     known = ImageRequest.__annotations__
     if unknown := sorted(request.keys() - known.keys()):
         raise TypeError(f"unexpected {', '.join(unknown)}; expected some of {', '.join(known)}")
-    if image_format not in ("raw", *get_args(EncodedFormat)):
-        raise ValueError(
-            f"image_format: expected one of {', '.join(get_args(EncodedFormat))}, got "
-            f"{image_format!r}"
-        )
+    if image_format != "raw":
+        check_encoded(image_format)
     sources = sorted({"seeds", "latents", "interpolation"} & request.keys())
     if len(sources) != 1:
         raise ValueError(
             f"expected one of seeds, latents and interpolation, got {', '.join(sources) or 'none'}"
         )
+    if "frames_per_segment" in request and sources != ["interpolation"]:
+        raise ValueError(f"frames_per_segment: expected interpolation with it, got {sources[0]}")
+    version = request.get("version")
     message = pb.GenerateImagesRequest(
         model_name=request.get("model", default_model),
-        model_version=request.get("version", ""),
+        model_version="" if version is None else str(version),
         truncation=request.get("truncation"),
         format=pb.ImageFormat.Value(f"IMAGE_FORMAT_{image_format.upper()}"),
         quality=quality,
@@ -161,6 +204,7 @@ def build_message(
         if latents.ndim != 2:
             raise ValueError(f"latents: expected [n, latent_dim], got {list(latents.shape)}")
         message.latents.values.extend(latents.ravel().tolist())
+        message.latents.latent_dim = latents.shape[1]
         message.latents.SetInParent()  # else no rows would look like no source
     else:
         with _named("interpolation", "from 0 to 2^64 - 1"):
@@ -168,6 +212,24 @@ def build_message(
         with _named("frames_per_segment", "from 1 to 2^32 - 1"):
             message.interpolation.frames_per_segment = request.get("frames_per_segment", 0)
     return message
+
+
+def check_rows(message: pb.GenerateImagesRequest, images: int) -> None:
+    """Make sure that each row of latents became one image.
+
+    Servers refuse rows of another length than the model's, but older ones, which do not know that a
+    request says how long they are, cut the numbers into rows of their own.
+
+    Raises:
+        CallError: the model's rows are of another length.
+    """
+    given = message.latents
+    if message.WhichOneof("source") == "latents" and images * given.latent_dim != len(given.values):
+        raise CallError(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            f"latents: expected rows of {len(given.values) // images} numbers, the model's "
+            f"latent_dim, got rows of {given.latent_dim}",
+        )
 
 
 def read_pixels(response: pb.GenerateImagesResponse) -> NDArray[np.uint8]:

@@ -11,7 +11,13 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from ganserve.client_messages import CallError, ImageRequest, build_message, read_pixels
+from ganserve.client_messages import (
+    CallError,
+    ImageRequest,
+    build_message,
+    check_rows,
+    read_pixels,
+)
 from ganserve.client_patience import MOST_ATTEMPTS, Patience
 from ganserve.v1 import image_generation_pb2 as pb
 
@@ -57,7 +63,7 @@ def build_messages(
         message = pb.GenerateImagesRequest()
         message.CopyFrom(common)
         last = min(first + images_per_call, count)
-        _copy_source(whole, message, first, last, count)
+        _copy_source(whole, message, first, last)
         message.class_labels.extend(labels if len(labels) == 1 else labels[first:last])
         yield message
 
@@ -80,9 +86,8 @@ def _copy_source(
     message: pb.GenerateImagesRequest,
     first: int,
     last: int,
-    count: int,
 ) -> None:
-    """Ask for the images from `first` to before `last`, out of the `count` of the whole."""
+    """Ask for the images from `first` to before `last`."""
     match whole.WhichOneof("source"):
         case "seed_range":
             message.seed_range.start = whole.seed_range.start + first
@@ -91,7 +96,8 @@ def _copy_source(
             message.seeds.values.extend(whole.seeds.values[first:last])
         case _:
             values: Sequence[float] = whole.latents.values
-            latent_dim = len(values) // count
+            latent_dim = whole.latents.latent_dim
+            message.latents.latent_dim = latent_dim
             message.latents.values.extend(values[first * latent_dim : last * latent_dim])
 
 
@@ -145,6 +151,14 @@ class StreamProgress:
             self._received += len(images)
             self._images += len(images)
             yield images
+
+    def end(self) -> None:
+        """Make sure that all images of the call have come.
+
+        Raises:
+            CallError: as `check_rows`.
+        """
+        check_rows(self.message, self._received)
 
     def pause_after(self, error: grpc.RpcError) -> float:
         """The seconds to wait before another attempt.

@@ -13,10 +13,9 @@ from typing import Any, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
-from grpc.aio import ServicerContext
 
 from ganserve.batcher import DEADLINE_SLACK_SECONDS
-from ganserve.calls import Call, CallMetadata, Method, Tracer, request_id_of, split_peer
+from ganserve.calls import Call, CallMetadata, Context, Method, Tracer, request_id_of, split_peer
 from ganserve.calls_under_way import CallsUnderWay
 from ganserve.deadlines import Deadlines
 from ganserve.errors import (
@@ -39,7 +38,6 @@ from ganserve.unread_replies import UnreadReplies
 
 logger = logging.getLogger(__name__)
 
-Context = ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for the type checker only
 
 _metadata: ContextVar[CallMetadata] = ContextVar("metadata")

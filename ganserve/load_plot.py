@@ -20,7 +20,7 @@ def require_plotting() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ModuleNotFoundError:
-        message = 'a plot needs matplotlib: pip install "ganserve[load-test]"'
+        message = "a plot needs matplotlib: in a checkout, pip install '.[load-test]'"
         raise ImportError(message) from None
 
 

@@ -6,12 +6,9 @@ https://github.com/kserve/open-inference-protocol, version 2, with Triton's Mode
 import time
 from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import version as installed_version
-from typing import Any
-
-from grpc.aio import ServicerContext
 
 from ganserve.admission import Admission
-from ganserve.calls import note_request
+from ganserve.calls import Context, note_request
 from ganserve.deadlines import deadline_of
 from ganserve.encoding import ImageFormat
 from ganserve.entries import Generated
@@ -26,8 +23,6 @@ from ganserve.repository import Repository
 from ganserve.request import check_one_reply, parse_version, rows_of
 from ganserve.setting_values import VersionPolicy
 from ganserve.versions import ModelState, Version
-
-Context = ServicerContext[Any, Any]
 
 # As Triton spells them, for clients that look.
 _PLATFORM = "onnxruntime_onnx"

@@ -24,6 +24,7 @@ from ganserve.metrics import Metrics
 from ganserve.model import Model
 from ganserve.model_files import Candidate, can_be_read
 from ganserve.model_series import ModelSeries
+from ganserve.model_tasks import ModelTasks
 from ganserve.repository_folder import RepositoryFolder
 from ganserve.setting_values import VersionPolicy
 from ganserve.versions import ModelState, Served, Version, newest
@@ -70,10 +71,12 @@ class Repository:
         # another takes its place.
         self._serving: dict[str, dict[int, Version]] = {}
         self._retirements: set[asyncio.Task[None]] = set()
+        self._tasks = ModelTasks(self._refresh_model)
         # One thread for all: each would keep memory of its own that a model leaves behind.
         self._loader = ThreadPoolExecutor(
             max_workers=1, thread_name_prefix="models", initializer=let_others_first
         )
+        self._loading = asyncio.Lock()  # a version that waits has no state, and may still change
         self.settled = False  # all models were looked at once
         self._first_look_over = asyncio.Event()  # or it failed
 
@@ -86,6 +89,11 @@ class Repository:
     def versions(self) -> list[Version]:
         """All versions that have a state, by name, newest first."""
         return sorted(self._versions, key=lambda version: (version.name, -version.number))
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether what a look found is still being taken up."""
+        return bool(self._tasks.names)
 
     def is_serving(self, name: str) -> bool:
         """Whether some version of the model can be asked for."""
@@ -141,35 +149,47 @@ class Repository:
             raise self._unknown_version(name, number)
         return min(known, key=lambda version: version.state is ModelState.RETIRING)
 
-    async def refresh(self) -> None:
+    async def refresh(self, patience_seconds: float | None = None) -> None:
         """Look at the folder once: load what is new, retire what is gone.
+
+        Return when that is done. Where it takes longer than `patience_seconds` it goes on, and
+        another look may come meanwhile: models wait for each other only to be loaded.
 
         Raises:
             StartupError: the first models cannot run on the device that was asked for.
         """
         try:
-            await self._look()
+            await self._look(patience_seconds)
+        except BaseException:
+            await self.stop_loading()
+            raise
         finally:
             self._first_look_over.set()
 
+    async def stop_loading(self) -> None:
+        """Leave the models as they are."""
+        await self._tasks.cancel()
+
     async def close(self) -> None:
         """Retire everything; return when the last call was answered."""
+        await self.stop_loading()
         while self._serving:
             for version in self._serving.popitem()[1].values():
                 self._retire(version)
         await asyncio.gather(*self._retirements)
         self._loader.shutdown(wait=False, cancel_futures=True)  # what loads now is of no use
 
-    async def _look(self) -> None:
+    async def _look(self, patience_seconds: float | None) -> None:
         seen = await self._folder.look()
         if seen is None:
             return
         found, unreadable = seen
         self._names = sorted({*found, *(name for name in self._names if name in unreadable)})
         known = {*found, *self._serving, *(version.name for version in self._versions)}
-        for name in sorted(name for name in known if name not in unreadable):
-            await self._refresh_model(name, found.get(name, []))
-        self.settled = True
+        for name in sorted(name for name in known | self._tasks.names if name not in unreadable):
+            self._tasks.begin(name, found.get(name, []))
+        await self._tasks.wait(patience_seconds)
+        self.settled = self.settled or not self._tasks.names
         self._on_change()
 
     def _resolve_name(self, field: str, name: str) -> str:
@@ -218,7 +238,10 @@ class Repository:
         stay = set()
         for candidate in candidates:
             if self._version_of(candidate) is None:
-                await self._load_version(candidate)
+                async with self._loading:
+                    if self._tasks.is_outdated(candidate):
+                        return  # a later look follows, which found something else
+                    await self._load_version(candidate)
             # Also where it is not this candidate that serves, but the file which this one replaced.
             if candidate.version in self._serving.get(name, {}):
                 stay.add(candidate.version)

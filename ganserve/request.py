@@ -188,6 +188,10 @@ def _parse_source(
 def _parse_latents(
     latents: pb.Latents, latent_dim: int, max_images: int
 ) -> tuple[int, FromLatents]:
+    if latents.latent_dim not in (0, latent_dim):
+        raise InvalidRequest(
+            "latents.latent_dim", f"expected the model's, {latent_dim}, got {latents.latent_dim}"
+        )
     field, length = "latents.values", len(latents.values)
     if length == 0 or length % latent_dim:
         raise InvalidRequest(

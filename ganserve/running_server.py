@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LIVENESS_SECONDS = 5.0
+_LOADING_SECONDS = 1.0  # how long a look is waited for before there may be another
 
 
 class RunningServer:
@@ -112,6 +113,7 @@ class RunningServer:
         for task in self._watching:
             task.cancel()
         await asyncio.gather(*self._watching, return_exceptions=True)
+        await self.repository.stop_loading()
 
     async def close_tracing(self, seconds: float) -> None:
         """Send the last traces, for at most so many seconds."""
@@ -144,9 +146,11 @@ class RunningServer:
 
     async def _refresh_for_ever(self) -> None:
         said: str | None = None
+        patience: float | None = None  # all models are there before the server is ready
         while True:
-            await self.repository.refresh()
-            reason = self.why_not_ready()
+            await self.repository.refresh(patience)
+            patience = _LOADING_SECONDS
+            reason = said if self.repository.is_loading else self.why_not_ready()
             # One line a change, not one a poll; draining has a line of its own.
             if reason not in (None, said) and not self._draining:
                 seconds = self._poll_seconds

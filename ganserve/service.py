@@ -7,10 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from dataclasses import dataclass
 from typing import Any
 
-from grpc.aio import ServicerContext
-
 from ganserve.admission import Admission
-from ganserve.calls import current_trace, note_request
+from ganserve.calls import Context, current_trace, note_request
 from ganserve.deadlines import deadline_of
 from ganserve.encoding import Encoder, ImageFormat
 from ganserve.entries import Generated
@@ -28,8 +26,6 @@ from ganserve.request import (
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
 from ganserve.versions import ModelState, Served, Version
-
-Context = ServicerContext[Any, Any]
 
 _ENCODER_RETRY_SECONDS = 1.0  # about what a full line of images takes
 

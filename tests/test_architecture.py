@@ -23,7 +23,7 @@ LAYERS = {
         {"tracing"},
         {"inference_request"},
         {"repository", "request", "interceptors"},
-        {"model_series", "repository_folder"},
+        {"model_series", "model_tasks", "repository_folder"},
         {"versions"},
         {"batcher", "model", "admission"},
         {"gpu_sessions"},
@@ -54,6 +54,7 @@ LAYERS = {
             "messages",
             "client_messages",
             "client_channel",
+            "client_models",
         }
         | {"direct_calls", "metrics_port", "providers"}
         | {"load_plan"},

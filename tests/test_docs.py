@@ -1,6 +1,9 @@
 """The documents tell the truth: every setting, metric, link, version and README command."""
 
+import asyncio
+import dataclasses
 import importlib.util
+import inspect
 import os
 import re
 import shutil
@@ -14,9 +17,15 @@ import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
+import ganserve.client
+from ganserve.client import ChannelSecurity, Client, ImageRequest, ModelInfo
 from ganserve.config import ServerConfig
 from ganserve.metrics import Metrics
+from ganserve.server import running
 from gantrain.config import TrainConfig
+from tests.ganserve.certificates import Authority
+from tests.ganserve.conftest import server_config
+from tests.ganserve.tiny import write_artifact
 from tests.markdown_blocks import extract_blocks, run_blocks, shell_lines
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -213,6 +222,39 @@ def test_every_command_of_the_readme_works(tmp_path):
         read("README.md"), copy, scripts, timeout=800, elsewhere=RUN_ELSEWHERE.keys()
     )
     assert session.exit_code == 0, session.output[-4000:]
+
+
+async def test_every_example_of_the_client_page_works(tmp_path):
+    write_artifact(tmp_path / "models", "faces")
+    write_artifact(tmp_path / "models", "pets", class_names=("cat", "dog"))
+    authority = Authority(tmp_path, "authority")
+    certificate, key = authority.issue()
+    authority.ca.rename(tmp_path / "authority.crt")
+    (tmp_path / "token").write_text("a-token-of-the-server\n")
+    plain = server_config(tmp_path / "models", default_model="faces")
+    files = {"tls_certificate": certificate, "tls_key": key, "token_file": tmp_path / "token"}
+    protected = server_config(tmp_path / "models", default_model="faces", **files)
+    async with running(plain) as server, running(protected) as with_tls:
+        await server.wait_until_ready()
+        await with_tls.wait_until_ready()
+        page = read("docs/client.md").replace("localhost:50051", server.address)
+        page = page.replace("faces.example:50051", with_tls.address)
+        session = await asyncio.to_thread(run_blocks, page, tmp_path, tmp_path, timeout=200)
+    assert session.exit_code == 0, session.output[-4000:]
+    assert "NOT_FOUND: model 'faecs': expected one of faces, pets" in session.output
+
+
+def test_the_client_page_names_every_argument_and_field():
+    page = read("docs/client.md")
+    arguments = {*inspect.signature(Client).parameters, *ImageRequest.__annotations__}
+    fields = {
+        *(field.name for field in dataclasses.fields(ModelInfo)),
+        *(field.name for field in dataclasses.fields(ChannelSecurity)),
+    }
+    exported = {*ganserve.client.__all__}
+    methods = {name for name in vars(Client) if not name.startswith("_")}
+    named = set(re.findall(r"`(\w+)", page))
+    assert arguments | fields | exported | methods <= named
 
 
 def write_photos(folder: Path) -> None:

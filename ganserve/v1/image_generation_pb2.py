@@ -24,45 +24,45 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"ganserve/v1/image_generation.proto\x12\x0bganserve.v1\"\x17\n\x05Seeds\x12\x0e\n\x06values\x18\x01 \x03(\x04\")\n\tSeedRange\x12\r\n\x05start\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"\x19\n\x07Latents\x12\x0e\n\x06values\x18\x01 \x03(\x02\":\n\rInterpolation\x12\r\n\x05seeds\x18\x01 \x03(\x04\x12\x1a\n\x12\x66rames_per_segment\x18\x02 \x01(\r\"\x87\x03\n\x15GenerateImagesRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12#\n\x05seeds\x18\x03 \x01(\x0b\x32\x12.ganserve.v1.SeedsH\x00\x12,\n\nseed_range\x18\x04 \x01(\x0b\x32\x16.ganserve.v1.SeedRangeH\x00\x12\'\n\x07latents\x18\x05 \x01(\x0b\x32\x14.ganserve.v1.LatentsH\x00\x12\x33\n\rinterpolation\x18\x06 \x01(\x0b\x32\x1a.ganserve.v1.InterpolationH\x00\x12\x14\n\x0c\x63lass_labels\x18\x07 \x03(\r\x12\x17\n\ntruncation\x18\x08 \x01(\x02H\x01\x88\x01\x01\x12(\n\x06\x66ormat\x18\t \x01(\x0e\x32\x18.ganserve.v1.ImageFormat\x12\x14\n\x07quality\x18\n \x01(\rH\x02\x88\x01\x01\x42\x08\n\x06sourceB\r\n\x0b_truncationB\n\n\x08_quality\">\n\rModelIdentity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"P\n\x06Timing\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x02 \x01(\x01\x12\x16\n\x0e\x65ncode_seconds\x18\x03 \x01(\x01\"\x80\x02\n\x16GenerateImagesResponse\x12\x0e\n\x06images\x18\x01 \x03(\x0c\x12\x0e\n\x06pixels\x18\x02 \x01(\x0c\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\r\n\x05seeds\x18\x04 \x03(\x04\x12\x0e\n\x06height\x18\x05 \x01(\r\x12\r\n\x05width\x18\x06 \x01(\r\x12\x10\n\x08\x63hannels\x18\x07 \x01(\r\x12\x12\n\nmedia_type\x18\x08 \x01(\t\x12)\n\x05model\x18\t \x01(\x0b\x32\x1a.ganserve.v1.ModelIdentity\x12#\n\x06timing\x18\n \x01(\x0b\x32\x13.ganserve.v1.Timing\x12\x13\n\x0b\x66irst_index\x18\x0b \x01(\r\"/\n\x10\x45valuationResult\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"\xad\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.ganserve.v1.ModelState\x12\x12\n\nlatent_dim\x18\x04 \x01(\r\x12\x0e\n\x06height\x18\x05 \x01(\r\x12\r\n\x05width\x18\x06 \x01(\r\x12\x10\n\x08\x63hannels\x18\x07 \x01(\r\x12\x13\n\x0b\x63lass_names\x18\x08 \x03(\t\x12\x15\n\rseed_contract\x18\t \x01(\t\x12\x0e\n\x06\x64igest\x18\n \x01(\t\x12\x1a\n\x12\x65xecution_provider\x18\x0b \x01(\t\x12\x31\n\nevaluation\x18\x0c \x03(\x0b\x32\x1d.ganserve.v1.EvaluationResult\x12\r\n\x05\x65rror\x18\r \x01(\t\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.ganserve.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.ganserve.v1.Model*\x85\x01\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_RAW\x10\x01\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x02\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x03\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x04*\x8b\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03\x12\x18\n\x14MODEL_STATE_RETIRING\x10\x04\x32\xe6\x02\n\x16ImageGenerationService\x12Y\n\x0eGenerateImages\x12\".ganserve.v1.GenerateImagesRequest\x1a#.ganserve.v1.GenerateImagesResponse\x12Y\n\x0cStreamImages\x12\".ganserve.v1.GenerateImagesRequest\x1a#.ganserve.v1.GenerateImagesResponse0\x01\x12M\n\nListModels\x12\x1e.ganserve.v1.ListModelsRequest\x1a\x1f.ganserve.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.ganserve.v1.GetModelRequest\x1a\x1d.ganserve.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"ganserve/v1/image_generation.proto\x12\x0bganserve.v1\"\x17\n\x05Seeds\x12\x0e\n\x06values\x18\x01 \x03(\x04\")\n\tSeedRange\x12\r\n\x05start\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"-\n\x07Latents\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x12\n\nlatent_dim\x18\x02 \x01(\r\":\n\rInterpolation\x12\r\n\x05seeds\x18\x01 \x03(\x04\x12\x1a\n\x12\x66rames_per_segment\x18\x02 \x01(\r\"\x87\x03\n\x15GenerateImagesRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12#\n\x05seeds\x18\x03 \x01(\x0b\x32\x12.ganserve.v1.SeedsH\x00\x12,\n\nseed_range\x18\x04 \x01(\x0b\x32\x16.ganserve.v1.SeedRangeH\x00\x12\'\n\x07latents\x18\x05 \x01(\x0b\x32\x14.ganserve.v1.LatentsH\x00\x12\x33\n\rinterpolation\x18\x06 \x01(\x0b\x32\x1a.ganserve.v1.InterpolationH\x00\x12\x14\n\x0c\x63lass_labels\x18\x07 \x03(\r\x12\x17\n\ntruncation\x18\x08 \x01(\x02H\x01\x88\x01\x01\x12(\n\x06\x66ormat\x18\t \x01(\x0e\x32\x18.ganserve.v1.ImageFormat\x12\x14\n\x07quality\x18\n \x01(\rH\x02\x88\x01\x01\x42\x08\n\x06sourceB\r\n\x0b_truncationB\n\n\x08_quality\">\n\rModelIdentity\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"P\n\x06Timing\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x02 \x01(\x01\x12\x16\n\x0e\x65ncode_seconds\x18\x03 \x01(\x01\"\x80\x02\n\x16GenerateImagesResponse\x12\x0e\n\x06images\x18\x01 \x03(\x0c\x12\x0e\n\x06pixels\x18\x02 \x01(\x0c\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\r\n\x05seeds\x18\x04 \x03(\x04\x12\x0e\n\x06height\x18\x05 \x01(\r\x12\r\n\x05width\x18\x06 \x01(\r\x12\x10\n\x08\x63hannels\x18\x07 \x01(\r\x12\x12\n\nmedia_type\x18\x08 \x01(\t\x12)\n\x05model\x18\t \x01(\x0b\x32\x1a.ganserve.v1.ModelIdentity\x12#\n\x06timing\x18\n \x01(\x0b\x32\x13.ganserve.v1.Timing\x12\x13\n\x0b\x66irst_index\x18\x0b \x01(\r\"/\n\x10\x45valuationResult\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"\xad\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.ganserve.v1.ModelState\x12\x12\n\nlatent_dim\x18\x04 \x01(\r\x12\x0e\n\x06height\x18\x05 \x01(\r\x12\r\n\x05width\x18\x06 \x01(\r\x12\x10\n\x08\x63hannels\x18\x07 \x01(\r\x12\x13\n\x0b\x63lass_names\x18\x08 \x03(\t\x12\x15\n\rseed_contract\x18\t \x01(\t\x12\x0e\n\x06\x64igest\x18\n \x01(\t\x12\x1a\n\x12\x65xecution_provider\x18\x0b \x01(\t\x12\x31\n\nevaluation\x18\x0c \x03(\x0b\x32\x1d.ganserve.v1.EvaluationResult\x12\r\n\x05\x65rror\x18\r \x01(\t\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.ganserve.v1.Model\"0\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.ganserve.v1.Model*\x85\x01\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_RAW\x10\x01\x12\x14\n\x10IMAGE_FORMAT_PNG\x10\x02\x12\x15\n\x11IMAGE_FORMAT_JPEG\x10\x03\x12\x15\n\x11IMAGE_FORMAT_WEBP\x10\x04*\x8b\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03\x12\x18\n\x14MODEL_STATE_RETIRING\x10\x04\x32\xe6\x02\n\x16ImageGenerationService\x12Y\n\x0eGenerateImages\x12\".ganserve.v1.GenerateImagesRequest\x1a#.ganserve.v1.GenerateImagesResponse\x12Y\n\x0cStreamImages\x12\".ganserve.v1.GenerateImagesRequest\x1a#.ganserve.v1.GenerateImagesResponse0\x01\x12M\n\nListModels\x12\x1e.ganserve.v1.ListModelsRequest\x1a\x1f.ganserve.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.ganserve.v1.GetModelRequest\x1a\x1d.ganserve.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ganserve.v1.image_generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IMAGEFORMAT']._serialized_start=1543
-  _globals['_IMAGEFORMAT']._serialized_end=1676
-  _globals['_MODELSTATE']._serialized_start=1679
-  _globals['_MODELSTATE']._serialized_end=1818
+  _globals['_IMAGEFORMAT']._serialized_start=1563
+  _globals['_IMAGEFORMAT']._serialized_end=1696
+  _globals['_MODELSTATE']._serialized_start=1699
+  _globals['_MODELSTATE']._serialized_end=1838
   _globals['_SEEDS']._serialized_start=51
   _globals['_SEEDS']._serialized_end=74
   _globals['_SEEDRANGE']._serialized_start=76
   _globals['_SEEDRANGE']._serialized_end=117
   _globals['_LATENTS']._serialized_start=119
-  _globals['_LATENTS']._serialized_end=144
-  _globals['_INTERPOLATION']._serialized_start=146
-  _globals['_INTERPOLATION']._serialized_end=204
-  _globals['_GENERATEIMAGESREQUEST']._serialized_start=207
-  _globals['_GENERATEIMAGESREQUEST']._serialized_end=598
-  _globals['_MODELIDENTITY']._serialized_start=600
-  _globals['_MODELIDENTITY']._serialized_end=662
-  _globals['_TIMING']._serialized_start=664
-  _globals['_TIMING']._serialized_end=744
-  _globals['_GENERATEIMAGESRESPONSE']._serialized_start=747
-  _globals['_GENERATEIMAGESRESPONSE']._serialized_end=1003
-  _globals['_EVALUATIONRESULT']._serialized_start=1005
-  _globals['_EVALUATIONRESULT']._serialized_end=1052
-  _globals['_MODEL']._serialized_start=1055
-  _globals['_MODEL']._serialized_end=1356
-  _globals['_LISTMODELSREQUEST']._serialized_start=1358
-  _globals['_LISTMODELSREQUEST']._serialized_end=1377
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1379
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1435
-  _globals['_GETMODELREQUEST']._serialized_start=1437
-  _globals['_GETMODELREQUEST']._serialized_end=1485
-  _globals['_GETMODELRESPONSE']._serialized_start=1487
-  _globals['_GETMODELRESPONSE']._serialized_end=1540
-  _globals['_IMAGEGENERATIONSERVICE']._serialized_start=1821
-  _globals['_IMAGEGENERATIONSERVICE']._serialized_end=2179
+  _globals['_LATENTS']._serialized_end=164
+  _globals['_INTERPOLATION']._serialized_start=166
+  _globals['_INTERPOLATION']._serialized_end=224
+  _globals['_GENERATEIMAGESREQUEST']._serialized_start=227
+  _globals['_GENERATEIMAGESREQUEST']._serialized_end=618
+  _globals['_MODELIDENTITY']._serialized_start=620
+  _globals['_MODELIDENTITY']._serialized_end=682
+  _globals['_TIMING']._serialized_start=684
+  _globals['_TIMING']._serialized_end=764
+  _globals['_GENERATEIMAGESRESPONSE']._serialized_start=767
+  _globals['_GENERATEIMAGESRESPONSE']._serialized_end=1023
+  _globals['_EVALUATIONRESULT']._serialized_start=1025
+  _globals['_EVALUATIONRESULT']._serialized_end=1072
+  _globals['_MODEL']._serialized_start=1075
+  _globals['_MODEL']._serialized_end=1376
+  _globals['_LISTMODELSREQUEST']._serialized_start=1378
+  _globals['_LISTMODELSREQUEST']._serialized_end=1397
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1399
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1455
+  _globals['_GETMODELREQUEST']._serialized_start=1457
+  _globals['_GETMODELREQUEST']._serialized_end=1505
+  _globals['_GETMODELRESPONSE']._serialized_start=1507
+  _globals['_GETMODELRESPONSE']._serialized_end=1560
+  _globals['_IMAGEGENERATIONSERVICE']._serialized_start=1841
+  _globals['_IMAGEGENERATIONSERVICE']._serialized_end=2199
 # @@protoc_insertion_point(module_scope)

@@ -140,6 +140,9 @@ class Latents(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUES_FIELD_NUMBER: _builtins.int
+    LATENT_DIM_FIELD_NUMBER: _builtins.int
+    latent_dim: _builtins.int
+    """The length of a row, to be refused where the model's is another; 0 or absent: not checked."""
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Row by row; the length is a multiple of the model's latent_dim. All values finite."""
@@ -148,10 +151,11 @@ class Latents(_message.Message):
         self,
         *,
         values: _abc.Iterable[_builtins.float] | None = ...,
+        latent_dim: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latent_dim", b"latent_dim", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

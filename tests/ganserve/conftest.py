@@ -73,6 +73,10 @@ class SlowLoading:
     async def has_begun(self) -> None:
         assert await asyncio.to_thread(self._begun.wait, 20)
 
+    @property
+    def is_held(self) -> bool:
+        return not self._may_end.is_set()
+
     def end(self) -> None:
         self._may_end.set()
 

@@ -23,7 +23,7 @@ from ganserve.latents import draw_latents
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1 import image_generation_pb2_grpc
 from tests.ganserve.conftest import eventually, free_port
-from tests.ganserve.tiny import reveal_pixels, write_artifact
+from tests.ganserve.tiny import publish, reveal_pixels, write_artifact
 
 COMMANDS = ["serve", "generate", "models", "load-test"]
 
@@ -195,6 +195,27 @@ async def test_models_are_listed_as_a_table(tmp_path, running_server, capsys):
     assert header.split()[:4] == ["NAME", "VERSION", "STATE", "IMAGE"]
     assert rows[0].split()[:7] == ["pets", "3", "ready", "4x4x1", "4", "2", "CPUExecutionProvider"]
     assert [row.split()[:3] for row in rows[1:]] == [["zoo", "1", "failed"]]
+
+
+async def test_models_are_listed_as_json(tmp_path, running_server, capsys):
+    evaluation = {"frechet_distance": 1.5}
+    write_artifact(tmp_path / "models", "pets", 3, channels=1, metadata={"evaluation": evaluation})
+    publish(tmp_path / "models", "zoo", 1, b"not a model")
+    async with running_server(tmp_path / "models") as server:
+        assert await run_beside("models", "--address", server.address, "--json") == 0
+    pets, zoo = json.loads(capsys.readouterr().out)
+    assert (pets["name"], pets["version"], pets["state"]) == ("pets", "3", "ready")
+    assert (pets["height"], pets["channels"], pets["class_names"]) == (4, 1, [])
+    assert pets["evaluation"] == evaluation
+    assert len(pets["digest"]) == 64
+    assert (zoo["state"], zoo["latent_dim"]) == ("failed", 0)
+    assert "expected an ONNX file" in zoo["error"]
+
+
+async def test_no_models_are_an_empty_list(tmp_path, running_server, capsys):
+    async with running_server(tmp_path, until_ready=False) as server:
+        assert await run_beside("models", "--address", server.address, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == []
 
 
 async def test_a_load_test_prints_a_table_or_json(repository, running_server, capsys):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import io
 import pickle
 import socket
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ganserve.client import AsyncClient, CallError, Client
+from ganserve import service
+from ganserve.client import AsyncClient, CallError, Client, ImageRequest
 from ganserve.latents import draw_latents
 from ganserve.v1 import image_generation_pb2 as pb
 from tests.ganserve.conftest import eventually, free_port, metric
@@ -185,11 +187,45 @@ async def test_the_model_and_version_of_a_call_or_else_of_the_client_are_asked(
     assert (other == expected_pixels([1])).all()
 
 
+@pytest.mark.parametrize("version", ["1", 1, np.int64(1), "", None], ids=repr)
+async def test_a_version_may_be_given_as_a_number(version, repository, running_server):
+    async with running_server(repository) as server:
+        reply = await ask(server, lambda client: client.generate_reply(seeds=[1], version=version))
+    assert reply.model.version == "1"
+
+
 async def test_models_are_listed_with_what_they_make(repository, running_server):
     async with running_server(repository) as server:
         (model,) = await ask(server, lambda client: client.models())
     assert (model.name, model.version, model.latent_dim) == ("tiny", "1", 4)
     assert (model.height, model.width, model.channels) == (4, 4, 3)
+
+
+async def test_what_is_listed_is_plain_values(tmp_path, running_server):
+    evaluation = {"frechet_distance": 1.5}
+    write_artifact(
+        tmp_path / "models", class_names=("cat", "dog"), metadata={"evaluation": evaluation}
+    )
+    broken = tmp_path / "models" / "zoo" / "7" / "model.onnx"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"not a model")
+    async with running_server(tmp_path / "models") as server:
+        tiny, zoo = await ask(server, lambda client: client.models())
+    assert (tiny.state, tiny.error, tiny.class_names) == ("ready", "", ("cat", "dog"))
+    assert dict(tiny.evaluation) == evaluation
+    assert (zoo.name, zoo.version, zoo.state, zoo.height) == ("zoo", "7", "failed", 0)
+    assert "expected an ONNX file" in zoo.error
+    assert pickle.loads(pickle.dumps(tiny)) == tiny
+
+
+@pytest.mark.parametrize(
+    "name", ["generate", "generate_reply", "generate_images", "generate_files", "stream"]
+)
+@pytest.mark.parametrize("kind", [Client, AsyncClient], ids=["threads", "asyncio"])
+def test_signatures_show_what_a_request_takes(kind, name):
+    shown = inspect.signature(getattr(kind, name)).parameters
+    assert shown.keys() >= ImageRequest.__annotations__.keys()
+    assert "request" not in shown
 
 
 async def test_one_client_serves_many_threads(repository, running_server):
@@ -219,6 +255,11 @@ async def test_one_client_serves_many_threads(repository, running_server):
             id="frames",
         ),
         pytest.param(
+            {"seeds": [1], "frames_per_segment": 4},
+            "frames_per_segment: expected interpolation with it, got seeds",
+            id="frames-of-no-walk",
+        ),
+        pytest.param(
             {"seeds": [1], "class_labels": [2**32]},
             r"class_labels: expected integers from 0 to 2\^32 - 1",
             id="label",
@@ -246,12 +287,14 @@ async def test_an_argument_that_says_nothing_is_refused_before_a_call(name):
             await anext(client.stream(**request))
 
 
-def test_a_format_that_there_is_not_is_refused_before_a_call():
-    with (
-        Client("localhost:1") as client,
-        pytest.raises(ValueError, match="expected one of png, jpeg, webp, got 'gif'"),
-    ):
-        client.generate_files("gif", seeds=[1])
+@pytest.mark.parametrize("name", ["gif", "raw"])
+async def test_a_format_that_files_do_not_have_is_refused_before_a_call(name):
+    problem = f"format: expected one of png, jpeg, webp, got '{name}'"
+    with Client("localhost:1") as client, pytest.raises(ValueError, match=problem):
+        client.generate_files(name, seeds=[1])
+    async with AsyncClient("localhost:1") as client:
+        with pytest.raises(ValueError, match=problem):
+            await client.generate_files(name, seeds=[1])
 
 
 @pytest.mark.parametrize(
@@ -450,10 +493,24 @@ def both_kinds(test):
     return pytest.mark.parametrize("kind", [Client, AsyncClient], ids=["threads", "asyncio"])(test)
 
 
+@both_kinds
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
+async def test_a_time_to_hedge_after_that_is_none_is_refused(kind, seconds):
+    with pytest.raises(ValueError, match="hedge_after_seconds: expected 0 or more, or None, got"):
+        kind("localhost:1", hedge_after_seconds=seconds)
+
+
 async def generate(client: Client | AsyncClient, **request: Any) -> np.ndarray:
     if isinstance(client, AsyncClient):
         return await client.generate(**request)
     return await asyncio.to_thread(client.generate, **request)
+
+
+async def done(method: Callable[..., Any], *arguments: Any, **request: Any) -> Any:
+    """What a method of either client returns."""
+    if inspect.iscoroutinefunction(method):
+        return await method(*arguments, **request)
+    return await asyncio.to_thread(method, *arguments, **request)
 
 
 @contextlib.asynccontextmanager
@@ -604,6 +661,88 @@ async def test_a_client_that_is_closed_waits_for_no_busy_server(kind):
             await asyncio.sleep(0.1)  # for the client to have heard it
         with pytest.raises(CallError, match="CANCELLED: the client was closed"):
             await call
+
+
+class TestAClientThatIsClosed:
+    """Whichever it is, in whatever it does."""
+
+    CALLS = pytest.mark.parametrize(
+        "call",
+        [
+            pytest.param(lambda client: done(client.generate, seeds=[1]), id="unary"),
+            pytest.param(lambda client: next_of(client.stream(seeds=[1])), id="stream"),
+        ],
+    )
+
+    @both_kinds
+    @CALLS
+    @pytest.mark.parametrize("hedged", [None, 0.05], ids=["once", "hedged"])
+    async def test_ends_calls_under_way_with_an_error_that_says_so(self, kind, call, hedged):
+        async with serving(Hanging()) as hanging, asyncio.timeout(20):
+            async with opened(kind, hanging, hedge_after_seconds=hedged) as client:
+                under_way = asyncio.create_task(call(client))
+                await eventually(lambda: hanging.calls > 0)
+            with pytest.raises(CallError, match="CANCELLED: the client was closed"):
+                await under_way
+
+    @both_kinds
+    @CALLS
+    async def test_makes_no_further_calls(self, kind, call):
+        async with opened(kind, Refusing(grpc.StatusCode.NOT_FOUND)) as client:
+            pass
+        with pytest.raises(CallError, match="CANCELLED: the client was closed"):
+            await call(client)
+
+    async def test_leaves_a_caller_that_was_cancelled_cancelled(self):
+        async with serving(Hanging()) as hanging, AsyncClient(hanging.address) as client:
+            call = asyncio.create_task(client.generate(seeds=[1]))
+            await eventually(lambda: hanging.calls > 0)
+            call.cancel()
+            await client.close()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+
+
+class TestLatentsOfAnotherWidth:
+    """The tiny model's are 4 wide, so as many numbers would be rows of its own."""
+
+    WIDTHS = pytest.mark.parametrize("shape", [(2, 8), (8, 1)], ids=["wide", "narrow"])
+
+    @both_kinds
+    @WIDTHS
+    async def test_are_refused_in_every_way_of_asking(
+        self, kind, shape, repository, running_server
+    ):
+        said = rf"INVALID_ARGUMENT: latents.latent_dim: expected .*4, got {shape[1]}"
+        latents = np.zeros(shape)
+        async with running_server(repository) as server, opened(kind, server) as client:
+            for method in (client.generate, client.generate_images, client.generate_files):
+                with pytest.raises(CallError, match=said):
+                    await done(method, latents=latents)
+            for images_per_call in (1, 100):
+                with pytest.raises(CallError, match=said):
+                    await next_of(client.stream(images_per_call, latents=latents))
+
+    @both_kinds
+    @WIDTHS
+    async def test_are_refused_also_where_the_server_cannot_tell(
+        self, kind, shape, repository, running_server, monkeypatch
+    ):
+        parse = service.parse_request
+
+        def parse_as_before(request: Any, *arguments: Any, **limits: Any) -> Any:
+            request.latents.ClearField("latent_dim")
+            return parse(request, *arguments, **limits)
+
+        monkeypatch.setattr(service, "parse_request", parse_as_before)
+        said = f"INVALID_ARGUMENT: latents: expected rows of 4 numbers, .*rows of {shape[1]}"
+        latents = np.zeros(shape)
+        async with running_server(repository) as server, opened(kind, server) as client:
+            for method in (client.generate, client.generate_files):
+                with pytest.raises(CallError, match=said):
+                    await done(method, latents=latents)
+            with pytest.raises(CallError, match=said):
+                await all_of(client.stream(latents=latents))
 
 
 class TestLongStreams:

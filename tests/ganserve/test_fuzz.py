@@ -201,6 +201,7 @@ def requests(draw):
     elif source == "latents":
         rows = draw(st.lists(FLOATS) | NUMBERS.map(lambda n: [0.5] * n))
         request.latents.values.extend(rows)
+        request.latents.latent_dim = draw(st.sampled_from([0, 4]) | UINT32)
     elif source == "interpolation":
         request.interpolation.seeds.extend(draw(st.lists(UINT64) | NUMBERS.map(range)))
         request.interpolation.frames_per_segment = draw(UINT32)

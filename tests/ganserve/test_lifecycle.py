@@ -351,6 +351,27 @@ class TestLifecycle:
                 assert await call is Code.OK
                 await closing  # does not wait for the load
 
+    @pytest.mark.parametrize("asked", [False, True], ids=["polling", "SIGHUP"])
+    async def test_while_a_version_loads_for_long_other_models_are_taken_back(
+        self, asked, repository, running_server, slow_loading
+    ):
+        slow_loading.version = "2"
+        bad = write_artifact(repository, "other")
+        settings = {"poll_seconds": 0} if asked else {}
+        async with running_server(repository, **settings) as server, connected(server) as stub:
+            assert await code_of(stub.GenerateImages(request(model_name="other"))) is Code.OK
+            write_artifact(repository, version=2)
+            server.look_now()
+            await slow_loading.has_begun()
+            bad.rename(bad.with_name("withdrawn.onnx"))
+            server.look_now()
+            await eventually(lambda: server.repository.names == ["tiny"])
+            assert await code_of(stub.GenerateImages(request(model_name="other"))) is Code.NOT_FOUND
+            assert await code_of(stub.GenerateImages(request(model_name="tiny"))) is Code.OK
+            assert slow_loading.is_held
+            slow_loading.end()
+            await eventually(lambda: server.repository.describe("tiny", None).number == 2)
+
     async def test_shutting_down_with_live_streams_ends_them_whole(
         self, repository, running_server
     ):

@@ -267,5 +267,7 @@ sys.exit(run(["load-test", "--address", "127.0.0.1:1", "--sweep", "rate", "--plo
 """
     command = [sys.executable, "-W", "error", "-c", program]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    message = 'ganserve load-test: a plot needs matplotlib: pip install "ganserve[load-test]"\n'
-    assert (finished.returncode, finished.stderr) == (1, message)
+    said = (
+        "ganserve load-test: a plot needs matplotlib: in a checkout, pip install '.[load-test]'\n"
+    )
+    assert (finished.returncode, finished.stderr) == (1, said)

@@ -805,3 +805,111 @@ class TestSeriesOfVersions:
             shutil.rmtree(tmp_path / "tiny")
             await repository.refresh()
             assert models_with_series(repository) == {"other"}
+
+
+class TestWhileOneModelLoadsForLong:
+    """Such as one whose engine is built: the other models are still looked after."""
+
+    @contextlib.asynccontextmanager
+    async def held(self, root, **settings):
+        """`tiny` version 1 and `other` versions 1 and 2 serve, and `tiny` version 2 loads."""
+        write_artifact(root)
+        for version in (1, 2):
+            write_artifact(root, "other", version=version)
+        async with opened(root, version_policy="all", **settings) as repository:
+            await repository.refresh()
+            load = repository._load = GatedLoad()
+            write_artifact(root, version=2, offset=50)
+            await repository.refresh(0.01)
+            await load.has_started()
+            assert repository.is_loading
+            yield repository, load
+            load.release()
+
+    async def test_versions_and_models_that_are_gone_are_retired(self, tmp_path):
+        async with self.held(tmp_path) as (repository, _):
+            remove(tmp_path / "other" / "2" / "model.onnx")
+            await repository.refresh(0.01)
+            assert serving(repository, "other") == 1
+            shutil.rmtree(tmp_path / "other")
+            await repository.refresh(0.01)
+            with pytest.raises(UnknownModel, match="expected one of tiny"):
+                serving(repository, "other")
+            await eventually(lambda: models_with_series(repository) == {"tiny"})
+            assert serving(repository) == 1
+
+    async def test_what_is_new_is_loaded_next(self, tmp_path):
+        async with self.held(tmp_path) as (repository, load):
+            write_artifact(tmp_path, "other", version=3)
+            write_artifact(tmp_path, "another")
+            for _ in range(3):
+                await repository.refresh(0.01)
+            assert serving(repository, "other") == 2
+            with pytest.raises(Loading, match="'another': is being loaded"):
+                serving(repository, "another")
+            load.release()
+            await repository.refresh()
+            assert not repository.is_loading
+            names = ("tiny", "other", "another")
+            assert [serving(repository, name) for name in names] == [2, 3, 1]
+            assert load.loads == 3, "each version once"
+            assert len({(name, number) for name, number, _ in states(repository)}) == 6
+
+    async def test_a_version_that_went_before_its_turn_is_not_loaded(self, tmp_path, caplog):
+        async with self.held(tmp_path) as (repository, load):
+            path = write_artifact(tmp_path, "other", version=3)
+            write_artifact(tmp_path, "another")
+            await repository.refresh(0.01)
+            remove(path)
+            shutil.rmtree(tmp_path / "another")
+            await repository.refresh(0.01)
+            load.release()
+            await repository.refresh()
+            assert load.loads == 1
+            assert states(repository) == [
+                *(("other", 2, "READY"), ("other", 1, "READY")),
+                *(("tiny", 2, "READY"), ("tiny", 1, "READY")),
+            ]
+            assert "cannot be" not in caplog.text
+
+    async def test_its_file_that_is_replaced_meanwhile_serves_next(self, tmp_path):
+        async with self.held(tmp_path) as (repository, load):
+            remove(tmp_path / "tiny" / "2" / "model.onnx")
+            write_artifact(tmp_path, version=2, offset=9)
+            await repository.refresh(0.01)
+            assert load.loads == 1
+            load.release()
+            await repository.refresh()
+            assert load.loads == 2
+            with repository.use("tiny", 2) as (_, served):
+                assert (await pixels_of(served) == 137).all()
+            await eventually(lambda: ("tiny", 2, "RETIRING") not in states(repository))
+            assert ("tiny", 2, "READY") in states(repository)
+
+    async def test_it_serves_without_another_look(self, tmp_path):
+        async with self.held(tmp_path) as (repository, load):
+            load.release()
+            await eventually(lambda: serving(repository) == 2)
+            remove(tmp_path / "tiny" / "2" / "model.onnx")
+            await repository.refresh()
+            assert serving(repository) == 1
+
+    async def test_closing_waits_for_no_load(self, tmp_path):
+        async with self.held(tmp_path) as (repository, load):
+            write_artifact(tmp_path, "other", version=3)
+            await repository.refresh(0.01)
+            async with asyncio.timeout(10):
+                await repository.close()
+            load.release()
+            await settle()
+            assert not repository.is_loading
+            assert load.loads == 1
+            assert [state for _, _, state in states(repository)] == ["LOADING"]
+
+    async def test_a_mistake_of_ours_is_raised_by_the_next_look(self, tmp_path):
+        async with self.held(tmp_path) as (repository, load):
+            repository._start_batcher = None
+            load.release()
+            await eventually(lambda: not repository.is_loading)
+            with pytest.raises(TypeError):
+                await repository.refresh()

@@ -127,6 +127,12 @@ def test_formats_and_qualities_are_taken(number, image_format, quality):
         ),
         pytest.param("latents.values", "got 0", {"latents": {}}, id="no latents"),
         pytest.param(
+            "latents.latent_dim",
+            "expected the model's, 3, got 6",
+            {"latents": {"values": [0] * 6, "latent_dim": 6}},
+            id="rows of another length",
+        ),
+        pytest.param(
             "latents.values",
             r"latent_dim \(3\).*got 4",
             {"latents": {"values": [0] * 4}},

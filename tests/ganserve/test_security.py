@@ -558,6 +558,24 @@ class TestRateLimits:
             assert not call.done(), "it would be beyond its share"
             call.cancel()
 
+    @pytest.mark.parametrize("end", ["deadline", "cancelled"])
+    async def test_what_waited_in_the_queue_counts_though_no_model_saw_it(
+        self, end, repository, running_server
+    ):
+        """Or one client could keep the queue full for nothing."""
+        settings = {"rate_limit_images_per_second": 0.01, "rate_limit_burst_images": 8}
+        settings |= {"max_wait_seconds": 60}
+        async with running_server(repository, **settings) as server, connected(server) as stub:
+            pending = server.metrics.pending_images
+            call = stub.GenerateImages(request(8), timeout=0.5 if end == "deadline" else 20)
+            await eventually(lambda: pending._value.get() == 8)
+            if end == "cancelled":
+                call.cancel()
+            await eventually(lambda: pending._value.get() == 0)
+            assert await metric(server, "ganserve_abandoned_images_total", reason=end) == 8
+            error = await failure(stub.GenerateImages(request(8)))
+            assert "the rate limit" in error.details()
+
 
 async def ask(stub, server, method):
     """Ask for 8 images in one of the ways there are."""

@@ -17,11 +17,11 @@ from gantrain.errors import RunError, UsageError
 from gantrain.evaluation_data import RealData, choose_reals, load_real_data
 from gantrain.evaluation_results import (
     ClassFacts,
-    DataFacts,
     Evaluation,
     FeatureFacts,
     GeneratorFacts,
     Measurement,
+    ReferenceFacts,
 )
 from gantrain.feature_spaces import (
     Examples,
@@ -107,7 +107,7 @@ def evaluate_sampler(sampler: Sampler, name: str, yardstick: Yardstick, repeats:
             images_seen=int(sampler.settings.get("images_seen", 0)),
             weights=sampler.weights,
         ),
-        data=DataFacts(
+        data=ReferenceFacts(
             source=data.source,
             fingerprint=data.train.fingerprint(),
             trained_on=data.trained_on,

@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
-from gantrain.checkpoint import atomic_write
+from gantrain.durable_files import atomic_write
 from gantrain.errors import RunError
 
 FILE: Final = "evaluation.json"  # in a run's folder
@@ -34,7 +34,7 @@ class GeneratorFacts(_Strict):
     weights: str
 
 
-class DataFacts(_Strict):
+class ReferenceFacts(_Strict):
     """What it was held against."""
 
     source: str
@@ -64,7 +64,7 @@ class Evaluation(_Strict):
     """The whole of an evaluation."""
 
     generator: GeneratorFacts
-    data: DataFacts
+    data: ReferenceFacts
     features: FeatureFacts
     samples: int  # of each repeat
     repeats: int

@@ -119,7 +119,7 @@ LAYERS = {
             *("determinism", "out_of_memory", "shared_batch_norm"),
             *("half_precision", "window_products"),
         },
-        {"ranks", "runtime"},
+        {"ranks", "runtime", "durable_files"},
         {"networks.keras", "config", "bad_data", "errors", "stop_requests", "precision"}
         | {"networks.image_gradients"},
         {"networks.shape", "networks.convolutions", "memory", "cpus"},

@@ -122,7 +122,7 @@ LAYERS = {
         {"ranks", "runtime", "durable_files"},
         {"networks.keras", "config", "bad_data", "errors", "stop_requests", "precision"}
         | {"networks.image_gradients"},
-        {"networks.shape", "networks.convolutions", "memory", "cpus"},
+        {"networks.shape", "networks.convolutions", "memory", "cpus", "reference"},
     ],
 }
 # Programs share nothing but the artifact; what trains must not be needed to serve.

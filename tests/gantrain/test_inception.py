@@ -195,3 +195,20 @@ def test_torch_fidelitys_own_network_fits(monkeypatch: pytest.MonkeyPatch, tmp_p
     features, logits = Inception(str(path)).look(noise(2, 0)[:, :1])
     assert features.shape == (2, 2048)
     assert logits.shape == (2, 1008)
+
+
+def test_a_library_that_breaks_while_it_is_imported_is_an_error_of_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    class Broken:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name == "torchmetrics.image.fid":
+                raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.delitem(sys.modules, "torchmetrics.image.fid", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(
+        RunError, match=r"torchmetrics cannot be used \(operator.*install the extra"
+    ):
+        Inception(DOWNLOAD)

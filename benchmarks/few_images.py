@@ -80,7 +80,7 @@ class HeldOut:
             part.images[np.random.default_rng(0).permutation(len(part.images))[:count]]
             for part in (held_out, others)
         )
-        reals = Reals(chosen, rest, described)
+        reals = Reals(chosen, rest, described, count)
         data = RealData(source, learned, None, trained_on=True)
         self._yardstick = Yardstick(data, reals, random_space(learned.images))
 

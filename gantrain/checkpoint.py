@@ -2,22 +2,19 @@
 
 import io
 import logging
-import os
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import nn
 
+from gantrain.durable_files import atomic_write
 from gantrain.errors import RunError
 
 _FORMAT = 1
 CHECKPOINT_SUFFIX = ".pt"
-PARTIAL_SUFFIX = ".partial"  # of files that are not complete yet
 
 logger = logging.getLogger(__name__)
 
@@ -164,45 +161,3 @@ def newest_good_checkpoint(folder: Path) -> dict[str, Any] | None:
             "start over"
         )
     return None
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` only once it is complete and on the disk.
-
-    Raises:
-        RunError: it could not be written; what was at `path` is untouched.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
-    try:
-        with writing(path):
-            with partial.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-            fsync_folder(path.parent)
-    finally:
-        with suppress(OSError):  # a disk that takes no writes has no partial file either
-            partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Let what goes wrong on the disk name the file and what to do; raises RunError."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"{path} could not be written: {error.strerror or error}; make room or mend the folder "
-            "and give the same command again"
-        ) from error
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make a rename inside the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,9 +10,10 @@ from typing import Final
 import numpy as np
 import torch
 
-from gantrain.checkpoint import atomic_write, load_checkpoint
+from gantrain.checkpoint import load_checkpoint
 from gantrain.classifier import RECIPE, Classifier, recognise, train_classifier
 from gantrain.datasets import Dataset
+from gantrain.durable_files import atomic_write
 from gantrain.errors import RunError
 
 VARIABLE: Final = "GANTRAIN_CACHE_DIR"

@@ -266,6 +266,7 @@ def _evaluate(command: Evaluate) -> int:
         command.source,
         command.data,
         samples=command.samples,
+        reference=command.reference,
         repeats=command.repeats,
         resize=command.resize,
         inception=command.inception,

@@ -17,6 +17,7 @@ from pydantic_settings import (
 
 from gantrain.config import Channels, Settings, TrainConfig
 from gantrain.precision import FRECHET_SAMPLES, MIN_PSNR, Precision
+from gantrain.reference import Reference
 from gantrain.seed_ranges import SeedList
 
 # What stands for a value in the help, by the name of its type.
@@ -157,8 +158,13 @@ class Evaluate(Settings):
     samples: int | None = Field(
         default=None,
         ge=20,
-        description="Samples of each repeat, and real examples; unset: 10000 images, 26000 of "
-        "Stacked-MNIST, 2500 points, or as many as the data allow.",
+        description="Samples of each repeat; unset: 10000 images, 26000 of Stacked-MNIST, 2500 "
+        "points, or as many as the data allow.",
+    )
+    reference: Reference | None = Field(
+        default=None,
+        description="Hold the samples against all images of a split, or of both, however many "
+        "the samples; unset: as many training images as samples.",
     )
     repeats: int = Field(
         default=3, ge=1, le=100, description="Disjoint sets of samples, for mean and spread."

@@ -12,6 +12,7 @@ from gantrain import cifar_files, idx_files
 from gantrain.bad_data import BadFile, list_some
 from gantrain.celeba_folders import count_splits, find_celeba
 from gantrain.class_folders import find_strays
+from gantrain.class_labels import count_classes
 from gantrain.datasets import (
     NAMED_SOURCES,
     Dataset,
@@ -129,7 +130,7 @@ def report_dataset(
         problem=None,
         sizes={f"{stored[1]}x{stored[0]}": count},
         modes={mode: count},
-        class_counts=count_classes(dataset.labels, dataset.class_names),
+        class_counts=counts_by_name(dataset.labels, dataset.class_names),
     )
 
 
@@ -199,16 +200,17 @@ def check_listing(
         problem=find_problem(source, listing, len(names), bad_files, checking=True),
         sizes=dict(sizes.most_common()),
         modes=dict(modes.most_common()),
-        class_counts=count_classes(*label(listing, names)),
+        class_counts=counts_by_name(*label(listing, names)),
         strays=tuple(find_strays([file.name for file in listing.files])),
         ignored=listing.ignored,
         bad_files=tuple(bad_files),
     )
 
 
-def count_classes(labels: NDArray[np.int64] | None, class_names: tuple[str, ...]) -> dict[str, int]:
-    """Count the images of each class."""
+def counts_by_name(
+    labels: NDArray[np.int64] | None, class_names: tuple[str, ...]
+) -> dict[str, int]:
+    """Count the images of each class; empty without classes."""
     if labels is None:
         return {}
-    counts = np.bincount(labels, minlength=len(class_names)).tolist()
-    return dict(zip(class_names, counts, strict=True))
+    return dict(zip(class_names, count_classes(labels, class_names), strict=True))

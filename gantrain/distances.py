@@ -1,6 +1,6 @@
 """How far two sets of feature vectors are apart, and how far each covers the other.
 
-Everything is in float64 and worked on in blocks, so that 10,000 vectors against 10,000 take tens of
+Sets are in float64 and worked on in blocks, so that 10,000 vectors against 10,000 take tens of
 megabytes. None of these numbers is an FID: that name belongs to the features of one network.
 """
 
@@ -118,6 +118,13 @@ class Neighbourhoods:
         )
 
 
+def pairwise_distances(left: Tensor, right: Tensor) -> Tensor:
+    """Euclidean distances [n, m] of vectors [n, d] and [m, d]."""
+    exact = left.shape[1] <= _FEW  # the detour would lose small distances to rounding
+    mode = "donot_use_mm_for_euclid_dist" if exact else "use_mm_for_euclid_dist"
+    return torch.cdist(left, right, compute_mode=mode)
+
+
 def check_vectors(vectors: Tensor, fewest: int) -> Tensor:
     """Return vectors [n, d] in float64; raises ValueError where too few or not finite."""
     if vectors.ndim != 2 or len(vectors) < fewest:
@@ -140,12 +147,10 @@ def _radii(vectors: Tensor, nearest: int) -> Tensor:
 
 def _blocks(left: Tensor, right: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Euclidean distances of vectors [n, d] and [m, d], some rows of them at a time."""
-    exact = left.shape[1] <= _FEW  # the detour would lose small distances to rounding
-    mode = "donot_use_mm_for_euclid_dist" if exact else "use_mm_for_euclid_dist"
     step = max(_BLOCK // len(right), 1)
     for start in range(0, len(left), step):
         rows = slice(start, start + step)
-        yield rows, torch.cdist(left[rows], right, compute_mode=mode)
+        yield rows, pairwise_distances(left[rows], right)
 
 
 def _kernel(left: Tensor, right: Tensor) -> Tensor:

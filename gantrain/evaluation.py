@@ -1,14 +1,15 @@
 """How good a generator is: its samples are measured, and real examples beside them."""
 
+import dataclasses
 import logging
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from tqdm import tqdm
 
 from gantrain.class_labels import Labels, count_classes, labels_in_turn, proportional_labels
 from gantrain.classifier_cache import cached_classifier
@@ -17,11 +18,11 @@ from gantrain.errors import RunError, UsageError
 from gantrain.evaluation_data import RealData, choose_reals, load_real_data
 from gantrain.evaluation_results import (
     ClassFacts,
-    DataFacts,
     Evaluation,
     FeatureFacts,
     GeneratorFacts,
     Measurement,
+    ReferenceFacts,
 )
 from gantrain.feature_spaces import (
     Examples,
@@ -34,6 +35,7 @@ from gantrain.feature_spaces import (
 from gantrain.inception import Inception
 from gantrain.latents import draw_latents
 from gantrain.point_sets import PointSet
+from gantrain.reference import Reference
 from gantrain.sample_statistics import TrainingExamples, pool_examples
 from gantrain.sampling import Sampler, open_sampler
 from gantrain.stacked_mnist import CLASS_NAMES, PREFIX
@@ -52,6 +54,7 @@ def evaluate(
     source: str,
     *,
     samples: int | None = None,
+    reference: Reference | None = None,
     repeats: int = 3,
     resize: bool = False,
     inception: str | None = None,
@@ -62,8 +65,9 @@ def evaluate(
     Args:
         path: a run's folder, whose newest good checkpoint is taken, or an artifact.
         source: the data, as `load_source` takes them.
-        samples: of each repeat, and as many real examples; None takes 10,000 images, 26,000 stacks
-            of Stacked-MNIST or 2,500 points, or as many as the data allow.
+        samples: of each repeat; None takes 10,000 images, 26,000 stacks of Stacked-MNIST or 2,500
+            points, or as many as the data allow.
+        reference: what they are held against, as `choose_reals` takes it.
         repeats: disjoint sets of samples, for mean and spread.
         resize: bring data that it was not trained on to the generator's size and channels.
         inception: weights of the Inception network, for FID, KID and IS as well.
@@ -72,7 +76,8 @@ def evaluate(
     Raises:
         DatasetError: the data cannot be used.
         RunError: the generator cannot be used, or not with these data, or makes what is no number.
-        UsageError: more samples are asked for than the data allow, or FID of points.
+        UsageError: more samples are asked for than the data allow, or a split that they have not,
+            or FID of points.
     """
     sampler = open_sampler(path)
     if inception is not None and sampler.image_size is None:
@@ -80,7 +85,7 @@ def evaluate(
     network = Inception(inception) if inception is not None else None
     data = load_real_data(source, sampler, resize=resize)
     refuse_other_classes(sampler, data)
-    reals = choose_reals(data, samples)
+    reals = choose_reals(data, samples, reference)
     space = choose_space(data, cache)
     yardstick = Yardstick(data, reals, space, network)
     return evaluate_sampler(sampler, str(path), yardstick, repeats)
@@ -90,28 +95,34 @@ def evaluate_sampler(sampler: Sampler, name: str, yardstick: Yardstick, repeats:
     """Measure a generator with what is made ready; its arguments and errors are `evaluate`'s."""
     data, space, count = yardstick.data, yardstick.space, yardstick.count
     asked = choose_labels(sampler, data, count * repeats)
-    seen = []
-    logger.info("drawing %d x %d samples", repeats, count)
-    with tqdm(total=count * repeats, desc="samples", unit="image", disable=None) as bar:
-        for repeat in range(repeats):
-            rows = range(repeat * count, (repeat + 1) * count)
-            seen.append(yardstick.look_at(advance(sample(sampler, rows, asked), bar)))
-    logger.info("measuring %d x %d samples", repeats, count)
-    try:
-        measured = [yardstick.measure(each) for each in tqdm(seen, "measuring", disable=None)]
-    except ValueError as error:
-        raise RunError(f"{name}: its samples cannot be measured: {error}") from error
+    seen, measured = [], []
+    for repeat in range(repeats):
+        started = time.monotonic()
+        rows = range(repeat * count, (repeat + 1) * count)
+        found = yardstick.look_at(sample(sampler, rows, asked), count, "samples")
+        drawn = time.monotonic()
+        try:
+            measured.append(yardstick.measure(found))
+        except ValueError as error:
+            raise RunError(f"{name}: its samples cannot be measured: {error}") from error
+        # What follows needs labels and images; features of many repeats would fill the memory.
+        seen.append(dataclasses.replace(found, features=found.features[:0], inception=None))
+        logger.info(
+            "repeat %d of %d: %d samples drawn in %.0f s, measured in %.0f s",
+            *(repeat + 1, repeats, count, drawn - started, time.monotonic() - drawn),
+        )
     return Evaluation(
         generator=GeneratorFacts(
             source=name,
             images_seen=int(sampler.settings.get("images_seen", 0)),
             weights=sampler.weights,
         ),
-        data=DataFacts(
+        data=ReferenceFacts(
             source=data.source,
             fingerprint=data.train.fingerprint(),
             trained_on=data.trained_on,
-            reals=yardstick.reals,
+            reals=yardstick.reals.described,
+            reference=yardstick.reals.parts,
         ),
         features=FeatureFacts(kind=space.kind, accuracy=space.accuracy, held_out=space.held_out),
         samples=count,
@@ -121,7 +132,7 @@ def evaluate_sampler(sampler: Sampler, name: str, yardstick: Yardstick, repeats:
             **measure_memory(sampler, data, seen),
             **recognised_as_asked(seen, asked, space),
         },
-        classes=count_by_class(data, seen, asked, space, yardstick.others),
+        classes=count_by_class(data, seen, asked, space, yardstick.labels_of_data),
         notes=take_notes(data, space),
     )
 
@@ -176,13 +187,6 @@ def sample(sampler: Sampler, rows: range, labels: Labels | None) -> Iterator[Exa
         asked = None if labels is None else labels[some.start : some.stop]
         samples = sampler.generate(latents, asked)
         yield samples if samples.ndim == 2 else np.ascontiguousarray(samples.transpose(0, 3, 1, 2))
-
-
-def advance(chunks: Iterable[Examples], bar: Any) -> Iterator[Examples]:  # noqa: ANN401 - a tqdm
-    """Show how many examples have passed."""
-    for chunk in chunks:
-        yield chunk
-        bar.update(len(chunk))
 
 
 def combine(
@@ -254,10 +258,10 @@ def count_by_class(
     seen: Sequence[Seen],
     asked: Labels | None,
     space: FeatureSpace,
-    others: Seen,
+    labels_of_data: Labels | None,
 ) -> dict[str, ClassFacts]:
     """The table of classes, of all repeats together; none without a classifier of the classes."""
-    if not isinstance(data.train, Dataset) or not space.of_class or others.labels is None:
+    if not isinstance(data.train, Dataset) or not space.of_class or labels_of_data is None:
         return {}
     labels = np.concatenate([each.labels for each in seen if each.labels is not None])
     table = {}
@@ -265,7 +269,7 @@ def count_by_class(
         mine = None if asked is None else asked == label
         table[name] = ClassFacts(
             share=float((labels == label).mean()),
-            share_in_data=float((others.labels == label).mean()),
+            share_in_data=float((labels_of_data == label).mean()),
             recognised=float((labels[mine] == label).mean())
             if mine is not None and mine.any()
             else None,

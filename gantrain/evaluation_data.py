@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from gantrain.datasets import Dataset, has_test_split, load_dataset, load_source
 from gantrain.errors import RunError, UsageError
 from gantrain.point_sets import POINT_SETS, PointSet
+from gantrain.reference import Reference
 from gantrain.sampling import Sampler
 from gantrain.stacked_mnist import PREFIX, STACKS
 
 FEWEST: Final = 20  # examples, below which no number here means anything
+_SPLITS = {"train": "training", "test": "test"}  # in words
 _IMAGES, _POINTS = 10_000, 2_500  # samples unless asked otherwise; PacGAN takes 2,500 points
 
 logger = logging.getLogger(__name__)
@@ -37,14 +39,16 @@ class RealData:
 
 @dataclass(frozen=True, eq=False)
 class Reals:
-    """As many real examples as samples, and as many others for what a perfect generator makes.
+    """What samples are held against, and as many others for what a perfect generator makes.
 
     In random order, so that the first of them stand for all.
     """
 
     reference: NDArray[Any]
-    others: NDArray[Any]
+    others: NDArray[Any] | None  # none of the reference; None where there are too few
     described: str
+    samples: int
+    parts: Mapping[str, int] = field(default_factory=dict)  # of the reference: split -> examples
 
 
 def load_real_data(source: str, sampler: Sampler, *, resize: bool = False) -> RealData:
@@ -120,16 +124,61 @@ def describe_shape(size: int | None, channels: int | None) -> str:
     return f"{size}x{size} {'grey' if channels == 1 else 'RGB'}"
 
 
-def choose_reals(data: RealData, samples: int | None) -> Reals:
-    """Choose reference and others, `samples` of each; None: as many as usual, or as there are.
+def choose_reals(data: RealData, samples: int | None, reference: Reference | None = None) -> Reals:
+    """Choose what so many samples are held against, and others, as many as the samples.
 
-    The others are of the test split if that has enough, and else of the training split too, but
-    none of the reference.
+    Args:
+        data: to choose from.
+        samples: None takes as many as usual; without `reference` as there are, if these are fewer.
+        reference: `train`, `test` or `all`: the whole of the split, or of both. None takes as many
+            training examples as samples; the others are then of the test split if that has enough,
+            and else of the training split too, but none of the reference.
 
     Raises:
-        UsageError: there are not enough for so many samples.
+        UsageError: there are not enough for so many samples, or no such split.
         RunError: there are not enough for any.
     """
+    return choose_whole(data, samples, reference) if reference else choose_as_many(data, samples)
+
+
+def choose_whole(data: RealData, samples: int | None, reference: Reference) -> Reals:
+    """All of the reference's splits; the others are of what is left, if that is enough."""
+    splits: dict[str, NDArray[Any]] = {"train": data.examples}
+    if data.held_out is not None:
+        splits["test"] = data.held_out.images
+    elif reference != "train":
+        raise UsageError(
+            f"--reference {reference}: {data.source} has no test split; use --reference train, or "
+            "name data that have one"
+        )
+    count = samples or usual_samples(data)
+    chosen = {name: part for name, part in splits.items() if reference in (name, "all")}
+    reals = in_random_order(np.concatenate([*chosen.values()]))
+    if len(reals) < FEWEST:
+        raise RunError(
+            f"--data {data.source}: too few to measure anything: expected at least {FEWEST}, "
+            f"got {len(reals)}"
+        )
+    parts = {name: len(part) for name, part in chosen.items()}
+    noun = "points" if isinstance(data.train, PointSet) else "images"
+    sizes = " and ".join(f"{size:,} {_SPLITS[name]}" for name, size in parts.items())
+    rest_of, rest = next(
+        (split for split in splits.items() if split[0] not in chosen), ("", reals[:0])
+    )
+    if len(rest) < count:
+        why = f"no floor: it takes {count:,} others, and there are {len(rest):,}"
+        return Reals(reals, None, f"all {sizes} {noun}; {why}", count, parts)
+    described = f"all {sizes} {noun}; the floor: {count:,} {_SPLITS[rest_of]} ones"
+    return Reals(reals, in_random_order(rest)[:count], described, count, parts)
+
+
+def in_random_order(examples: NDArray[Any]) -> NDArray[Any]:
+    """The examples, always in the same order."""
+    return examples[np.random.default_rng(0).permutation(len(examples))]
+
+
+def choose_as_many(data: RealData, samples: int | None) -> Reals:
+    """As many training examples as samples."""
     train = data.examples
     held_out = len(data.held_out.images) if data.held_out else 0
     most = max(min(len(train), held_out), len(train) // 2)
@@ -142,17 +191,18 @@ def choose_reals(data: RealData, samples: int | None) -> Reals:
         raise UsageError(
             f"--samples: expected at most {most}, as reference and floor need as many real "
             f"examples each and {data.source} has {len(train)} to train on and {held_out} held "
-            f"out, got {samples}"
+            f"out, got {samples}; --reference takes all of a split, for any number of samples"
         )
     count = samples or min(usual_samples(data), most, held_out if held_out >= FEWEST else most)
     order = np.random.default_rng(0).permutation(len(train))
     reference, rest = train[order[:count]], order[count : 2 * count]
     if data.held_out is not None and held_out >= count <= len(train):
-        chosen = np.random.default_rng(0).permutation(held_out)[:count]
-        others = data.held_out.images[chosen]
-        return Reals(reference, others, f"{count:,} training images; the floor: as many test ones")
+        others = in_random_order(data.held_out.images)[:count]
+        described = f"{count:,} training images; the floor: as many test ones"
+        return Reals(reference, others, described, count, {"train": count})
     noun = "points" if isinstance(data.train, PointSet) else "images"
-    return Reals(reference, train[rest], f"{count:,} {noun}; the floor: as many others of the data")
+    described = f"{count:,} {noun}; the floor: as many others of the data"
+    return Reals(reference, train[rest], described, count, {"train": count})
 
 
 def usual_samples(data: RealData) -> int:

@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
-from gantrain.checkpoint import atomic_write
+from gantrain.durable_files import atomic_write
 from gantrain.errors import RunError
 
 FILE: Final = "evaluation.json"  # in a run's folder
@@ -34,13 +34,14 @@ class GeneratorFacts(_Strict):
     weights: str
 
 
-class DataFacts(_Strict):
+class ReferenceFacts(_Strict):
     """What it was held against."""
 
     source: str
     fingerprint: str
     trained_on: bool  # the generator has learned from these data
     reals: str  # which of them, in words
+    reference: Mapping[str, int] = {}  # split -> how many examples of it; 0.11.0 did not say
 
 
 class FeatureFacts(_Strict):
@@ -55,7 +56,7 @@ class ClassFacts(_Strict):
     """What the classifier says of one class."""
 
     share: FiniteFloat  # of the samples
-    share_in_data: FiniteFloat  # of as many real ones
+    share_in_data: FiniteFloat  # of real ones
     recognised: FiniteFloat | None = None  # share of the samples asked for that are of this class
     recognised_of_data: FiniteFloat | None = None  # the same of held-out images
 
@@ -64,7 +65,7 @@ class Evaluation(_Strict):
     """The whole of an evaluation."""
 
     generator: GeneratorFacts
-    data: DataFacts
+    data: ReferenceFacts
     features: FeatureFacts
     samples: int  # of each repeat
     repeats: int
@@ -89,6 +90,8 @@ class Evaluation(_Strict):
                     values[f"{name}{suffix}"] = value
         if self.features.accuracy is not None:
             values["classifier_accuracy"] = self.features.accuracy
+        for split, count in self.data.reference.items():
+            values[f"reference_{split}_images"] = count
         return {**values, "samples": self.samples, "repeats": self.repeats}
 
     def rows(self) -> dict[str, str]:
@@ -125,9 +128,10 @@ class Evaluation(_Strict):
         heading = f"{'class':<{width}}  {'samples':>8}  {'data':>8}"
         lines = [heading + (f"  {'right':>8}  {'of data':>8}" if asked else "")]
         for name, facts in [*self.classes.items()][:_CLASSES_SHOWN]:
-            values = [facts.share, facts.share_in_data]
-            values += [facts.recognised or 0.0, facts.recognised_of_data or 0.0] if asked else []
-            lines.append("  ".join([f"{name:<{width}}", *(f"{100 * v:6.1f} %" for v in values)]))
+            values: list[float | None] = [facts.share, facts.share_in_data]
+            values += [facts.recognised, facts.recognised_of_data] if asked else []
+            shown = ["-".rjust(8) if v is None else f"{100 * v:6.1f} %" for v in values]
+            lines.append("  ".join([f"{name:<{width}}", *shown]))
         left_out = len(self.classes) - _CLASSES_SHOWN
         return [*lines, *([f"and {left_out} more classes, see --json"] if left_out > 0 else [])]
 

@@ -1,6 +1,5 @@
 """Hides that many images are decoded at once: a listing becomes pictures, in order."""
 
-import os
 import statistics
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gantrain.bad_data import BadFile, BadFileError
+from gantrain.cpus import usable_cpus
 from gantrain.image_files import Picture, decode_image, read_size
 from gantrain.image_folders import ImageFile, Listing
 
@@ -56,7 +56,7 @@ def decode_files(
         except BadFileError as error:
             return BadFile(file.name, str(error))
 
-    outcomes = map_in_order(decode, listing.files, workers or available_cpus())
+    outcomes = map_in_order(decode, listing.files, workers or usable_cpus())
     hidden = None if progress is None else not progress  # None lets tqdm look for a terminal
     bar = tqdm(outcomes, "decoding", total=len(listing.files), unit="image", disable=hidden)
     yield from zip(listing.files, bar, strict=True)
@@ -70,13 +70,6 @@ def map_in_order(
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as executor:
         while batch := list(islice(remaining, PARALLEL_BATCH)):
             yield from executor.map(function, batch)
-
-
-def available_cpus() -> int:
-    """Count the CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextmanager
@@ -96,7 +89,7 @@ def choose_image_size(listing: Listing, workers: int | None) -> int:
         except BadFileError:
             return None
 
-    sides = map_in_order(short_side, listing.files, workers or available_cpus())
+    sides = map_in_order(short_side, listing.files, workers or usable_cpus())
     return common_image_size([side for side in sides if side])
 
 

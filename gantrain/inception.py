@@ -86,8 +86,10 @@ class Inception:
             from torchmetrics.image.fid import FrechetInceptionDistance
             from torchmetrics.image.inception import InceptionScore
             from torchmetrics.image.kid import KernelInceptionDistance
-        except ImportError as error:
-            raise RunError(f"--inception: torchmetrics is not installed: {_ADVICE}") from error
+        except (ImportError, RuntimeError) as error:  # torchvision of another build than torch's
+            raise RunError(
+                f"--inception: torchmetrics cannot be used ({_first_line(error)}): {_ADVICE}"
+            ) from error
         return FrechetInceptionDistance, KernelInceptionDistance, InceptionScore
 
 
@@ -137,7 +139,7 @@ def open_torch_fidelity(weights: str) -> Extract:
     try:
         # Not by name, for not every installation has it, and its types are not published.
         library = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-    except (ImportError, RuntimeError) as error:  # torchvision of another build than torch's
+    except (ImportError, RuntimeError) as error:  # likewise
         raise RunError(
             f"--inception {weights}: torch-fidelity cannot be used ({_first_line(error)}): "
             f"{_ADVICE}, or name a TorchScript file of the network"

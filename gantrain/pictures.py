@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from gantrain.checkpoint import atomic_write
+from gantrain.durable_files import atomic_write
 
 Pixels = NDArray[np.uint8]  # [n, height, width, channels]
 

@@ -6,7 +6,7 @@ import secrets
 from pathlib import Path
 from typing import BinaryIO
 
-from gantrain.checkpoint import fsync_folder
+from gantrain.durable_files import fsync_folder
 from gantrain.errors import RunError
 
 MODEL_FILE = "model.onnx"

@@ -17,12 +17,13 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
-from gantrain.checkpoint import atomic_write, checkpoint_paths
+from gantrain.checkpoint import checkpoint_paths
 from gantrain.class_labels import spread_labels
 from gantrain.config import TrainConfig, flag
 from gantrain.config_rules import network_shape
 from gantrain.curves import plot_curves
 from gantrain.diagnostics import diagnose
+from gantrain.durable_files import atomic_write
 from gantrain.errors import RunError
 from gantrain.evaluation_results import read_evaluation
 from gantrain.latents import draw_latents, interpolate_latents

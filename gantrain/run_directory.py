@@ -9,8 +9,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from gantrain.checkpoint import PARTIAL_SUFFIX, atomic_write, checkpoint_paths
+from gantrain.checkpoint import checkpoint_paths
 from gantrain.config import TrainConfig, flag, may_change
+from gantrain.durable_files import PARTIAL_SUFFIX, atomic_write
 from gantrain.errors import RunError
 
 # Settings that shape the weights and once had other defaults: until which version.

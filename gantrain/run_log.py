@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from gantrain.checkpoint import atomic_write, writing
+from gantrain.durable_files import atomic_write, writing
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from gantrain.distances import pairwise_distances
 from gantrain.random_features import Features, find_clusters, train_classifier
 
 Examples = NDArray[np.uint8] | NDArray[np.float32]
@@ -213,9 +214,9 @@ class TrainingExamples:
         found = []
         for start in range(0, len(samples), _CHUNK):
             part = samples[start : start + _CHUNK]
-            distances = _distances(part.flatten(1), self._examples)
+            distances = pairwise_distances(part.flatten(1), self._examples)
             if self._mirrored:
-                mirrored = _distances(part.flip(3).flatten(1), self._examples)
+                mirrored = pairwise_distances(part.flip(3).flatten(1), self._examples)
                 distances = torch.minimum(distances, mirrored)
             if own is not None:
                 distances[torch.arange(len(part)), own[start : start + _CHUNK]] = torch.inf
@@ -236,18 +237,10 @@ def pool_examples(examples: Examples, indices: NDArray[np.int64]) -> Tensor:
     return torch.cat(pooled) / 127.5 - 1
 
 
-def _distances(left: Tensor, right: Tensor) -> Tensor:
-    """Euclidean distances [n, m] of vectors [n, d] and [m, d]."""
-    # In few dimensions the usual detour over products would lose small distances to rounding.
-    exact = left.shape[1] <= 8
-    mode = "donot_use_mm_for_euclid_dist" if exact else "use_mm_for_euclid_dist"
-    return torch.cdist(left, right, compute_mode=mode)
-
-
 def _mean_pairwise(vectors: Tensor) -> float:
     """Mean distance of two different rows."""
     count = len(vectors)
-    return _distances(vectors, vectors).sum().item() / max(count * (count - 1), 1)
+    return pairwise_distances(vectors, vectors).sum().item() / max(count * (count - 1), 1)
 
 
 def _nearest_in_group(vectors: Tensor) -> Tensor:

@@ -1,14 +1,16 @@
 """Hides what examples are measured with: distances, classes, modes, alike for fakes and reals."""
 
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from gantrain.class_labels import Labels
 from gantrain.datasets import load_dataset
@@ -22,6 +24,7 @@ from gantrain.stacked_mnist import PREFIX
 CHUNK: Final = 500  # examples made, looked at and dropped at once
 _KEPT: Final = 2_000  # images kept as they are, of as many as there may be
 _NEIGHBOURS: Final = 10_000  # examples that distances to every other are taken of
+_LINE_SECONDS: Final = 30.0  # between lines that stand for a progress bar
 
 logger = logging.getLogger(__name__)
 
@@ -48,17 +51,29 @@ class Yardstick:
     ) -> None:
         """Look at the reals; `network` adds FID, KID and IS."""
         self.data, self.space, self._network = data, space, network
-        self.count, self.reals = len(reals.reference), reals.described
-        logger.info("looking at 2 x %d real examples", self.count)
-        self._reference = self.look_at(in_chunks(reals.reference))
-        self.others = self.look_at(in_chunks(reals.others))
-        self._neighbourhoods = Neighbourhoods(self._reference.features[:_NEIGHBOURS])
+        self.count, self.reals = reals.samples, reals
+        self._reference = self.look_at(in_chunks(reals.reference), len(reals.reference), "reals")
+        self._others = None
+        if reals.others is not None:
+            self._others = self.look_at(in_chunks(reals.others), len(reals.others), "other reals")
+        # As many as of the samples: more would cover more by their number alone.
+        self._compared = min(_NEIGHBOURS, self.count, len(reals.reference))
+        self._neighbourhoods = Neighbourhoods(self._reference.features[: self._compared])
         self._marginals = find_marginals(data)
-        self.floors = self.measure(self.others)
+        self.floors = {} if self._others is None else self.measure(self._others)
 
-    def look_at(self, chunks: Iterable[Examples]) -> Seen:
-        """Look at examples, as they are made or read, and keep little of them."""
-        return look_at(chunks, self.space, self._network)
+    @property
+    def labels_of_data(self) -> Labels | None:
+        """Recognised classes [n] of real examples: the others, or the reference if there are none.
+
+        None without a classifier.
+        """
+        return (self._others or self._reference).labels
+
+    def look_at(self, chunks: Iterable[Examples], count: int, what: str) -> Seen:
+        """Look at so many examples, as they are made or read, and keep little of them."""
+        with tqdm(total=count, desc=what, unit="image", disable=None) as bar:
+            return look_at(reported(chunks, bar, what), self.space, self._network)
 
     def measure(self, seen: Seen) -> dict[str, float]:
         """Measure examples, be they samples or real.
@@ -83,8 +98,25 @@ class Yardstick:
         return values
 
     def _near(self, features: Tensor) -> dict[str, float]:
-        """As many as of the reference: more would cover more of it by their number alone."""
-        return asdict(self._neighbourhoods.measure(features[:_NEIGHBOURS]))
+        return asdict(self._neighbourhoods.measure(features[: self._compared]))
+
+
+def reported(
+    chunks: Iterable[Examples],
+    bar: Any,  # noqa: ANN401 - a tqdm
+    what: str,
+) -> Iterator[Examples]:
+    """Show how many examples have passed: with a bar, or a line now and then off a terminal."""
+    started = told = time.monotonic()
+    done = 0
+    for chunk in chunks:
+        yield chunk
+        done += len(chunk)
+        bar.update(len(chunk))
+        now = time.monotonic()
+        if bar.disable and now - told >= _LINE_SECONDS:
+            logger.info("%s: %d of %d in %.0f s", what, done, bar.total, now - started)
+            told = now
 
 
 def in_chunks(examples: Examples) -> Iterator[Examples]:

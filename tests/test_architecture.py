@@ -120,10 +120,10 @@ LAYERS = {
             *("determinism", "out_of_memory", "shared_batch_norm"),
             *("half_precision", "window_products"),
         },
-        {"ranks", "runtime"},
+        {"ranks", "runtime", "durable_files"},
         {"networks.keras", "config", "bad_data", "errors", "stop_requests", "precision"}
         | {"networks.image_gradients"},
-        {"networks.shape", "networks.convolutions", "memory", "cpus"},
+        {"networks.shape", "networks.convolutions", "memory", "cpus", "reference"},
     ],
 }
 # Programs share nothing but the artifact; what trains must not be needed to serve.

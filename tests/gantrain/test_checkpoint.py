@@ -7,7 +7,6 @@ import torch
 
 from gantrain.checkpoint import (
     TrainState,
-    atomic_write,
     checkpoint_paths,
     load_checkpoint,
     newest_good_checkpoint,
@@ -148,42 +147,6 @@ def test_a_run_that_goes_on_meanwhile_has_a_newer_one(
     values = newest_good_checkpoint(tmp_path)
     assert values is not None
     assert values["images_seen"] == 128
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_no_trace(tmp_path: Path):
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def write_half() -> None:
-        with atomic_write(path) as file:
-            file.write(b"ne")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_half()
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        pytest.param("ro", "Read-only file system", id="read-only"),
-        pytest.param("size=4k", "No space left on device", id="full"),
-    ],
-)
-def test_a_disk_that_takes_no_file_is_told_by_the_name_that_was_asked_for(
-    options: str, reason: str, mount
-):
-    path = mount(options) / "grid.png"
-
-    def write() -> None:
-        with atomic_write(path) as file:
-            file.write(bytes(100_000))
-
-    with pytest.raises(RunError, match=f"^{path} could not be written: {reason}; make room"):
-        write()
-    assert not list(path.parent.iterdir())
 
 
 def test_a_full_disk_names_the_last_good_checkpoint(mount):

@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +18,16 @@ from gantrain.distances import Neighbourhoods
 from gantrain.errors import RunError, UsageError
 from gantrain.evaluation import choose_space, evaluate, evaluate_sampler
 from gantrain.evaluation_data import RealData, choose_reals, load_real_data
-from gantrain.evaluation_results import FILE, Evaluation, read_evaluation
+from gantrain.evaluation_results import (
+    FILE,
+    ClassFacts,
+    Evaluation,
+    FeatureFacts,
+    GeneratorFacts,
+    Measurement,
+    ReferenceFacts,
+    read_evaluation,
+)
 from gantrain.export import export_run
 from gantrain.feature_spaces import digit_marginals
 from gantrain.presets import resolve
@@ -307,6 +317,124 @@ def test_a_test_split_is_what_is_held_out(digit_folder: Path, cache: Path):
     assert not any(image.tobytes() in taken for image in many.others)
     with pytest.raises(UsageError, match="--samples: expected at most 748"):
         choose_reals(data, 749)
+
+
+def rows_of(images: np.ndarray) -> set[bytes]:
+    return {image.tobytes() for image in images}
+
+
+@pytest.mark.parametrize(
+    ("reference", "samples", "parts", "floor", "described"),
+    [
+        pytest.param(
+            "train",
+            2000,
+            {"train": 1497},
+            0,
+            "all 1,497 training images; no floor: it takes 2,000 others, and there are 300",
+            id="train",
+        ),
+        pytest.param(
+            "train",
+            200,
+            {"train": 1497},
+            200,
+            "all 1,497 training images; the floor: 200 test ones",
+            id="train-few",
+        ),
+        pytest.param(
+            "test",
+            1000,
+            {"test": 300},
+            1000,
+            "all 300 test images; the floor: 1,000 training ones",
+            id="test",
+        ),
+        pytest.param(
+            "all",
+            20,
+            {"train": 1497, "test": 300},
+            0,
+            "all 1,497 training and 300 test images; no floor: it takes 20 others, and there are 0",
+            id="all",
+        ),
+    ],
+)
+def test_a_whole_split_is_the_reference_for_any_number_of_samples(
+    reference: str, samples: int, parts: dict, floor: int, described: str, digit_folder: Path
+):
+    data = load_real_data(str(digit_folder), picture_sampler(DIGITS.images), resize=True)
+    reals = choose_reals(data, samples, reference)
+    assert (reals.samples, reals.parts, reals.described) == (samples, parts, described)
+    splits = {"train": data.train.images, "test": data.held_out.images}
+    assert len(reals.reference) == sum(parts.values())
+    assert rows_of(reals.reference) == set().union(*(rows_of(splits[name]) for name in parts))
+    assert (0 if reals.others is None else len(reals.others)) == floor
+    first, count = splits[next(iter(parts))], len(reals.reference)
+    assert not np.array_equal(reals.reference[: count // 2], first[: count // 2]), "shuffled"
+
+
+def test_more_samples_than_the_test_split_has_are_measured_against_it_without_a_floor(
+    digit_folder: Path, cache: Path
+):
+    data = load_real_data(str(digit_folder), picture_sampler(DIGITS.images), resize=True)
+    reals, space = choose_reals(data, 1600, "test"), choose_space(data, cache)
+    yardstick = Yardstick(data, reals, space)
+    sampler = picture_sampler(DIGITS.images, DIGITS.labels)
+    found = evaluate_sampler(sampler, "real", yardstick, repeats=1)
+    assert found.samples == 1600
+    assert found.numbers()["reference_test_images"] == 300
+    assert found.measurements["frechet_distance"].floor is None
+    assert "(real" not in found.rows()["frechet distance"]
+    assert "no floor: it takes 1,600 others" in found.describe()
+    assert found.classes["4"].share_in_data == pytest.approx(0.1, abs=0.03)
+    # Of 1,600 samples as many as of the 300 reals are compared: all of them would cover more.
+    fakes = yardstick.look_at(iter([DIGITS.images]), len(DIGITS.images), "digits").features
+    tests = space.look(data.held_out.images[np.random.default_rng(0).permutation(300)]).features
+    expected = Neighbourhoods(tests).measure(fakes[:300])
+    assert yardstick._near(fakes) == asdict(expected)
+
+
+def test_few_samples_are_compared_with_as_few_of_a_whole_split(digit_folder: Path, cache: Path):
+    data = load_real_data(str(digit_folder), picture_sampler(DIGITS.images), resize=True)
+    yardstick = Yardstick(data, choose_reals(data, 100, "train"), choose_space(data, cache))
+    assert yardstick.floors["coverage"] > 0.5, "100 images cannot cover 1,497"
+
+
+def test_a_split_that_is_not_there_is_refused():
+    data = load_real_data("digits", picture_sampler(DIGITS.images))
+    with pytest.raises(UsageError, match="--reference test: digits has no test split; use --ref"):
+        choose_reals(data, None, "test")
+
+
+def test_off_a_terminal_each_repeat_is_told(yardstick: Yardstick, caplog, monkeypatch):
+    monkeypatch.setattr(yardsticks, "_LINE_SECONDS", 0.0)
+    caplog.set_level(logging.INFO)
+    evaluate_sampler(picture_sampler(DIGITS.images), "real", yardstick, repeats=2)
+    told = [record.getMessage() for record in caplog.records]
+    assert [line.partition(":")[0] for line in told] == [
+        *("samples", "repeat 1 of 2", "samples", "repeat 2 of 2")
+    ]
+    assert told[0].startswith("samples: 400 of 400 in ")
+    assert re.fullmatch(r"repeat 2 of 2: 400 samples drawn in \d+ s, measured in \d+ s", told[-1])
+
+
+def test_what_is_not_known_of_a_class_is_a_dash():
+    known = ClassFacts(share=0.5, share_in_data=0.25, recognised=0.0, recognised_of_data=0.125)
+    unknown = ClassFacts(share=0.5, share_in_data=0.75)
+    found = Evaluation(
+        generator=GeneratorFacts(source="run", images_seen=1, weights=""),
+        data=ReferenceFacts(source="data", fingerprint="", trained_on=True, reals="real ones"),
+        features=FeatureFacts(kind="some"),
+        samples=2,
+        repeats=1,
+        measurements={"recall": Measurement(mean=1)},
+        classes={"cat": known, "dog": unknown},
+    )
+    cat, dog = found.describe().splitlines()[-2:]
+    assert cat.split() == ["cat", "50.0", "%", "25.0", "%", "0.0", "%", "12.5", "%"]
+    assert dog.split() == ["dog", "50.0", "%", "75.0", "%", "-", "-"]
+    assert len(cat) == len(dog)
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1000, 300), (300, 300), (200, 200), (40, 40)])

@@ -1,8 +1,10 @@
 """The Inception network itself is not here; a small one of the same interface takes its place."""
 
 import importlib.util
+import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ pytest.importorskip("torchmetrics", reason="needs the extra `fid`")
 
 from gantrain.distances import frechet_distance, kernel_distance
 from gantrain.errors import RunError
-from gantrain.inception import Inception
+from gantrain.inception import DOWNLOAD, Inception
 
 
 class StandIn(torch.nn.Module):
@@ -103,3 +105,110 @@ def test_weights_without_their_library_say_what_to_install(tmp_path: Path):
     wanted = "install the extra `fid`" if missing else "cannot be used"
     with pytest.raises(RunError, match=wanted):
         Inception(str(path))
+
+
+class FidelityStandIn(torch.nn.Module):
+    """As torch-fidelity 0.4's `FeatureExtractorInceptionV3`, with 12 features and 8 logits."""
+
+    downloads = True
+
+    def __init__(
+        self,
+        name: str,
+        features_list: list[str],
+        feature_extractor_weights_path: str | None = None,
+        feature_extractor_internal_dtype: str | None = None,
+    ) -> None:
+        super().__init__()
+        assert name
+        assert set(features_list) <= {"64", "192", "768", "2048", "logits_unbiased", "logits"}
+        assert feature_extractor_internal_dtype is None
+        self.features_list = features_list
+        self.fc = torch.nn.Linear(12, 8)
+        self.dropout = torch.nn.Dropout(0.5)  # would show a network that was left to learn
+        if feature_extractor_weights_path is not None:
+            self.load_state_dict(torch.load(feature_extractor_weights_path))
+        elif not self.downloads:
+            raise OSError("<urlopen error [Errno -2] Name or service not known>\nand more")
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        assert x.dtype == torch.uint8
+        assert x.dim() == 4
+        assert x.shape[1] == 3
+        pooled = torch.nn.functional.adaptive_avg_pool2d(x.float() / 255, 2).flatten(1)
+        logits = self.fc(self.dropout(pooled))
+        found = {"2048": pooled, "logits": logits, "logits_unbiased": logits - self.fc.bias}
+        return tuple(found[name] for name in self.features_list)
+
+
+@pytest.fixture
+def fidelity(monkeypatch: pytest.MonkeyPatch) -> type[FidelityStandIn]:
+    package = ModuleType("torch_fidelity")
+    module = ModuleType("torch_fidelity.feature_extractor_inceptionv3")
+    module.FeatureExtractorInceptionV3 = FidelityStandIn
+    for each in (package, module):
+        monkeypatch.setitem(sys.modules, each.__name__, each)
+    return FidelityStandIn
+
+
+def test_torch_fidelitys_weights_are_its_librarys_to_use(
+    fidelity: type[FidelityStandIn], tmp_path: Path
+):
+    network = fidelity("any", ["2048", "logits_unbiased"]).eval()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    images = noise(40, 0)
+    features, logits = Inception(str(tmp_path / "weights.pth")).look(images)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(images))
+    torch.testing.assert_close((features, logits), expected)
+    assert Inception(DOWNLOAD).look(noise(3, 0))[1].shape == (3, 8)
+
+
+def test_weights_that_cannot_be_had_say_so_in_one_line(
+    fidelity: type[FidelityStandIn], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(fidelity, "downloads", False)
+    with pytest.raises(
+        RunError, match=r"could not be downloaded: <urlopen.*>; name a file of them"
+    ):
+        Inception(DOWNLOAD)
+    torch.save({"other.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(
+        RunError, match=r"the weights cannot be used: Error\(s\) in loading"
+    ) as told:
+        Inception(str(tmp_path / "other.pth"))
+    assert "\n" not in str(told.value)
+
+
+def test_torch_fidelitys_own_network_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    library = pytest.importorskip(
+        "torch_fidelity.feature_extractor_inceptionv3", reason="needs torch-fidelity"
+    )
+    kind = library.FeatureExtractorInceptionV3
+    path = tmp_path / "weights.pth"
+    path.touch()
+    with monkeypatch.context() as context:  # random weights, for the real ones are a download
+        context.setattr(torch, "load", lambda *_, **__: {})
+        context.setattr(kind, "load_state_dict", lambda *_: None)
+        network = kind("random", ["2048"], str(path))
+    torch.save(network.state_dict(), path)
+    features, logits = Inception(str(path)).look(noise(2, 0)[:, :1])
+    assert features.shape == (2, 2048)
+    assert logits.shape == (2, 1008)
+
+
+def test_a_library_that_breaks_while_it_is_imported_is_an_error_of_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    class Broken:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name == "torchmetrics.image.fid":
+                raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.delitem(sys.modules, "torchmetrics.image.fid", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(
+        RunError, match=r"torchmetrics cannot be used \(operator.*install the extra"
+    ):
+        Inception(DOWNLOAD)

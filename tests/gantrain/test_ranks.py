@@ -14,11 +14,13 @@ import torch
 
 from gantrain.checkpoint import checkpoint_paths, load_checkpoint
 from gantrain.errors import RunError
-from gantrain.presets import resolve
+from gantrain.presets import PRESETS, resolve
 from gantrain.ranks import Ranks, read_ranks
 from gantrain.training import train
 from tests.gantrain.conftest import SMALL, wait_for_checkpoint
+from tests.gantrain.exact_steps import CASES
 
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
@@ -130,6 +132,38 @@ def test_two_ranks_with_half_the_batch_each_are_one_with_the_whole(
     assert output.count("trained on") == 1
     images = f"{rows_of(tmp_path / 'one')[-1]['images_seen']}"
     assert errors.count(f"{images}/{images} images") == 1
+
+
+@pytest.fixture(scope="module")
+def exact_weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders with the weights that one rank and two reach in float64."""
+    alone, together = (tmp_path_factory.mktemp(name) for name in ("alone", "together"))
+    program = ["-m", "tests.gantrain.exact_steps"]
+    commands = [
+        [sys.executable, *program, str(alone)],
+        [*TORCHRUN, "--nproc-per-node=2", *program, str(together)],
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for command in commands:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250
+        )
+        assert done.returncode == 0, done.stderr
+    return alone, together
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_in_float64_two_ranks_do_exactly_what_one_does(case: str, exact_weights: tuple[Path, Path]):
+    """In float32 Adam and the kinks of activations amplify rounding beyond telling it apart."""
+    one, two = (torch.load(folder / f"{case}.pt") for folder in exact_weights)
+    assert one.keys() == two.keys()
+    assert {values.dtype for values in one.values()} <= {torch.float64, torch.int64}
+    for name in one:
+        assert (one[name] - two[name]).abs().max() < 1e-8, name
+
+
+def test_every_preset_is_held_to_it():
+    assert {"dcgan", *CASES} >= PRESETS.keys()
 
 
 SUMS = """

@@ -1,0 +1,53 @@
+"""Hides how a file gets to the disk whole: a reader sees all of it or what was there before."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from gantrain.errors import RunError
+
+PARTIAL_SUFFIX = ".partial"  # of files that are not complete yet
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path` only once it is complete and on the disk.
+
+    Raises:
+        RunError: it could not be written; what was at `path` is untouched.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    try:
+        with writing(path):
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            fsync_folder(path.parent)
+    finally:
+        with suppress(OSError):  # a disk that takes no writes has no partial file either
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Let what goes wrong on the disk name the file and what to do; raises RunError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} could not be written: {error.strerror or error}; make room or mend the folder "
+            "and give the same command again"
+        ) from error
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename inside the folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

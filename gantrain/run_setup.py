@@ -28,8 +28,8 @@ def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
         more = "a larger --max-data-images, " if config.max_data_images else ""
         raise RunError(
             f"--conditional: the data {config.data} have no classes ({data.kind}); give {more}"
-            "images in a folder for each of at least two classes, with none beside these folders, or "
-            "another source with labels, or leave --conditional out"
+            "images in a folder for each of at least two classes, with none beside these folders, "
+            "or another source with labels, or leave --conditional out"
         )
     if isinstance(data, PointSet):
         count = len(data.points)

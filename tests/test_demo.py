@@ -73,7 +73,7 @@ def test_a_run_of_other_settings_is_not_gone_on_with_but_how_to_start_over_is_to
         [sys.executable, "demo/demo.py"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "holds a run with --" in done.stderr
+    assert "holds a run with no --image-size, asked for is 16" in done.stderr
     assert done.stdout.splitlines()[-1] == (
         "To start the demo over, remove its earlier run: rm -r demo/run"
     )

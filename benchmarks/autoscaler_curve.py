@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving_models import write_models
 from serving_processes import free_port, running, wait_until_serving
 
-from ganserve.load_test import offer_load
+from ganserve.load_test.run import offer_load
 
 CURVE = Path(__file__).resolve().parent / "results/autoscaler_curve.csv"
 IMAGES_PER_REQUEST = 4

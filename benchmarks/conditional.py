@@ -19,8 +19,8 @@ import sys
 import time
 from pathlib import Path
 
-from gantrain.evaluation import evaluate
-from gantrain.evaluation_results import Evaluation, write_evaluation
+from gantrain.evaluation.evaluate import evaluate
+from gantrain.evaluation.results import Evaluation, write_evaluation
 from gantrain.seed_ranges import parse_seeds
 
 BAR = 0.97

@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 
 from gantrain.class_labels import choose_labels
-from gantrain.datasets import load_dataset
+from gantrain.data.datasets import load_dataset
 from gantrain.latents import draw_latents
 from gantrain.sampling import open_sampler
 

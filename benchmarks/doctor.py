@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gantrain.diagnostics import Diagnosis, diagnose
+from gantrain.diagnosis.diagnostics import Diagnosis, diagnose
 from gantrain.errors import RunError
 from gantrain.presets import resolve
 from gantrain.run_directory import RunDirectory
 from gantrain.run_log import read_metrics
 from gantrain.seed_ranges import parse_seeds
-from gantrain.training import train
+from gantrain.training.loop import train
 
 DIGITS = {"data": "digits", "filters": 8, "total_images": 40_000}
 PLAIN = {"loss": "bce", "beta1": 0.5, "beta2": 0.999}

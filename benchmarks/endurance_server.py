@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import ganserve.repository
+import ganserve.repository.repository
 from ganserve.calls import Method
 from ganserve.cli import main
 
@@ -74,13 +74,13 @@ def keep_of_each_call(size: int) -> None:
 
 def keep_models() -> None:
     """Leak every version that was retired."""
-    let_go = ganserve.repository._let_go  # noqa: SLF001 - there is no other place to leak it
+    let_go = ganserve.repository.repository._let_go  # noqa: SLF001 - there is no other place to leak it
 
     def hold_on(version: Any) -> None:  # noqa: ANN401 - whatever it is
         kept.append(version.served)
         let_go(version)
 
-    vars(ganserve.repository)["_let_go"] = hold_on
+    vars(ganserve.repository.repository)["_let_go"] = hold_on
 
 
 if __name__ == "__main__":

@@ -30,14 +30,14 @@ from milestones import floor_row, parse_images, row, table_head, train_and_measu
 from PIL import Image
 from records import arguments_given, commit, processor, write_record
 
-from gantrain.datasets import Dataset, load_dataset
-from gantrain.evaluation import evaluate_sampler
-from gantrain.evaluation_data import RealData, Reals
-from gantrain.evaluation_results import Evaluation
-from gantrain.feature_spaces import random_space
+from gantrain.data.datasets import Dataset, load_dataset
+from gantrain.evaluation.evaluate import evaluate_sampler
+from gantrain.evaluation.examples import RealData, Reals
+from gantrain.evaluation.feature_spaces import random_space
+from gantrain.evaluation.results import Evaluation
+from gantrain.evaluation.yardstick import Yardstick
 from gantrain.sampling import open_sampler
 from gantrain.seed_ranges import parse_seeds
-from gantrain.yardstick import Yardstick
 
 RECIPES = ("plain", "augmented")
 MEASURED = (

@@ -16,9 +16,9 @@ from serving import Cost
 from serving_models import LATENT_DIM
 from serving_processes import Process, ask_client, own_cpu_seconds
 
-from ganserve.bound_session import BoundSession
 from ganserve.latents import draw_latents
-from ganserve.model import Model
+from ganserve.models.bound_session import BoundSession
+from ganserve.models.model import Model
 from ganserve.setting_values import Device
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub

@@ -11,17 +11,17 @@ import numpy as np
 import onnx
 from serving_models import LATENT_DIM, write_models
 
-from ganserve.artifact import parse_metadata
 from ganserve.encoding import ImageFormat, encode_image
-from ganserve.gpu_sessions import GpuSettings
 from ganserve.latents import draw_latents
-from ganserve.model import Model, load_model, load_on_gpu
-from ganserve.model_files import read_model_file
-from ganserve.model_spec import read_spec
-from ganserve.onnx_weights import part
-from ganserve.runtime import open_session
+from ganserve.models.artifact import parse_metadata
+from ganserve.models.gpu_sessions import GpuSettings
+from ganserve.models.model import Model, load_model, load_on_gpu
+from ganserve.models.model_files import read_model_file
+from ganserve.models.model_spec import read_spec
+from ganserve.models.onnx_weights import part
+from ganserve.models.runtime import open_session
 from ganserve.setting_values import Device
-from gantrain.half_precision import to_half
+from gantrain.export.half_precision import to_half
 
 NAMES = {"fp32": "dcgan64", "fp16": "dcgan64-half"}
 _LARGEST = 2**30  # bytes of a model

@@ -46,9 +46,9 @@ from serving import Bar, Cost, in_turns, ratios, wall
 from serving_processes import echoing, serving
 
 from ganserve.errors import ModelError, ProviderUnavailable
-from ganserve.gpu_sessions import GpuSettings
-from ganserve.model import Model
-from ganserve.providers import FIRST_PROVIDERS
+from ganserve.models.gpu_sessions import GpuSettings
+from ganserve.models.model import Model
+from ganserve.models.providers import FIRST_PROVIDERS
 
 IMAGE_BYTES = 64 * 64 * 3
 

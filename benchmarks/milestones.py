@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gantrain.evaluation import choose_space, evaluate_sampler
-from gantrain.evaluation_data import choose_reals, load_real_data
-from gantrain.evaluation_results import Evaluation
+from gantrain.evaluation.evaluate import choose_space, evaluate_sampler
+from gantrain.evaluation.examples import choose_reals, load_real_data
+from gantrain.evaluation.results import Evaluation
+from gantrain.evaluation.yardstick import Yardstick
 from gantrain.presets import resolve
 from gantrain.sampling import open_sampler
-from gantrain.training import train
-from gantrain.yardstick import Yardstick
+from gantrain.training.loop import train
 
 STABLE_RATIO = 1.05  # of the distance to that of the best, after `LATER` times the images
 LATER = 4

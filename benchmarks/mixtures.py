@@ -32,12 +32,12 @@ import torch
 from numpy.typing import NDArray
 from records import arguments_given, commit, processor, write_record
 
+from gantrain.data.point_sets import POINT_SETS, ModeCoverage, PointSet, mode_coverage
 from gantrain.latents import draw_latents
-from gantrain.point_sets import POINT_SETS, ModeCoverage, PointSet, mode_coverage
 from gantrain.presets import resolve
 from gantrain.sampling import generate, load_run_generator
 from gantrain.seed_ranges import parse_seeds
-from gantrain.training import train
+from gantrain.training.loop import train
 
 SAMPLES = 2500
 FIRST_SEED = 1_000_000  # not the seeds of any committed picture

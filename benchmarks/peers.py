@@ -45,7 +45,7 @@ from serving_processes import FOLDER, GRPC_FLAGS, free_port, grpc_frame, run_h2l
 from ganserve.cpus import usable_cpus
 from ganserve.inference.v2 import open_inference_pb2 as v2
 from ganserve.latents import draw_latents
-from ganserve.model import Model, load_model
+from ganserve.models.model import Model, load_model
 from ganserve.v1 import image_generation_pb2 as pb
 
 IMAGE_BYTES = 64 * 64 * 3

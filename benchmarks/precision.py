@@ -33,16 +33,16 @@ import onnxruntime
 import torch
 from records import arguments_given, commit, cpu_information, processor, write_record
 
-from ganserve.onnx_weights import part
-from ganserve.runtime import open_session
-from gantrain.export import export_run, reduce_precision
+from ganserve.models.onnx_weights import part
+from ganserve.models.runtime import open_session
+from gantrain.export.artifact import export_run, reduce_precision
+from gantrain.export.onnx_graph import to_onnx
+from gantrain.export.precision import MIN_PSNR, Precision
 from gantrain.latents import draw_latents
 from gantrain.networks import Shape, create_networks
-from gantrain.onnx_graph import to_onnx
-from gantrain.precision import MIN_PSNR, Precision
 from gantrain.presets import resolve
 from gantrain.sampling import PixelGenerator, open_sampler, read_artifact
-from gantrain.training import train
+from gantrain.training.loop import train
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "fp16")
 BATCHES = (1, 16, 64)

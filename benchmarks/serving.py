@@ -43,7 +43,7 @@ from serving_processes import (
 
 from ganserve.cpus import usable_cpus
 from ganserve.latents import draw_latents
-from ganserve.model import Model, load_model
+from ganserve.models.model import Model, load_model
 from ganserve.png import encode_pngs
 
 BATCH_SIZES = (4, 8, 16, 32)

@@ -37,7 +37,7 @@ from milestones import (
 )
 from records import arguments_given, commit, processor, write_record
 
-from gantrain.evaluation_results import Evaluation
+from gantrain.evaluation.results import Evaluation
 from gantrain.seed_ranges import parse_seeds
 
 MEASURED = ("frechet_distance", "precision", "recall", "coverage", "class_distance")

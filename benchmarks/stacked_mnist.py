@@ -28,10 +28,10 @@ from milestones import Judge, floor_row, parse_images, row, table_head, train_an
 from records import arguments_given, commit, processor, write_record
 
 from gantrain.config import TrainConfig
-from gantrain.evaluation_results import Evaluation
+from gantrain.data.stacked_mnist import CLASS_NAMES, PREFIX
+from gantrain.evaluation.results import Evaluation
 from gantrain.networks import Shape, count_parameters, create_networks
 from gantrain.seed_ranges import parse_seeds
-from gantrain.stacked_mnist import CLASS_NAMES, PREFIX
 
 MOST_KL = 0.06  # nats, of the runs with networks of one capacity
 FEWEST_MODES = 900  # with a quarter of a discriminator

@@ -6,11 +6,11 @@
 The example's step is written down here as its source has it: discriminator on reals, then on fakes,
 then the generator, with a sigmoid at the end, BCELoss, Adam without fusing, the discriminator's
 weight gradients computed in the generator's step too, and its `.item()` calls. Ours is an ordinary
-`gantrain.training.train` of preset `dcgan-2015`. Both train the same networks on the same images in
-memory, in batches of 64, turn by turn, each time in a process of its own; rates are images a second
-of wall time after a few steps to warm up. bf16 runs only where the device has it. The flagship
-is measured beside itself with PyTorch's layers and with the second derivatives of its penalties
-left to autograd.
+`gantrain.training.loop.train` of preset `dcgan-2015`. Both train the same networks on the same
+images in memory, in batches of 64, turn by turn, each time in a process of its own; rates are
+images a second of wall time after a few steps to warm up. bf16 runs only where the device has it.
+The flagship is measured beside itself with PyTorch's layers and with the second derivatives of its
+penalties left to autograd.
 
 The floor: what one step of ours computes and moves, by what this machine does at best in a matrix
 product and in a copy. The loop fed from one constant batch shows what loading costs. Peak memory is

@@ -22,19 +22,19 @@ from torch import Tensor, nn
 
 from gantrain.checkpoint import TrainState
 from gantrain.config import TrainConfig
-from gantrain.datasets import Dataset, load_source
+from gantrain.data.datasets import Dataset, load_source
 from gantrain.memory import keep_buffers
 from gantrain.networks import create_networks
 from gantrain.networks import dcgan as flagship_networks
 from gantrain.networks.shape import Shape
 from gantrain.optimizers import set_rates, update_ema
 from gantrain.presets import resolve
-from gantrain.recorded_steps import CudaRecorder, RecordedStep
 from gantrain.run_directory import RunDirectory
 from gantrain.run_log import read_metrics
-from gantrain.run_setup import settle_config
-from gantrain.steps import StepResults, discriminator_step, generate_fakes, generator_step
-from gantrain.training import create_state, train
+from gantrain.training.loop import create_state, train
+from gantrain.training.recorded_steps import CudaRecorder, RecordedStep
+from gantrain.training.run_setup import settle_config
+from gantrain.training.steps import StepResults, discriminator_step, generate_fakes, generator_step
 
 BATCH, LATENTS, WARM_UP = 64, 100, 4
 IMAGES = 512

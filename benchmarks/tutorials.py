@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from gantrain.data.point_sets import sine_distance
 from gantrain.latents import draw_latents
-from gantrain.point_sets import sine_distance
 from gantrain.sampling import generate, load_run_generator
 
 ROOT = Path(__file__).resolve().parents[1]

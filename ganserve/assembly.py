@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 
-from ganserve.admission import Admission, RateLimiter
-from ganserve.batcher import Batcher
+from ganserve.api.interceptors import Interceptor
+from ganserve.batching.batcher import Batcher
 from ganserve.config import ServerConfig
 from ganserve.cpus import usable_cpus
-from ganserve.credentials import ServerCertificate, Tokens
 from ganserve.errors import StartupError, UnfinishedRequest
-from ganserve.gpu_sessions import GpuSettings
-from ganserve.interceptors import Interceptor
 from ganserve.metrics import Metrics
-from ganserve.model import Model, load_model
-from ganserve.providers import CPU_PROVIDER, FIRST_PROVIDERS
-from ganserve.repository import Repository
-from ganserve.runtime import resolve_device
-from ganserve.unfinished_requests import UnfinishedRequests
-from ganserve.unread_replies import UnreadReplies
+from ganserve.models.gpu_sessions import GpuSettings
+from ganserve.models.model import Model, load_model
+from ganserve.models.providers import CPU_PROVIDER, FIRST_PROVIDERS
+from ganserve.models.runtime import resolve_device
+from ganserve.repository.repository import Repository
+from ganserve.security.admission import Admission, RateLimiter
+from ganserve.security.credentials import ServerCertificate, Tokens
+from ganserve.transport.unfinished_requests import UnfinishedRequests
+from ganserve.transport.unread_replies import UnreadReplies
 
 if TYPE_CHECKING:
     from ganserve.tracing import Tracing

@@ -26,10 +26,10 @@ from ganserve.config import ServerConfig
 from ganserve.flag_names import describe_error, spell_flags, spell_subject
 
 if TYPE_CHECKING:
-    from ganserve.channel_security import ChannelSecurity
-    from ganserve.client_models import ModelInfo
-    from ganserve.load_report import LoadReport
-    from ganserve.load_sweep import LoadKind, Sweep
+    from ganserve.client.channel_security import ChannelSecurity
+    from ganserve.client.models import ModelInfo
+    from ganserve.load_test.report import LoadReport
+    from ganserve.load_test.sweep import LoadKind, Sweep
 
 
 class CommandError(Exception):
@@ -168,7 +168,7 @@ def _generate(command: Generate) -> None:
 
 
 def _security(command: Generate | Models | LoadTest) -> "ChannelSecurity":
-    from ganserve.channel_security import ChannelSecurity
+    from ganserve.client.channel_security import ChannelSecurity
 
     try:
         return ChannelSecurity(
@@ -216,9 +216,9 @@ def _render_models(models: "Sequence[ModelInfo]") -> str:
 
 
 def _load_test(command: LoadTest) -> None:
-    from ganserve.load_plot import draw_sweep, require_plotting
-    from ganserve.load_report import render_report
-    from ganserve.load_sweep import Sweep, render_sweep
+    from ganserve.load_test.plot import draw_sweep, require_plotting
+    from ganserve.load_test.report import render_report
+    from ganserve.load_test.sweep import Sweep, render_sweep
 
     try:
         if command.plot is not None:
@@ -241,8 +241,8 @@ def _load_test(command: LoadTest) -> None:
 
 
 async def _offer_load(command: LoadTest) -> "LoadReport | Sweep":
-    from ganserve.load_sweep import parse_sweep, sweep
-    from ganserve.load_test import offer_load, stopped_by_interrupts
+    from ganserve.load_test.run import offer_load, stopped_by_interrupts
+    from ganserve.load_test.sweep import parse_sweep, sweep
 
     with stopped_by_interrupts() as stop:
         offer = functools.partial(

@@ -15,7 +15,7 @@ from pydantic_settings import (
 )
 
 from ganserve.config import ServerConfig
-from ganserve.load_sweep import parse_sweep
+from ganserve.load_test.sweep import parse_sweep
 from ganserve.seed_ranges import SeedList
 
 # What stands for a value in the help, by the name of its type.

@@ -7,13 +7,13 @@ from collections.abc import Coroutine
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING
 
-from ganserve.admission import Admission
 from ganserve.assembly import make_interceptor, make_rate_limiter, open_repository
 from ganserve.config import ServerConfig
-from ganserve.credentials import ServerCertificate, Tokens
-from ganserve.health import READINESS, Health
 from ganserve.metrics import Metrics
-from ganserve.unread_replies import UnreadReplies
+from ganserve.security.admission import Admission
+from ganserve.security.credentials import ServerCertificate, Tokens
+from ganserve.transport.health import READINESS, Health
+from ganserve.transport.unread_replies import UnreadReplies
 
 if TYPE_CHECKING:
     from ganserve.tracing import Tracing

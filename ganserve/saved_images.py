@@ -9,7 +9,7 @@ import numpy as np
 
 from ganserve.cli_options import Generate, is_folder
 from ganserve.client import CallError, Client
-from ganserve.client_messages import ImageFormat, ImageRequest, read_pixels
+from ganserve.client.messages import ImageFormat, ImageRequest, read_pixels
 from ganserve.encoding import to_picture
 from ganserve.grid import make_grid
 from ganserve.v1.image_generation_pb2 import GenerateImagesResponse

@@ -14,7 +14,8 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
 
-from ganserve.accepting import DirectMethods, make_aio_server, may_stop_again
+from ganserve.api.open_inference import OpenInferenceService
+from ganserve.api.service import ImageGenerationService, Limits
 from ganserve.assembly import (
     HEALTH,
     make_interceptor,
@@ -25,18 +26,17 @@ from ganserve.assembly import (
 from ganserve.config import ServerConfig, explain_unknown
 from ganserve.cpus import run_when_woken, usable_cpus, work_long
 from ganserve.encoding import Encoder
-from ganserve.gpu_sessions import check_engine_cache
 from ganserve.inference.v2 import open_inference_pb2, open_inference_pb2_grpc
-from ganserve.listening import grpc_options, listen
 from ganserve.log_format import set_up_logging
 from ganserve.memory import keep_large_buffers
 from ganserve.metrics import Metrics
 from ganserve.metrics_port import MetricsServer
-from ganserve.model_files import check_root
-from ganserve.open_inference import OpenInferenceService
+from ganserve.models.gpu_sessions import check_engine_cache
+from ganserve.models.model_files import check_root
+from ganserve.models.runtime import check_runtime, keep_runtime_silent
 from ganserve.running_server import RunningServer
-from ganserve.runtime import check_runtime, keep_runtime_silent
-from ganserve.service import ImageGenerationService, Limits
+from ganserve.transport.accepting import DirectMethods, make_aio_server, may_stop_again
+from ganserve.transport.listening import grpc_options, listen
 from ganserve.v1 import image_generation_pb2, image_generation_pb2_grpc
 
 logger = logging.getLogger(__name__)

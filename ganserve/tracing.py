@@ -33,8 +33,8 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import Attributes
 
+from ganserve.batching.entries import Batch, Part
 from ganserve.calls import Call, CallMetadata, split_peer
-from ganserve.entries import Batch, Part
 
 logger = logging.getLogger(__name__)
 

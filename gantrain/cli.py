@@ -18,7 +18,6 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import CliApp, CliSettingsSource, get_subcommand
 
-from gantrain.bad_data import DatasetError
 from gantrain.cli_options import (
     Check,
     Data,
@@ -31,6 +30,7 @@ from gantrain.cli_options import (
     Sample,
     Train,
 )
+from gantrain.data.bad_data import DatasetError
 from gantrain.errors import Interrupted, RunError, UsageError
 
 _INTERRUPTED = 130
@@ -147,7 +147,7 @@ def _train(command: Train) -> int:
         return 0
     from gantrain.memory import keep_buffers
     from gantrain.ranks import read_ranks
-    from gantrain.training import train
+    from gantrain.training.loop import train
 
     keep_buffers()
     state = train(config)
@@ -189,7 +189,7 @@ def _presets(command: Presets) -> int:
 
 
 def _check(command: Check) -> int:
-    from gantrain.data_check import check_source
+    from gantrain.data.data_check import check_source
 
     report = check_source(command.source, image_size=command.image_size, channels=command.channels)
     print(report.describe())
@@ -244,8 +244,8 @@ def _make_folder(out: Path) -> None:
 
 
 def _draw_points(command: Sample, points: Any) -> None:  # noqa: ANN401 - numpy is imported late
+    from gantrain.data.point_sets import POINT_SETS
     from gantrain.pictures import save_scatter
-    from gantrain.point_sets import POINT_SETS
     from gantrain.run_directory import RunDirectory
 
     if command.interpolate:
@@ -258,8 +258,8 @@ def _evaluate(command: Evaluate) -> int:
     import torch
 
     from gantrain.cpus import usable_cpus
-    from gantrain.evaluation import evaluate
-    from gantrain.evaluation_results import write_evaluation
+    from gantrain.evaluation.evaluate import evaluate
+    from gantrain.evaluation.results import write_evaluation
 
     torch.set_num_threads(command.threads or usable_cpus())
     evaluation = evaluate(
@@ -287,7 +287,7 @@ def _report(command: Report) -> int:
 
 
 def _export(command: Export) -> int:
-    from gantrain.export import export_run
+    from gantrain.export.artifact import export_run
 
     path = export_run(
         command.run,

@@ -16,8 +16,8 @@ from pydantic_settings import (
 )
 
 from gantrain.config import Channels, Settings, TrainConfig
-from gantrain.precision import FRECHET_SAMPLES, MIN_PSNR, Precision
-from gantrain.reference import Reference
+from gantrain.evaluation.reference import Reference
+from gantrain.export.precision import FRECHET_SAMPLES, MIN_PSNR, Precision
 from gantrain.seed_ranges import SeedList
 
 # What stands for a value in the help, by the name of its type.

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gantrain.config import HIGHEST_DEFAULT_LR, TrainConfig, flag
+from gantrain.data.point_sets import POINT_SETS
 from gantrain.losses import LOSSES_WITH_LABELS, create_loss
 from gantrain.networks import DISCRIMINATORS, GENERATORS, Shape, most_inputs
-from gantrain.point_sets import POINT_SETS
 
 # Up to so many inputs, as at 28x28 with 32 filters, the default learning rate is the highest. At
 # 64x64, where 64 filters make 8,192, that one left all bounds: see docs/benchmarks.md.

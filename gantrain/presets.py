@@ -8,9 +8,9 @@ from typing import Any
 
 from gantrain.config import TrainConfig, flag
 from gantrain.config_rules import find_contradiction, misfit
+from gantrain.data.point_sets import POINT_SETS
 from gantrain.errors import UsageError
 from gantrain.networks import GENERATORS, Shape, count_parameters, create_networks
-from gantrain.point_sets import POINT_SETS
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from gantrain.class_labels import spread_labels
 from gantrain.config import TrainConfig, flag
 from gantrain.config_rules import network_shape
 from gantrain.curves import plot_curves
-from gantrain.diagnostics import diagnose
+from gantrain.diagnosis.diagnostics import diagnose
 from gantrain.durable_files import atomic_write
 from gantrain.errors import RunError
-from gantrain.evaluation_results import read_evaluation
+from gantrain.evaluation.results import read_evaluation
 from gantrain.latents import draw_latents, interpolate_latents
 from gantrain.pictures import animate, image_strip
 from gantrain.presets import count_weights

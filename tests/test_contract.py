@@ -13,16 +13,16 @@ import ganserve.latents  # noqa: E402
 import gantrain.latents  # noqa: E402
 from ganserve.client import Client  # noqa: E402
 from ganserve.grid import make_grid  # noqa: E402
-from ganserve.model import load_model  # noqa: E402
+from ganserve.models.model import load_model  # noqa: E402
 from ganserve.server import running  # noqa: E402
-from gantrain.evaluation import evaluate  # noqa: E402
-from gantrain.evaluation_results import write_evaluation  # noqa: E402
-from gantrain.export import export_run  # noqa: E402
+from gantrain.evaluation.evaluate import evaluate  # noqa: E402
+from gantrain.evaluation.results import write_evaluation  # noqa: E402
+from gantrain.export.artifact import export_run  # noqa: E402
 from gantrain.networks import GENERATORS  # noqa: E402
 from gantrain.pictures import image_grid  # noqa: E402
 from gantrain.presets import PRESETS, resolve  # noqa: E402
 from gantrain.sampling import generate, load_run_generator  # noqa: E402
-from gantrain.training import train  # noqa: E402
+from gantrain.training.loop import train  # noqa: E402
 from tests.ganserve.conftest import server_config  # noqa: E402
 
 SEEDS = np.array([0, 1, 2, 63, 2**32, 2**63, 2**64 - 1], np.uint64)

@@ -24,7 +24,7 @@ import grpc
 import pytest
 import yaml
 
-from ganserve.channel_security import ChannelSecurity, open_async_channel
+from ganserve.client.channel_security import ChannelSecurity, open_async_channel
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 from tests.deploy.manifests import DEPLOY

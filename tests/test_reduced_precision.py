@@ -11,15 +11,15 @@ from onnx import numpy_helper
 
 torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
-from ganserve.async_client import AsyncClient  # noqa: E402
+from ganserve.client.async_client import AsyncClient  # noqa: E402
 from ganserve.errors import ModelError  # noqa: E402
-from ganserve.model import load_model  # noqa: E402
+from ganserve.models.model import load_model  # noqa: E402
 from ganserve.server import running  # noqa: E402
-from gantrain.export import export_run  # noqa: E402
-from gantrain.precision_distance import MEASURED, measure_distance  # noqa: E402
+from gantrain.export.artifact import export_run  # noqa: E402
+from gantrain.export.precision_distance import MEASURED, measure_distance  # noqa: E402
 from gantrain.presets import resolve  # noqa: E402
 from gantrain.sampling import generate, load_run_generator  # noqa: E402
-from gantrain.training import train  # noqa: E402
+from gantrain.training.loop import train  # noqa: E402
 from tests.ganserve.conftest import server_config  # noqa: E402
 
 LATENT_DIM = 8

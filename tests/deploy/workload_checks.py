@@ -12,8 +12,8 @@ from unittest import mock
 from pydantic import ValidationError
 
 from ganserve.config import ServerConfig
-from ganserve.health import LIVENESS, READINESS
 from ganserve.server import _STOP_GRACE_SECONDS
+from ganserve.transport.health import LIVENESS, READINESS
 from tests.deploy.manifests import (
     DEPLOY,
     VOLUMES,

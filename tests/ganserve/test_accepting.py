@@ -12,10 +12,10 @@ from grpc.aio import _server
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
 
-from ganserve import accepting
-from ganserve.accepting import _ASKED_FOR, DirectMethods, _EagerServer, make_aio_server
-from ganserve.direct_calls import core_server
-from ganserve.unfinished_requests import UnfinishedRequests
+from ganserve.transport import accepting
+from ganserve.transport.accepting import _ASKED_FOR, DirectMethods, _EagerServer, make_aio_server
+from ganserve.transport.direct_calls import core_server
+from ganserve.transport.unfinished_requests import UnfinishedRequests
 from tests.ganserve.conftest import eventually
 
 METHOD = "/test.Service/Echo"
@@ -191,7 +191,7 @@ async def test_a_call_that_is_taken_directly_does_not_reach_grpc_aio(monkeypatch
         with pytest.raises(grpc.aio.AioRpcError, match="unknown method") as error:
             await call(b"x")
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert [type(details).__module__ for details in asked] == ["ganserve.core_call"]
+    assert [type(details).__module__ for details in asked] == ["ganserve.transport.core_call"]
 
 
 async def test_where_calls_cannot_be_taken_directly_grpc_aio_answers(monkeypatch):
@@ -328,9 +328,9 @@ HASTY_STOPS = """
 import asyncio, random
 import sys
 import grpc
-from ganserve import accepting
-from ganserve.accepting import make_aio_server
-from ganserve.unfinished_requests import UnfinishedRequests
+from ganserve.transport import accepting
+from ganserve.transport.accepting import make_aio_server
+from ganserve.transport.unfinished_requests import UnfinishedRequests
 
 match sys.argv[1]:
     case "a core that ends no calls":

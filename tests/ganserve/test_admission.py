@@ -1,7 +1,7 @@
 import pytest
 
-from ganserve.admission import RateLimiter, peer_address
 from ganserve.errors import Overloaded, RateLimited
+from ganserve.security.admission import RateLimiter, peer_address
 
 
 class Clock:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ganserve.batch_sizes import are_rows_independent, find_agreeing_sizes
+from ganserve.models.batch_sizes import are_rows_independent, find_agreeing_sizes
 
 SIZES = (1, 2, 4, 8)
 IMAGES = np.random.default_rng(0).integers(0, 255, (8, 2, 2, 3), np.uint8)  # below 255: see below

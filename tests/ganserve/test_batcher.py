@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from ganserve.answers import refuse
-from ganserve.batcher import DEADLINE_SLACK_SECONDS, Batcher
-from ganserve.call_times import CallTimes
-from ganserve.entries import Entry
+from ganserve.batching.answers import refuse
+from ganserve.batching.batcher import DEADLINE_SLACK_SECONDS, Batcher
+from ganserve.batching.call_times import CallTimes
+from ganserve.batching.entries import Entry
 from ganserve.errors import DeadlineExceeded, Overloaded, ShuttingDown
 from ganserve.latents import draw_latents
 from ganserve.metrics import Metrics

@@ -7,8 +7,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from ganserve.bound_session import BoundSession
 from ganserve.latents import draw_latents
+from ganserve.models.bound_session import BoundSession
 from tests.ganserve.tiny import reveal_pixels, write_artifact
 
 SIZES = (1, 4, 16)

@@ -1,4 +1,4 @@
-from ganserve.call_times import CallTimes
+from ganserve.batching.call_times import CallTimes
 
 
 def test_nothing_is_known_before_the_first_call():

@@ -2,9 +2,9 @@ import asyncio
 
 import pytest
 
-from ganserve.calls_under_way import CallsUnderWay
 from ganserve.errors import ShuttingDown, TooManyCalls
-from ganserve.unread_replies import UnreadReplies
+from ganserve.transport.calls_under_way import CallsUnderWay
+from ganserve.transport.unread_replies import UnreadReplies
 
 
 async def test_calls_beyond_the_limit_are_refused_until_one_has_ended():

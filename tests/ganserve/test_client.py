@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ganserve import service
+from ganserve.api import service
 from ganserve.client import AsyncClient, CallError, Client, ImageRequest
 from ganserve.latents import draw_latents
 from ganserve.v1 import image_generation_pb2 as pb

@@ -1,7 +1,7 @@
 import grpc
 import pytest
 
-from ganserve.client_patience import Patience
+from ganserve.client.patience import Patience
 
 Code = grpc.StatusCode
 

@@ -2,8 +2,8 @@ import grpc
 import numpy as np
 import pytest
 
-from ganserve.client_messages import CallError
-from ganserve.client_streams import StreamProgress
+from ganserve.client.messages import CallError
+from ganserve.client.streams import StreamProgress
 from ganserve.v1 import image_generation_pb2 as pb
 
 Code = grpc.StatusCode

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import grpc
 import pytest
 
-from ganserve.core_call import CallDetails, CoreCall
+from ganserve.transport.core_call import CallDetails, CoreCall
 
 Code = grpc.StatusCode
 

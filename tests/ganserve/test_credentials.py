@@ -6,9 +6,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from prometheus_client import CollectorRegistry
 
-from ganserve.credentials import ReloadedFiles, ServerCertificate, Tokens, parse_tokens
 from ganserve.errors import StartupError
 from ganserve.metrics import Metrics
+from ganserve.security.credentials import ReloadedFiles, ServerCertificate, Tokens, parse_tokens
 from tests.ganserve.certificates import AROUND, Authority
 
 TOKEN, OTHER = "correct-horse-battery-staple", "another.token~with/marks+123="

@@ -6,9 +6,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from ganserve.bound_session import BoundSession
-from ganserve.cuda_graphs import choose_graphs, time_in_turns
 from ganserve.latents import draw_latents
+from ganserve.models.bound_session import BoundSession
+from ganserve.models.cuda_graphs import choose_graphs, time_in_turns
 from tests.ganserve.tiny import reveal_pixels, write_artifact
 
 SIZES = (1, 2, 4)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ganserve.deadlines import Deadlines, deadline_of
+from ganserve.transport.deadlines import Deadlines, deadline_of
 
 
 async def wait_for_ever(deadlines):

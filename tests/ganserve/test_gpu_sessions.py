@@ -10,19 +10,19 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ganserve.artifact import parse_metadata
 from ganserve.errors import ModelError, StartupError
-from ganserve.gpu_sessions import (
+from ganserve.latents import draw_latents
+from ganserve.models.artifact import parse_metadata
+from ganserve.models.gpu_sessions import (
     GpuSettings,
     check_engine_cache,
     make_engine_folder,
     with_graphs_if_possible,
 )
-from ganserve.latents import draw_latents
-from ganserve.model import load_on_gpu
-from ganserve.model_spec import ModelSpec, read_spec
-from ganserve.onnx_weights import part
-from ganserve.runtime import open_session
+from ganserve.models.model import load_on_gpu
+from ganserve.models.model_spec import ModelSpec, read_spec
+from ganserve.models.onnx_weights import part
+from ganserve.models.runtime import open_session
 from tests.ganserve.tiny import reveal_pixels, write_artifact
 
 SIZES = (1, 2, 4, 8)

@@ -1,6 +1,6 @@
 import time
 
-from ganserve.growth import Growth
+from ganserve.batching.growth import Growth
 
 
 def turns(growth, rows):

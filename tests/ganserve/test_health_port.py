@@ -10,9 +10,9 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from ganserve.channel_security import ChannelSecurity, open_async_channel
+from ganserve.client.channel_security import ChannelSecurity, open_async_channel
 from ganserve.errors import StartupError
-from ganserve.health import LIVENESS
+from ganserve.transport.health import LIVENESS
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 from tests.ganserve.certificates import Authority

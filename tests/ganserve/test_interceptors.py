@@ -10,6 +10,7 @@ from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
+from ganserve.api.interceptors import Interceptor
 from ganserve.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -18,7 +19,6 @@ from ganserve.errors import (
     ShuttingDown,
     UnknownModel,
 )
-from ganserve.interceptors import Interceptor
 from ganserve.metrics import Metrics
 from tests.ganserve.conftest import eventually, failure
 

@@ -25,9 +25,9 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from onnx import helper, numpy_helper
 
-from ganserve.health import LIVENESS
 from ganserve.memory import return_free_memory
-from ganserve.model import load_model
+from ganserve.models.model import load_model
+from ganserve.transport.health import LIVENESS
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 from tests.ganserve.conftest import connected, eventually, metric, scrape
@@ -71,7 +71,7 @@ class Gate:
                     raise self.error
             return run_batch(model, rows, *others)
 
-        monkeypatch.setattr("ganserve.model.Model.run_batch", held)
+        monkeypatch.setattr("ganserve.models.model.Model.run_batch", held)
 
     async def entered(self):
         assert await asyncio.to_thread(self._entered.wait, 20)
@@ -415,7 +415,7 @@ class TestLifecycle:
         self, repository, running_server, gate, monkeypatch
     ):
         """A version of gRPC whose calls cannot be ended while it stops; see `accepting`."""
-        monkeypatch.setattr("ganserve.accepting.core_server", lambda _: None)
+        monkeypatch.setattr("ganserve.transport.accepting.core_server", lambda _: None)
         graces, stop = [], _server.Server.stop
 
         async def note(server, grace):
@@ -556,7 +556,7 @@ def with_ballast(path, mebibytes):
 
 
 PROGRAM = """
-import sys, ganserve.repository as repository
+import sys, ganserve.repository.repository as repository
 from ganserve.cli import run
 kept = []
 if sys.argv[1] == "hold on":

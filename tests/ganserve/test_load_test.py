@@ -6,10 +6,10 @@ from collections import Counter
 
 import pytest
 
-from ganserve.latency_histogram import LatencyHistogram
-from ganserve.load_plan import LoadPlan, LoadTally
-from ganserve.load_report import make_report, render_report
-from ganserve.load_test import offer_load
+from ganserve.load_test.latency_histogram import LatencyHistogram
+from ganserve.load_test.plan import LoadPlan, LoadTally
+from ganserve.load_test.report import make_report, render_report
+from ganserve.load_test.run import offer_load
 from ganserve.v1 import image_generation_pb2 as pb
 from tests.ganserve.conftest import free_port
 from tests.ganserve.slow_service import SlowService, running

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from ganserve.latency_histogram import PERCENTILES, LatencyHistogram
+from ganserve.load_test.latency_histogram import PERCENTILES, LatencyHistogram
 
 PERCENTS = [0.1, 1, 25, 50, 90, 99, 99.9, 99.99, 100]
 # From nothing to eleven days; small ones too, where buckets are a nanosecond wide.

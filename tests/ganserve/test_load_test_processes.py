@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from ganserve.channel_security import ChannelSecurity
-from ganserve.load_plan import LoadPlan
-from ganserve.load_test import offer_load
-from ganserve.load_workers import offer_in_processes
+from ganserve.client.channel_security import ChannelSecurity
+from ganserve.load_test.plan import LoadPlan
+from ganserve.load_test.run import offer_load
+from ganserve.load_test.workers import offer_in_processes
 from tests.ganserve.certificates import Authority
 from tests.ganserve.conftest import eventually
 from tests.ganserve.slow_service import SlowService, running
@@ -198,4 +198,4 @@ async def test_a_process_that_is_lost_fails_the_test():
 
 
 def is_worker(process_id: int) -> bool:
-    return b"ganserve.load_workers" in Path(f"/proc/{process_id}/cmdline").read_bytes()
+    return b"ganserve.load_test.workers" in Path(f"/proc/{process_id}/cmdline").read_bytes()

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from ganserve.cli import run
-from ganserve.load_plan import LoadPlan
-from ganserve.load_plot import draw_sweep
-from ganserve.load_report import LoadReport, Verification, make_report
-from ganserve.load_sweep import SweepLoads, find_knee, parse_sweep, render_sweep, sweep
+from ganserve.load_test.plan import LoadPlan
+from ganserve.load_test.plot import draw_sweep
+from ganserve.load_test.report import LoadReport, Verification, make_report
+from ganserve.load_test.sweep import SweepLoads, find_knee, parse_sweep, render_sweep, sweep
 from tests.ganserve.slow_service import SlowService, running
 
 SERVICE_RATE = 100.0  # calls a second of the queues below

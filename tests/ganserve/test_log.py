@@ -116,7 +116,7 @@ async def test_our_own_mistakes_are_logged_with_the_id_that_the_caller_sees(
     def fail(*_):
         raise ZeroDivisionError("the cause")
 
-    monkeypatch.setattr("ganserve.service.rows_of", fail)
+    monkeypatch.setattr("ganserve.api.service.rows_of", fail)
     with logging_as_json() as lines:
         async with running_server(repository) as server, connected(server) as stub:
             call = stub.GenerateImages(request(), metadata=(("x-request-id", "a-7/x"),))

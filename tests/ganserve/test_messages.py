@@ -4,7 +4,7 @@ import grpc
 import pytest
 
 from ganserve.errors import Overloaded, to_status
-from ganserve.messages import abort
+from ganserve.transport.messages import abort
 
 STATUS = to_status(Overloaded("the queue is full", retry_seconds=1.0))
 

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from ganserve.errors import ModelError, ProviderUnavailable, StartupError
-from ganserve.gpu_sessions import GpuSettings
 from ganserve.latents import draw_latents
-from ganserve.model import load_model
-from ganserve.runtime import can_use, check_runtime
+from ganserve.models.gpu_sessions import GpuSettings
+from ganserve.models.model import load_model
+from ganserve.models.runtime import can_use, check_runtime
 from tests.ganserve.tiny import (
     foreign_onnx,
     golden_section,

@@ -9,9 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, onnx_ml_pb2
 
 from ganserve.errors import ModelError
-from ganserve.model import load_model
-from ganserve.model_files import read_model_file
-from ganserve.onnx_file import (
+from ganserve.models.model import load_model
+from ganserve.models.model_files import read_model_file
+from ganserve.models.onnx_file import (
     _COUNTED,
     _MOST_FIELDS,
     _REPEATED,
@@ -20,7 +20,7 @@ from ganserve.onnx_file import (
     check_fields,
     check_onnx_file,
 )
-from ganserve.onnx_weights import part
+from ganserve.models.onnx_weights import part
 from ganserve.wire_format import delimited
 from tests.ganserve.tiny import build_network, publish, write_artifact
 
@@ -333,7 +333,7 @@ class TestNumberOfFields:
             "import resource, sys\n"
             "from pathlib import Path\n"
             "from ganserve.errors import ModelError\n"
-            "from ganserve.model import load_model\n"
+            "from ganserve.models.model import load_model\n"
             "import onnxruntime\n"
             "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB\n"
             "before = peak()\n"
@@ -358,7 +358,9 @@ class TestLoading:
         weights.CopyFrom(external_tensor(str(secret)))
         weights.name = "picks"
         path = publish(tmp_path, "tiny", 2, model.SerializeToString())
-        monkeypatch.setattr("ganserve.model.open_session", None)  # calling it would be an error
+        monkeypatch.setattr(
+            "ganserve.models.model.open_session", None
+        )  # calling it would be an error
         with pytest.raises(ModelError, match=r"2/model.onnx: tensor 'picks': expected its values"):
             load_model(path, "cpu", threads=1)
 
@@ -371,7 +373,9 @@ class TestLoading:
         file = part(content)
         assert file.graph[4:8] == b"ORTM" != file.outline[4:8]
         check_onnx_file(file.outline)
-        monkeypatch.setattr("ganserve.model.open_session", None)  # calling it would be an error
+        monkeypatch.setattr(
+            "ganserve.models.model.open_session", None
+        )  # calling it would be an error
         with pytest.raises(ModelError, match="got one in ONNX Runtime's own format"):
             load_model(publish(tmp_path, "tiny", 1, content), "cpu", threads=1)
 

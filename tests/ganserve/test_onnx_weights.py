@@ -8,10 +8,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ganserve.errors import ModelError
 from ganserve.latents import draw_latents
-from ganserve.model import load_model
-from ganserve.onnx_file import check_onnx_file
-from ganserve.onnx_weights import _SHORTEST, WEIGHTS_NAME, part
-from ganserve.runtime import open_session
+from ganserve.models.model import load_model
+from ganserve.models.onnx_file import check_onnx_file
+from ganserve.models.onnx_weights import _SHORTEST, WEIGHTS_NAME, part
+from ganserve.models.runtime import open_session
 from tests.ganserve.tiny import build_network, publish, write_artifact
 
 SEEDS = np.arange(3, dtype=np.uint64)

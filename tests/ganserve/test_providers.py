@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ganserve.providers import choose_providers, engine_folder
+from ganserve.models.providers import choose_providers, engine_folder
 
 
 def choose(device, **settings):

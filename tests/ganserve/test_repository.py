@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from ganserve.batcher import Batcher
+from ganserve.batching.batcher import Batcher
 from ganserve.errors import (
     InvalidRequest,
     Loading,
@@ -23,10 +23,10 @@ from ganserve.errors import (
     UnknownModel,
 )
 from ganserve.metrics import Metrics
-from ganserve.model import load_model
-from ganserve.model_files import check_root, scan
-from ganserve.repository import Repository
-from ganserve.versions import ModelState
+from ganserve.models.model import load_model
+from ganserve.models.model_files import check_root, scan
+from ganserve.repository.repository import Repository
+from ganserve.repository.versions import ModelState
 from tests.ganserve.conftest import eventually, settle
 from tests.ganserve.tiny import publish, write_artifact
 
@@ -756,7 +756,7 @@ class TestSeriesOfVersions:
     async def test_images_of_retired_versions_stay_counted_but_not_for_ever(
         self, tmp_path, monkeypatch
     ):
-        monkeypatch.setattr("ganserve.model_series._COUNTED_VERSIONS", 2)
+        monkeypatch.setattr("ganserve.repository.model_series._COUNTED_VERSIONS", 2)
         async with opened(tmp_path) as repository:
             for number in range(1, 6):
                 path = write_artifact(tmp_path, version=number)

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from ganserve.repository_folder import RepositoryFolder
+from ganserve.repository.repository_folder import RepositoryFolder
 from tests.ganserve.tiny import publish
 
 

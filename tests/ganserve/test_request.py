@@ -4,11 +4,11 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ganserve.api.request import latents_of, parse_request, parse_version
 from ganserve.encoding import ImageFormat
 from ganserve.errors import InvalidRequest
 from ganserve.latents import draw_latents, interpolate_latents
-from ganserve.model_spec import ModelSpec
-from ganserve.request import latents_of, parse_request, parse_version
+from ganserve.models.model_spec import ModelSpec
 from ganserve.v1 import image_generation_pb2 as pb
 
 LARGEST = 2**64 - 1

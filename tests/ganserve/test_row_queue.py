@@ -5,9 +5,9 @@ import asyncio
 import numpy as np
 from prometheus_client import CollectorRegistry
 
-from ganserve.entries import Entry
+from ganserve.batching.entries import Entry
+from ganserve.batching.row_queue import RowQueue
 from ganserve.metrics import Metrics
-from ganserve.row_queue import RowQueue
 
 
 async def test_what_is_left_of_an_entry_has_waited_since_it_came():

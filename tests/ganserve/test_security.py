@@ -19,14 +19,14 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
-from ganserve import calls_under_way, unfinished_requests
-from ganserve.channel_security import ChannelSecurity, open_async_channel
 from ganserve.cli import run
 from ganserve.client import AsyncClient, CallError, Client
+from ganserve.client.channel_security import ChannelSecurity, open_async_channel
 from ganserve.errors import StartupError
 from ganserve.inference.v2 import open_inference_pb2 as inference_pb
 from ganserve.inference.v2.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from ganserve.log_format import set_up_logging
+from ganserve.transport import calls_under_way, unfinished_requests
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 from tests.ganserve.certificates import AROUND, Authority
@@ -878,7 +878,7 @@ def test_a_silent_client_is_let_go(tmp_path):
     """In a process of its own, whose handshake is cut short for the test's sake."""
     write_artifact(tmp_path)
     program = (
-        "import asyncio, sys, ganserve.listening as listening, ganserve.server as s\n"
+        "import asyncio, sys, ganserve.transport.listening as listening, ganserve.server as s\n"
         "from ganserve.config import ServerConfig\n"
         "listening._HANDSHAKE_SECONDS = 0.5\n"
         "asyncio.run(s.serve(ServerConfig(models=sys.argv[1], host='127.0.0.1', port=0,"

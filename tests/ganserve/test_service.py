@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ganserve.api.service import one_ahead
 from ganserve.latents import draw_latents, interpolate_latents
-from ganserve.messages import write
-from ganserve.service import one_ahead
+from ganserve.repository.versions import ModelState
+from ganserve.transport.messages import write
 from ganserve.v1 import image_generation_pb2 as pb
-from ganserve.versions import ModelState
 from tests.ganserve.conftest import connected, eventually, metric, settle
 from tests.ganserve.tiny import publish, reveal_pixels, write_artifact
 
@@ -286,7 +286,7 @@ async def test_a_reply_of_a_stream_is_counted_before_it_can_be_received(
         await write(context, response)
         await asyncio.Event().wait()  # until the call is cancelled
 
-    monkeypatch.setattr("ganserve.interceptors.write", stuck)
+    monkeypatch.setattr("ganserve.api.interceptors.write", stuck)
     async with running_server(repository, chunk_bytes=48) as server, connected(server) as stub:
         call = stub.StreamImages(request(*range(10)))
         assert (await call.read()).count == 1
@@ -303,7 +303,7 @@ async def test_what_a_stream_makes_ahead_is_over_before_its_version_may_go(
         writing.set()
         await asyncio.Event().wait()  # until the call is cancelled
 
-    monkeypatch.setattr("ganserve.interceptors.write", stuck)
+    monkeypatch.setattr("ganserve.api.interceptors.write", stuck)
     # The first message fills a batch, the second waits for company.
     settings = {"chunk_bytes": 2 * 48, "max_batch_size": 2, "max_wait_seconds": 60}
     settings |= {"instances": 1}

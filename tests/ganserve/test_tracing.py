@@ -19,7 +19,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from opentelemetry.sdk.trace.export import SpanExportResult
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from ganserve.model import Model
+from ganserve.models.model import Model
 from ganserve.tracing import Tracing
 from ganserve.v1 import image_generation_pb2 as pb
 from tests.ganserve.collector import attributes_of, collecting

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from ganserve.unread_replies import BETWEEN_LOOKS, UnreadReplies
+from ganserve.transport.unread_replies import BETWEEN_LOOKS, UnreadReplies
 
 
 class Reply:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from gantrain.checkpoint import checkpoint_paths
 from gantrain.presets import resolve
-from gantrain.training import train
+from gantrain.training.loop import train
 
 # Networks of a few thousand weights on 8x8 digits: a step takes milliseconds.
 SMALL = {"data": "digits", "filters": 4, "latent_dim": 8, "batch_size": 16, "threads": 1}

@@ -11,17 +11,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gantrain.batches import DataOrder, stream_seed
 from gantrain.checkpoint import TrainState
 from gantrain.config import TrainConfig
-from gantrain.datasets import Dataset, load_source
+from gantrain.data.datasets import Dataset, load_source
 from gantrain.networks import GENERATORS
 from gantrain.optimizers import set_rates, update_ema
 from gantrain.presets import resolve
 from gantrain.ranks import Ranks, join_ranks
-from gantrain.run_setup import describe_data, load_labels, settle_config
-from gantrain.steps import Feed
-from gantrain.training import create_state, create_step
+from gantrain.training.batches import DataOrder, stream_seed
+from gantrain.training.loop import create_state, create_step
+from gantrain.training.run_setup import describe_data, load_labels, settle_config
+from gantrain.training.steps import Feed
 
 STEPS, BATCH = 20, 8
 DEVICE = torch.device("cpu")

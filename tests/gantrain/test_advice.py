@@ -7,14 +7,14 @@ from functools import cache
 import pytest
 from pydantic_settings import CliApp, get_subcommand
 
-from gantrain import advice
 from gantrain.cli_options import Gantrain
 from gantrain.config import TrainConfig
 from gantrain.config_rules import has_penalty
-from gantrain.datasets import load_source
+from gantrain.data.datasets import load_source
+from gantrain.diagnosis import advice
 from gantrain.errors import UsageError
 from gantrain.presets import PRESETS, resolve
-from gantrain.run_setup import settle_config
+from gantrain.training.run_setup import settle_config
 
 POINTS = {"sine": "sine", "points": "ring8"}
 IMAGES = 600

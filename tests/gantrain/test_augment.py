@@ -2,16 +2,16 @@ import pytest
 import torch
 from torch import nn
 
-from gantrain.augment import AUGMENTATIONS, augment
 from gantrain.config import AugmentationName, TrainConfig
 from gantrain.presets import resolve
-from gantrain.steps import (
+from gantrain.training.augment import AUGMENTATIONS, augment
+from gantrain.training.loop import create_state
+from gantrain.training.steps import (
     discriminator_step,
     generate_fakes,
     generator_step,
     judge_with_input_gradients,
 )
-from gantrain.training import create_state
 
 ALL = tuple(AUGMENTATIONS)
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gantrain.batches import DataOrder, load_batch, stream_seed
+from gantrain.training.batches import DataOrder, load_batch, stream_seed
 
 
 @given(

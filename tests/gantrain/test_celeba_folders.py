@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gantrain.bad_data import DatasetError
-from gantrain.celeba_folders import find_celeba
-from gantrain.data_check import check_source
-from gantrain.datasets import has_test_split, load_dataset
-from gantrain.image_files import decode_image
+from gantrain.data.bad_data import DatasetError
+from gantrain.data.celeba_folders import find_celeba
+from gantrain.data.data_check import check_source
+from gantrain.data.datasets import has_test_split, load_dataset
+from gantrain.data.image_files import decode_image
 
 SPLITS = (0, 0, 0, 0, 1, 2, 2, 0)  # of 000001.jpg and so on; the real list is sorted, ours is not
 

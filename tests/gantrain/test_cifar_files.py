@@ -11,10 +11,10 @@ import tarfile
 import numpy as np
 import pytest
 
-from gantrain.bad_data import DatasetError
-from gantrain.cifar_files import find_bad_files, is_cifar, read_cifar
-from gantrain.data_check import check_source
-from gantrain.datasets import load_dataset
+from gantrain.data.bad_data import DatasetError
+from gantrain.data.cifar_files import find_bad_files, is_cifar, read_cifar
+from gantrain.data.data_check import check_source
+from gantrain.data.datasets import load_dataset
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BINARY = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")

@@ -1,6 +1,6 @@
 import pytest
 
-from gantrain.class_folders import classes_by_folder, find_splits, find_strays
+from gantrain.data.class_folders import classes_by_folder, find_splits, find_strays
 
 
 @pytest.mark.parametrize(

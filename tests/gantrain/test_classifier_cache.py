@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from gantrain import classifier, classifier_cache
-from gantrain.classifier import as_tensor, recognise, train_classifier
-from gantrain.classifier_cache import TrainedClassifier, cached_classifier, default_cache_folder
-from gantrain.datasets import Dataset
+from gantrain.data.datasets import Dataset
+from gantrain.evaluation import classifier, classifier_cache
+from gantrain.evaluation.classifier import as_tensor, recognise, train_classifier
+from gantrain.evaluation.classifier_cache import (
+    TrainedClassifier,
+    cached_classifier,
+    default_cache_folder,
+)
 
 
 def stripes(count: int, seed: int) -> Dataset:

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gantrain.bad_data import DatasetError
-from gantrain.data_check import check_source
-from gantrain.datasets import load_dataset
+from gantrain.data.bad_data import DatasetError
+from gantrain.data.data_check import check_source
+from gantrain.data.datasets import load_dataset
 
 
 def save(path, mode="RGB", size=(16, 16), colour=None):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gantrain.bad_data import BadFile, DatasetError
-from gantrain.datasets import Dataset, has_test_split, load_dataset, load_source
-from gantrain.image_files import decode_image
-from gantrain.point_sets import POINT_SETS
+from gantrain.data.bad_data import BadFile, DatasetError
+from gantrain.data.datasets import Dataset, has_test_split, load_dataset, load_source
+from gantrain.data.image_files import decode_image
+from gantrain.data.point_sets import POINT_SETS
 
 DATA = Path(os.environ.get("GANTRAIN_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gantrain.determinism import repeatable
 from gantrain.errors import RunError
 from gantrain.presets import resolve
-from gantrain.training import train
+from gantrain.training.determinism import repeatable
+from gantrain.training.loop import train
 
 
 def flags() -> tuple[object, ...]:

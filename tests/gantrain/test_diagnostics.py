@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gantrain.diagnostics import Diagnosis, diagnose
+from gantrain.diagnosis.diagnostics import Diagnosis, diagnose
 from gantrain.presets import resolve
 
 LOOK_EVERY = 10  # rows

@@ -4,8 +4,8 @@ import pytest
 import torch
 from sklearn.metrics.pairwise import polynomial_kernel
 
-from gantrain import distances
-from gantrain.distances import Neighbourhoods, frechet_distance, kernel_distance
+from gantrain.evaluation import distances
+from gantrain.evaluation.distances import Neighbourhoods, frechet_distance, kernel_distance
 
 
 def gaussian(count: int, dimensions: int, seed: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ import pytest
 from gantrain.presets import resolve
 from gantrain.run_directory import RunDirectory
 from gantrain.run_log import read_metrics
-from gantrain.training import train
+from gantrain.training.loop import train
 
 DIGITS = {"data": "digits", "filters": 4, "latent_dim": 16, "batch_size": 32}
 PLAIN = {"loss": "bce", "beta1": 0.5, "beta2": 0.999}

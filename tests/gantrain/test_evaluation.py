@@ -11,14 +11,15 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from gantrain import yardstick as yardsticks
 from gantrain.cli import run as gantrain
-from gantrain.datasets import load_dataset
-from gantrain.distances import Neighbourhoods
+from gantrain.data.datasets import load_dataset
 from gantrain.errors import RunError, UsageError
-from gantrain.evaluation import choose_space, evaluate, evaluate_sampler
-from gantrain.evaluation_data import RealData, choose_reals, load_real_data
-from gantrain.evaluation_results import (
+from gantrain.evaluation import yardstick as yardsticks
+from gantrain.evaluation.distances import Neighbourhoods
+from gantrain.evaluation.evaluate import choose_space, evaluate, evaluate_sampler
+from gantrain.evaluation.examples import RealData, choose_reals, load_real_data
+from gantrain.evaluation.feature_spaces import digit_marginals
+from gantrain.evaluation.results import (
     FILE,
     ClassFacts,
     Evaluation,
@@ -28,12 +29,11 @@ from gantrain.evaluation_results import (
     ReferenceFacts,
     read_evaluation,
 )
-from gantrain.export import export_run
-from gantrain.feature_spaces import digit_marginals
+from gantrain.evaluation.yardstick import Yardstick
+from gantrain.export.artifact import export_run
 from gantrain.presets import resolve
 from gantrain.sampling import Sampler
-from gantrain.training import train
-from gantrain.yardstick import Yardstick
+from gantrain.training.loop import train
 from tests.gantrain.conftest import SMALL
 from tests.gantrain.test_idx_files import idx
 

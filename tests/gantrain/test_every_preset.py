@@ -10,10 +10,10 @@ from PIL import Image
 from gantrain.checkpoint import checkpoint_paths, load_checkpoint
 from gantrain.cli import run as gantrain
 from gantrain.errors import RunError
-from gantrain.export import export_run
+from gantrain.export.artifact import export_run
 from gantrain.presets import PRESETS, resolve
 from gantrain.run_log import read_metrics
-from gantrain.training import train
+from gantrain.training.loop import train
 from tests.gantrain.test_training import assert_same_bits
 
 # Small enough for a step in milliseconds; sizes that a preset fixes stay as they are.

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from gantrain.errors import RunError, UsageError
-from gantrain.export import export_run
+from gantrain.export.artifact import export_run
+from gantrain.export.proof import PROOF_BATCHES, compare, prove
 from gantrain.latents import draw_latents
 from gantrain.presets import resolve
-from gantrain.proof import PROOF_BATCHES, compare, prove
 from gantrain.sampling import (
     generate,
     load_run_generator,
@@ -23,7 +23,7 @@ from gantrain.sampling import (
     open_session,
     run_session,
 )
-from gantrain.training import train
+from gantrain.training.loop import train
 from tests.gantrain.conftest import SMALL
 
 
@@ -210,8 +210,8 @@ def test_a_failed_proof_publishes_nothing(
     with pytest.raises(RunError, match=r"differ from the generator's in a batch of 1: by up to"):
         prove(artifact.read_bytes(), other.generator, 8)
     # The same through the whole command: an exporter whose graph is not the generator's.
-    monkeypatch.setattr("gantrain.export.to_onnx", lambda *_: onnx.load(artifact))
-    monkeypatch.setattr("gantrain.export.load_run_generator", lambda _: other)
+    monkeypatch.setattr("gantrain.export.artifact.to_onnx", lambda *_: onnx.load(artifact))
+    monkeypatch.setattr("gantrain.export.artifact.load_run_generator", lambda _: other)
     with pytest.raises(RunError, match="nothing was published"):
         export_run(small_run, tmp_path / "repository", "digits")
     assert not (tmp_path / "repository").exists()

@@ -6,8 +6,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from gantrain.bad_data import DatasetError
-from gantrain.idx_files import find_bad_files, is_idx_folder, read_idx_folder
+from gantrain.data.bad_data import DatasetError
+from gantrain.data.idx_files import find_bad_files, is_idx_folder, read_idx_folder
 
 IMAGES = np.arange(3 * 10 * 12, dtype=np.uint8).reshape(3, 10, 12)
 LABELS = np.array([2, 0, 1], np.uint8)

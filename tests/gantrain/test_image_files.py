@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from gantrain.bad_data import BadFileError
-from gantrain.image_files import (
+from gantrain.data.bad_data import BadFileError
+from gantrain.data.image_files import (
     decode_image,
     looks_like_image,
     read_size,

@@ -4,8 +4,8 @@ import zipfile
 import pytest
 from PIL import Image
 
-from gantrain.bad_data import BadFileError, DatasetError
-from gantrain.image_folders import MAX_FILE_BYTES, natural_key, open_listing
+from gantrain.data.bad_data import BadFileError, DatasetError
+from gantrain.data.image_folders import MAX_FILE_BYTES, natural_key, open_listing
 
 PIXEL = b"\x89PNG, or so its name and its first bytes say"
 

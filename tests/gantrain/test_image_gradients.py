@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import softplus
 
-from gantrain.augment import augment
 from gantrain.networks import Shape, create_networks, judge_with_gradients, run_network
 from gantrain.networks.image_gradients import gradients_by_examples
+from gantrain.training.augment import augment
 
 BATCH = 6
 KINDS = [

@@ -12,9 +12,9 @@ import torch
 
 pytest.importorskip("torchmetrics", reason="needs the extra `fid`")
 
-from gantrain.distances import frechet_distance, kernel_distance
 from gantrain.errors import RunError
-from gantrain.inception import DOWNLOAD, Inception
+from gantrain.evaluation.distances import frechet_distance, kernel_distance
+from gantrain.evaluation.inception import DOWNLOAD, Inception
 
 
 class StandIn(torch.nn.Module):

@@ -6,8 +6,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from gantrain.integer_graph import Range, find_layers, to_integers
-from gantrain.integer_layers import grid_between, round_weights
+from gantrain.export.integer_graph import Range, find_layers, to_integers
+from gantrain.export.integer_layers import grid_between, round_weights
 from gantrain.sampling import open_session
 
 RANDOM = np.random.default_rng(0)

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from gantrain.bad_data import DatasetError
-from gantrain.data_check import check_source
-from gantrain.datasets import load_dataset
-from gantrain.meant_sources import find_places
+from gantrain.data.bad_data import DatasetError
+from gantrain.data.data_check import check_source
+from gantrain.data.datasets import load_dataset
+from gantrain.data.meant_sources import find_places
 
 MNIST = ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"]
 

@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from gantrain.point_sets import POINT_SETS, ModeCoverage, PointSet, mode_coverage, sine_distance
+from gantrain.data.point_sets import (
+    POINT_SETS,
+    ModeCoverage,
+    PointSet,
+    mode_coverage,
+    sine_distance,
+)
 
 RING, GRID = POINT_SETS["ring8"](), POINT_SETS["grid25"]()
 SINE = POINT_SETS["sine"]()

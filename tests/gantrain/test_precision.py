@@ -11,15 +11,15 @@ from PIL import Image
 
 from gantrain import cli
 from gantrain.errors import RunError
-from gantrain.export import export_run
-from gantrain.integer_graph import Layer, find_layers, to_integers
+from gantrain.export.artifact import export_run
+from gantrain.export.integer_graph import Layer, find_layers, to_integers
+from gantrain.export.onnx_graph import to_onnx
+from gantrain.export.precision_distance import MEASURED, measure_distance, measured_images
+from gantrain.export.proof import prove
+from gantrain.export.quantization import calibrate, quantize_graph
 from gantrain.latents import draw_latents
 from gantrain.networks import Shape, create_networks
-from gantrain.onnx_graph import to_onnx
-from gantrain.precision_distance import MEASURED, measure_distance, measured_images
 from gantrain.presets import resolve
-from gantrain.proof import prove
-from gantrain.quantization import calibrate, quantize_graph
 from gantrain.sampling import (
     PixelGenerator,
     finished_generator,
@@ -27,7 +27,7 @@ from gantrain.sampling import (
     load_run_generator,
     open_sampler,
 )
-from gantrain.training import train
+from gantrain.training.loop import train
 
 SMALL = {"data": "digits", "batch_size": 16, "latent_dim": 8, "threads": 1, "tensorboard": False}
 

@@ -7,12 +7,12 @@ import pytest
 
 from gantrain.cli import run as gantrain
 from gantrain.config import DiscriminatorName, GeneratorName, LossName, TrainConfig
+from gantrain.data.point_sets import POINT_SETS
 from gantrain.errors import UsageError
 from gantrain.losses import LOSSES
 from gantrain.networks import DISCRIMINATORS, GENERATORS
-from gantrain.point_sets import POINT_SETS
 from gantrain.presets import PRESETS, describe_preset, resolve
-from gantrain.run_setup import settle_config
+from gantrain.training.run_setup import settle_config
 
 # (total, trainable) of generator and discriminator, in Keras' way of counting. Those of keras-mlp,
 # its swapped-in discriminator and the pair are stated by their tutorial; the others follow from

@@ -4,7 +4,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.linear_model import Ridge
 
-from gantrain.random_features import Features, find_clusters, train_classifier
+from gantrain.evaluation.random_features import Features, find_clusters, train_classifier
 
 
 def seeded(seed: int = 0) -> torch.Generator:

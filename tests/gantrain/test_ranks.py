@@ -16,7 +16,7 @@ from gantrain.checkpoint import checkpoint_paths, load_checkpoint
 from gantrain.errors import RunError
 from gantrain.presets import PRESETS, resolve
 from gantrain.ranks import Ranks, read_ranks
-from gantrain.training import train
+from gantrain.training.loop import train
 from tests.gantrain.conftest import SMALL, wait_for_checkpoint
 from tests.gantrain.exact_steps import CASES
 
@@ -209,7 +209,7 @@ LOSES_THE_OTHERS = """
 import os, signal
 from gantrain import ranks
 from gantrain.errors import RunError
-from gantrain.stop_requests import stop_requests
+from gantrain.training.stop_requests import stop_requests
 try:
     with stop_requests(), ranks._reaching_others():
         raise RuntimeError("Connection closed by peer")

@@ -14,20 +14,20 @@ import pytest
 import torch
 
 from gantrain.checkpoint import TrainState
-from gantrain.datasets import Dataset
+from gantrain.data.datasets import Dataset
 from gantrain.optimizers import set_rates
 from gantrain.presets import resolve
-from gantrain.recorded_steps import (
+from gantrain.training.loop import create_state, train
+from gantrain.training.recorded_steps import (
     CudaRecorder,
     RecordedStep,
     compare_changes,
     copy_tensors,
     restore_tensors,
 )
-from gantrain.run_setup import settle_config
-from gantrain.step_means import gradient_norm
-from gantrain.steps import Feed, StepResults, take_step
-from gantrain.training import create_state, train
+from gantrain.training.run_setup import settle_config
+from gantrain.training.step_means import gradient_norm
+from gantrain.training.steps import Feed, StepResults, take_step
 
 CPU = torch.device("cpu")
 STEPS = 10

@@ -13,19 +13,19 @@ import torch
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from gantrain.advice import steady
 from gantrain.checkpoint import checkpoint_paths, load_checkpoint
 from gantrain.config import TrainConfig
-from gantrain.diagnostics import diagnose
+from gantrain.diagnosis.advice import steady
+from gantrain.diagnosis.diagnostics import diagnose
 from gantrain.errors import RunError
-from gantrain.evaluation_results import Evaluation, write_evaluation
+from gantrain.evaluation.results import Evaluation, write_evaluation
 from gantrain.networks import count_parameters
 from gantrain.presets import resolve
 from gantrain.report import list_diagnoses, list_pictures, list_settings, write_report
 from gantrain.run_directory import RunDirectory, open_run
 from gantrain.run_log import append_metrics, read_metrics
 from gantrain.sampling import load_run_generator
-from gantrain.training import train
+from gantrain.training.loop import train
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OFFLINE = (

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from gantrain.datasets import Dataset
+from gantrain.data.datasets import Dataset
+from gantrain.data.point_sets import POINT_SETS
 from gantrain.networks import most_inputs
 from gantrain.networks.shape import Shape
-from gantrain.point_sets import POINT_SETS
 from gantrain.presets import PRESETS, resolve
-from gantrain.run_setup import settle_config
+from gantrain.training.run_setup import settle_config
 
 
 def images(size: int, channels: int) -> Dataset:

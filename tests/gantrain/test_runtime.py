@@ -12,7 +12,7 @@ EXPORT = """
 import os
 import sys
 from pathlib import Path
-from gantrain.export import export_run
+from gantrain.export.artifact import export_run
 
 class Watcher:
     def find_spec(name, path=None, target=None):

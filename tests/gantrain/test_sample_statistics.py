@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from gantrain.datasets import Dataset, load_dataset
-from gantrain.sample_statistics import Reference, TrainingExamples, pool_examples
+from gantrain.data.datasets import Dataset, load_dataset
+from gantrain.evaluation.sample_statistics import Reference, TrainingExamples, pool_examples
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from gantrain.batches import load_batch
 from gantrain.errors import RunError
 from gantrain.latents import draw_latents
 from gantrain.networks import Shape, create_networks
 from gantrain.presets import resolve
 from gantrain.sampling import PixelGenerator, finished_generator, generate, open_sampler
+from gantrain.training.batches import load_batch
 
 
 def test_pixels_round_half_to_even_clamp_and_put_channels_last():

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gantrain.bad_data import DatasetError
-from gantrain.data_check import check_source
-from gantrain.datasets import load_dataset
+from gantrain.data.bad_data import DatasetError
+from gantrain.data.data_check import check_source
+from gantrain.data.datasets import load_dataset
+from gantrain.data.stacked_mnist import stack_digits
 from gantrain.presets import resolve
-from gantrain.run_setup import settle_config
-from gantrain.stacked_mnist import stack_digits
+from gantrain.training.run_setup import settle_config
 
 DATA = Path(os.environ.get("GANTRAIN_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 

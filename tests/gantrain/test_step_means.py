@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gantrain.step_means import StepMeans
+from gantrain.training.step_means import StepMeans
 
 
 @pytest.mark.parametrize("steps", [1, 256, 257, 600])

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy
 
-from gantrain.batches import random_latents
 from gantrain.config_rules import network_shape
 from gantrain.networks import create_networks
 from gantrain.optimizers import apply_gradients, set_rates, update_ema
 from gantrain.presets import resolve
-from gantrain.steps import discriminator_step, generate_fakes, generator_step
-from gantrain.training import create_state
+from gantrain.training.batches import random_latents
+from gantrain.training.loop import create_state
+from gantrain.training.steps import discriminator_step, generate_fakes, generator_step
 
 BATCH = 6
 CPU = torch.device("cpu")

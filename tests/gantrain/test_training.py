@@ -19,22 +19,22 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gantrain.checkpoint import TrainState, checkpoint_paths, load_checkpoint
-from gantrain.datasets import Dataset
+from gantrain.data.datasets import Dataset
 from gantrain.errors import RunError
 from gantrain.latents import draw_latents
 from gantrain.optimizers import update_ema
 from gantrain.presets import resolve
 from gantrain.run_directory import RunDirectory, open_run
-from gantrain.run_setup import load_labels
 from gantrain.sampling import generate, load_run_generator
-from gantrain.steps import discriminator_step, generate_fakes, generator_step
-from gantrain.training import (
+from gantrain.training.loop import (
     Diverged,
     check_bounds,
     choose_device,
     create_state,
     train,
 )
+from gantrain.training.run_setup import load_labels
+from gantrain.training.steps import discriminator_step, generate_fakes, generator_step
 from tests.gantrain.conftest import (
     IMAGES,
     SHADES,

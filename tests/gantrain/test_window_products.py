@@ -4,7 +4,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import conv2d, conv_transpose2d
 
-from gantrain.window_products import Axis, WindowProducts, lower_convolution, lower_transposed
+from gantrain.export.window_products import (
+    Axis,
+    WindowProducts,
+    lower_convolution,
+    lower_transposed,
+)
 
 # Small integers, so that float32 sums are exact in whatever order.
 RANDOM = np.random.default_rng(0)

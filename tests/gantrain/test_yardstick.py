@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gantrain.datasets import Dataset
-from gantrain.evaluation_data import RealData
-from gantrain.yardstick import find_marginals, measure_classes
+from gantrain.data.datasets import Dataset
+from gantrain.evaluation.examples import RealData
+from gantrain.evaluation.yardstick import find_marginals, measure_classes
 
 LABELS = np.array([0, 0, 0, 1])
 

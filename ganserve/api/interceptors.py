@@ -1,0 +1,323 @@
+"""Hides what surrounds every call: its status, its deadline, its metrics and its log line."""
+
+import asyncio
+import contextlib
+import logging
+import math
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from contextvars import ContextVar
+from functools import partial
+from operator import methodcaller
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+
+from ganserve.batching.batcher import DEADLINE_SLACK_SECONDS
+from ganserve.calls import Call, CallMetadata, Context, Method, Tracer, request_id_of, split_peer
+from ganserve.errors import (
+    DeadlineExceeded,
+    InternalError,
+    RequestError,
+    Unauthenticated,
+    to_status,
+)
+from ganserve.metrics import Metrics
+from ganserve.transport.calls_under_way import CallsUnderWay
+from ganserve.transport.deadlines import Deadlines
+from ganserve.transport.messages import (
+    Deserialize,
+    abort,
+    deserialize_request,
+    open_stream,
+    with_messages,
+    write,
+)
+from ganserve.transport.unread_replies import UnreadReplies
+
+logger = logging.getLogger(__name__)
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for the type checker only
+
+_metadata: ContextVar[CallMetadata] = ContextVar("metadata")
+_REFUSAL_SECONDS = 1.0  # for a status that stands behind nothing to leave, or it does not
+_EXPECTED_CODES = (
+    grpc.StatusCode.OK,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.UNAVAILABLE,
+)
+# Whether requests and responses are streams: the label, and the attribute of a handler.
+_KINDS = {
+    (False, False): ("unary", "unary_unary"),
+    (False, True): ("server_stream", "unary_stream"),
+    (True, False): ("client_stream", "stream_unary"),
+    (True, True): ("bidi_stream", "stream_stream"),
+}
+
+
+class Interceptor(grpc.aio.ServerInterceptor):
+    """Surrounds every call of every service, streams included.
+
+    Calls of `exempt_services` (health, reflection) have no deadline imposed, are answered while
+    the server drains, and are not waited for. They do not count among the `max_calls` under way,
+    as those do that were answered and whose replies are `unread`; of their streams, such as
+    watches, there may be as many again, an eighth of them from one address. Where there is
+    `has_token`, which is given a call's metadata, nothing else is answered, `open_services`
+    excepted.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        deadline_seconds: float,
+        max_deadline_seconds: float = math.inf,
+        max_calls: int = sys.maxsize,
+        exempt_services: Collection[str] = (),
+        open_services: Collection[str] = (),
+        has_token: Callable[[CallMetadata], bool] | None = None,
+        tracer: Tracer | None = None,
+        unread: UnreadReplies | None = None,
+    ) -> None:
+        self._metrics = metrics
+        self.under_way = CallsUnderWay(max_calls, unread)
+        self._exempt_services = exempt_services
+        self._open_services = open_services
+        self._has_token = has_token
+        self._tracer = tracer
+        self._deadlines = Deadlines(deadline_seconds)
+        self._longest_deadlines = Deadlines(max_deadline_seconds)
+        # For callers who may call, and, where that takes a token, for those who have none.
+        self._handlers: dict[str, tuple[Handler, Handler | None]] = {}
+        # One for all methods that do not exist, or their names would become labels. It has no
+        # series before the first such call.
+        self._unknown: Handler | None = None
+
+    def expect_calls(self, service: ServiceDescriptor) -> None:
+        """Begin the counters of a service's calls at 0, so that the first one is an increase.
+
+        A series that begins with what happened in its first moments shows no rate of that.
+        """
+        for method in service.methods:
+            grpc_type, _ = _KINDS[method.client_streaming, method.server_streaming]
+            labels = grpc_type, service.full_name, method.name
+            self._metrics.started.labels(*labels)
+            for code in _EXPECTED_CODES:
+                self._metrics.handled.labels(*labels, code.name)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """Wrap a method's handler, once for each method."""
+        path = handler_call_details.method
+        # In the task that will answer the call. Asked for later, gRPC would make it anew.
+        _metadata.set(handler_call_details.invocation_metadata)
+        if path not in self._handlers:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return self._unknown or self._surround_unknown()
+            self._handlers[path] = self._surround(path, handler)
+        answer, refuse = self._handlers[path]
+        if refuse is not None and not self.may_call(handler_call_details.invocation_metadata):
+            return refuse
+        return answer
+
+    def may_call(self, metadata: CallMetadata) -> bool:
+        """Whether a call of a service that is not open is answered; asked in any thread."""
+        return self._has_token is None or self._has_token(metadata)
+
+    def _surround_unknown(self) -> Handler:
+        unknown = Method(self._metrics, "unknown", "unknown", "unknown", exempt=True)
+        self._unknown = grpc.stream_stream_rpc_method_handler(
+            self._surround_stream(unknown, _refuse_unknown_method, None)
+        )
+        return self._unknown
+
+    def _surround(self, path: str, handler: Handler) -> tuple[Handler, "Handler | None"]:
+        _, service, name = path.split("/")
+        grpc_type, attribute = _KINDS[handler.request_streaming, handler.response_streaming]
+        behaviour = getattr(handler, attribute)
+        build = getattr(grpc, f"{attribute}_rpc_method_handler")
+        make_method = partial(
+            Method,
+            *(self._metrics, grpc_type, service, name),
+            exempt=service in self._exempt_services,
+        )
+        method = make_method(tracer=self._tracer)
+        surround = self._surround_stream if handler.response_streaming else self._surround_unary
+        deserialize = handler.request_deserializer
+        # Done by gRPC, it would fail as if the mistake were ours.
+        if not handler.request_streaming:
+            surrounded = surround(method, behaviour, deserialize)
+        elif deserialize is not None:
+            surrounded = surround(method, partial(with_messages, behaviour, deserialize), None)
+        else:
+            surrounded = surround(method, behaviour, None)
+        built: Handler = build(
+            surrounded,
+            # Not that of the message's class: a reply may know how to serialize itself.
+            response_serializer=handler.response_serializer and methodcaller("SerializeToString"),
+        )
+        if self._has_token is None or service in self._open_services:
+            return built, None
+        # Before a byte of the message is read; and strangers do not decide what is traced.
+        refuse = self._surround_stream(make_method(tracer=None), _refuse_without_token, None)
+        return built, grpc.stream_stream_rpc_method_handler(refuse)
+
+    def _surround_unary(
+        self,
+        method: Method,
+        behaviour: Callable[[Any, Context], Awaitable[Any]],
+        deserialize: Deserialize | None,
+    ) -> Callable[[Any, Context], Awaitable[Any]]:
+        async def answer(request: Any, context: Context) -> object:  # noqa: ANN401 - as gRPC has it
+            call = self._begin(method, context)
+            try:
+                if not method.exempt:
+                    self.under_way.check()
+                if deserialize is not None:
+                    request = deserialize_request(deserialize, request)
+                response = await behaviour(request, context)
+            except BaseException as error:
+                await self._fail(method, call, context, error)
+            self._end(method, call, grpc.StatusCode.OK, context)
+            return response
+
+        return answer
+
+    def _surround_stream(
+        self,
+        method: Method,
+        behaviour: Callable[[Any, Context], AsyncGenerator[Any]],
+        deserialize: Deserialize | None,
+    ) -> Callable[[Any, Context], Awaitable[None]]:
+        behave = self._count_stream(behaviour) if method.exempt else behaviour
+
+        async def answer(request: Any, context: Context) -> None:  # noqa: ANN401 - as gRPC has it
+            call = self._begin(method, context)
+            is_open = False
+            try:
+                if not method.exempt:
+                    self.under_way.check()
+                if deserialize is not None:
+                    request = deserialize_request(deserialize, request)
+                async with contextlib.aclosing(behave(request, context)) as responses:
+                    async for response in responses:
+                        if not is_open:
+                            await open_stream(context)
+                            is_open = True
+                        await write(context, response)
+            except BaseException as error:
+                await self._fail(method, call, context, error, has_messages=is_open)
+            self._end(method, call, grpc.StatusCode.OK, context)
+
+        return answer
+
+    def _count_stream(
+        self, behaviour: Callable[[Any, Context], AsyncGenerator[Any]]
+    ) -> Callable[[Any, Context], AsyncGenerator[Any]]:
+        async def count(request: Any, context: Context) -> AsyncGenerator[Any]:  # noqa: ANN401 - as gRPC has it
+            address, _ = split_peer(context.peer())
+            with self.under_way.exempt_stream(address):
+                async with contextlib.aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+
+        return count
+
+    # One `begin` and one `end` a call; no context managers, which cost as much as all their work.
+
+    def _begin(self, method: Method, context: Context) -> Call:
+        if not method.exempt:
+            self.under_way.begin()
+            remaining = context.time_remaining()
+            if remaining is None:
+                self._deadlines.impose()
+            elif remaining > self._longest_deadlines.seconds:
+                self._longest_deadlines.impose()
+        return method.begin(_metadata.get(), context)
+
+    def _end(self, method: Method, call: Call, code: grpc.StatusCode, context: Context) -> None:
+        if not method.exempt:
+            self._deadlines.lift()
+            self._longest_deadlines.lift()
+            self.under_way.end()
+        method.end(call, code, context)
+
+    def _passed_deadline(self) -> DeadlineExceeded | None:
+        """The deadline of ours that cancelled the current call, if one did."""
+        if self._deadlines.has_passed():
+            return _late(self._deadlines.seconds, "calls without a deadline")
+        if self._longest_deadlines.has_passed():
+            return _late(self._longest_deadlines.seconds, "all calls")
+        return None
+
+    async def _fail(
+        self,
+        method: Method,
+        call: Call,
+        context: Context,
+        error: BaseException,
+        *,
+        has_messages: bool = False,
+    ) -> NoReturn:
+        """End a call that raised, and tell its caller why, behind messages if it has sent some."""
+        if isinstance(error, grpc.aio.InternalError):
+            # What gRPC raises where an answer finds no caller any more.
+            error = asyncio.CancelledError("the caller has gone")
+        if isinstance(error, asyncio.CancelledError):
+            error = self._passed_deadline() or error
+        if isinstance(error, grpc.aio.AbortError):
+            code = context.code()
+        elif isinstance(error, asyncio.CancelledError):
+            code = _cancellation_code(context)
+        elif isinstance(error, RequestError):
+            self._metrics.rejected_requests.labels(error.reason).inc()
+            code = error.code
+        elif isinstance(error, Exception):
+            error_id = call.request_id or request_id_of(None)
+            logger.error("%s: internal error, id %s", method.path, error_id, exc_info=error)
+            error = InternalError(f"internal error, id {error_id}")
+            code = error.code
+        else:
+            code = grpc.StatusCode.INTERNAL
+        self._end(method, call, code, context)
+        if isinstance(error, RequestError):
+            # Else it holds nothing, and strangers who are refused must take no places.
+            if has_messages and not method.exempt:
+                with self.under_way.unread.status():
+                    await abort(context, to_status(error))
+            await abort(context, to_status(error), _REFUSAL_SECONDS)
+        raise error
+
+
+def _late(seconds: float, which: str) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"the call took longer than {seconds:g} s, the server's limit for {which}"
+    )
+
+
+def _cancellation_code(context: Context) -> grpc.StatusCode:
+    remaining = context.time_remaining()
+    if remaining is not None and remaining <= DEADLINE_SLACK_SECONDS:
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return grpc.StatusCode.CANCELLED
+
+
+async def _refuse_without_token(_: object, __: Context) -> AsyncGenerator[None]:
+    raise Unauthenticated("expected the metadata `authorization: Bearer TOKEN` with a known token")
+    yield  # makes this a stream
+
+
+async def _refuse_unknown_method(_: object, context: Context) -> AsyncGenerator[None]:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "unknown method")
+    yield  # makes this a stream

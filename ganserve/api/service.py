@@ -1,0 +1,234 @@
+"""Hides the way from a call to its images: each RPC is the table of contents of its work."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ganserve.api.request import (
+    GenerationRequest,
+    check_one_reply,
+    parse_request,
+    parse_version,
+    rows_of,
+)
+from ganserve.batching.entries import Generated
+from ganserve.calls import Context, current_trace, note_request
+from ganserve.encoding import Encoder, ImageFormat
+from ganserve.errors import Overloaded
+from ganserve.metrics import Metrics
+from ganserve.repository.repository import Repository
+from ganserve.repository.versions import ModelState, Served, Version
+from ganserve.security.admission import Admission
+from ganserve.transport.deadlines import deadline_of
+from ganserve.transport.replies import Reply, reply_head
+from ganserve.v1 import image_generation_pb2 as pb
+from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
+
+_ENCODER_RETRY_SECONDS = 1.0  # about what a full line of images takes
+
+_STATES = {
+    ModelState.LOADING: pb.MODEL_STATE_LOADING,
+    ModelState.READY: pb.MODEL_STATE_READY,
+    ModelState.FAILED: pb.MODEL_STATE_FAILED,
+    ModelState.RETIRING: pb.MODEL_STATE_RETIRING,
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one call may take."""
+
+    max_images: int
+    queue_size: int  # images that may wait to be encoded
+    chunk_bytes: int  # of pixels, in one message of a stream
+    deadline_seconds: float  # where the caller sets none
+
+
+class ImageGenerationService(ImageGenerationServiceServicer):
+    """`ganserve.v1.ImageGenerationService`."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        encoder: Encoder,
+        admission: Admission,
+        metrics: Metrics,
+        limits: Limits,
+    ) -> None:
+        self._repository = repository
+        self._admission = admission
+        self._encoder = encoder
+        self._metrics = metrics
+        self._limits = limits
+        # Looked up once: the look-up of a series costs more than its change.
+        self._observe_encode_seconds = {
+            image_format: metrics.encode_seconds.labels(image_format.value).observe
+            for image_format in ImageFormat
+        }
+
+    async def GenerateImages(  # type: ignore[override]  # a reply may serialize itself
+        self, request: pb.GenerateImagesRequest, context: Context
+    ) -> Reply:
+        """Generate all images, then answer."""
+        deadline = deadline_of(context, self._limits.deadline_seconds)
+        number = parse_version("model_version", request.model_version)
+        await self._repository.wait_for_first_look(request.model_name)
+        with self._repository.use(request.model_name, number) as (version, served):
+            generation = parse_request(request, served.spec, max_images=self._limits.max_images)
+            check_one_reply("format", generation, served.spec)
+            note_request(version.name, version.number, generation.count)
+            self._check_encoder(generation)
+            with self._admission.taking_images(context, generation.count):
+                rows, truncation = rows_of(generation, served.spec.latent_dim)
+                generated = await served.batcher.submit(
+                    rows, generation.labels, deadline=deadline, truncation=truncation
+                )
+            reply = await self._respond(version, served, generation, generated, first=0)
+            version.count_images(generation.count)
+            return reply
+
+    async def StreamImages(  # type: ignore[override]  # a reply may serialize itself
+        self, request: pb.GenerateImagesRequest, context: Context
+    ) -> AsyncIterator[Reply]:
+        """Answer in chunks. While one is sent the next is made; a slow reader holds that up."""
+        deadline = deadline_of(context, self._limits.deadline_seconds)
+        number = parse_version("model_version", request.model_version)
+        await self._repository.wait_for_first_look(request.model_name)
+        with self._repository.use(request.model_name, number) as (version, served):
+            generation = parse_request(request, served.spec, max_images=self._limits.max_images)
+            note_request(version.name, version.number, generation.count)
+            self._check_encoder(generation)
+            with self._admission.taking_images(context, generation.count):
+                rows, truncation = rows_of(generation, served.spec.latent_dim)
+                labels = generation.labels
+                chunk_images = max(1, self._limits.chunk_bytes // served.spec.image_bytes)
+
+                async def make(first: int) -> Reply:
+                    chunk = slice(first, first + chunk_images)
+                    generated = await served.batcher.submit(
+                        rows[chunk],
+                        None if labels is None else labels[chunk],
+                        deadline=deadline,
+                        truncation=truncation,
+                        admitted=first > 0,
+                    )
+                    return await self._respond(version, served, generation, generated, first=first)
+
+                starts = range(0, generation.count, chunk_images)
+                # Closed here, or what is made ahead would outlast a call whose caller leaves.
+                async with contextlib.aclosing(one_ahead(make, starts)) as replies:
+                    async for first, reply in replies:
+                        # Before it is sent: a caller that leaves may have received it.
+                        version.count_images(min(chunk_images, generation.count - first))
+                        yield reply
+
+    async def ListModels(self, _: pb.ListModelsRequest, __: Context) -> pb.ListModelsResponse:
+        """Describe every version that has a state."""
+        return pb.ListModelsResponse(models=map(describe_version, self._repository.versions))
+
+    async def GetModel(self, request: pb.GetModelRequest, _: Context) -> pb.GetModelResponse:
+        """Describe one version."""
+        number = parse_version("version", request.version)
+        version = self._repository.describe(request.name, number)
+        return pb.GetModelResponse(model=describe_version(version))
+
+    def _check_encoder(self, generation: GenerationRequest) -> None:
+        """Refuse, before the model works on it, what the encoder could not keep up with.
+
+        Raises:
+            Overloaded: as many images as may wait in a queue wait to be encoded.
+        """
+        waiting = self._encoder.pending_images
+        if generation.format is not ImageFormat.RAW and waiting >= self._limits.queue_size:
+            raise Overloaded(
+                f"the queue is full: {waiting} images wait to be encoded, the limit is "
+                f"{self._limits.queue_size}",
+                retry_seconds=_ENCODER_RETRY_SECONDS,
+            )
+
+    async def _respond(
+        self,
+        version: Version,
+        served: Served,
+        generation: GenerationRequest,
+        generated: Generated,
+        *,
+        first: int,
+    ) -> Reply:
+        """Encode the images from `first` on and build their message."""
+        spec, image_format = served.spec, generation.format
+        count = len(generated.pixels)
+        started = time.perf_counter()
+        images: Sequence[bytes] = ()
+        if image_format is not ImageFormat.RAW:
+            images = await self._encoder.encode(generated.pixels, image_format, generation.quality)
+        encode_seconds = time.perf_counter() - started
+        trace = current_trace()
+        if trace is not None and trace.exemplar is not None and images:
+            trace.add_stage("encode", time.monotonic() - encode_seconds, encode_seconds)
+        exemplar = None if trace is None else trace.exemplar
+        self._observe_encode_seconds[image_format](encode_seconds, exemplar)
+        return Reply(
+            reply_head(
+                *(version.name, version.number, spec.digest),
+                (spec.height, spec.width, spec.channels),
+                image_format.media_type,
+            ),
+            pb.GenerateImagesResponse(
+                images=images,
+                count=count,
+                seeds=generation.seeds[first : first + count].tolist(),
+                timing=pb.Timing(
+                    queue_seconds=generated.queue_seconds,
+                    compute_seconds=generated.compute_seconds,
+                    encode_seconds=encode_seconds,
+                ),
+                first_index=first,
+            ),
+            generated.pixels if image_format is ImageFormat.RAW else None,
+        )
+
+
+async def one_ahead(
+    make: Callable[[int], Coroutine[Any, Any, Reply]], starts: Sequence[int]
+) -> AsyncGenerator[tuple[int, Reply]]:
+    """Make one reply after the other, the next while the consumer is busy with the last."""
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(make(starts[0]))
+    try:
+        for index, start in enumerate(starts):
+            reply = await task
+            if index + 1 < len(starts):
+                task = loop.create_task(make(starts[index + 1]))
+            yield start, reply
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # of a reply that nobody waits for any more
+
+
+def describe_version(version: Version) -> pb.Model:
+    """Build a version's message."""
+    model = pb.Model(
+        name=version.name,
+        version=str(version.number),
+        state=_STATES[version.state],
+        error=version.error,
+    )
+    if version.served is not None:
+        spec = version.served.spec
+        model.latent_dim = spec.latent_dim
+        model.height = spec.height
+        model.width = spec.width
+        model.channels = spec.channels
+        model.class_names.extend(spec.class_names)
+        model.seed_contract = spec.seed_contract
+        model.digest = spec.digest
+        model.execution_provider = spec.provider
+        for name, value in sorted(spec.evaluation.items()):
+            model.evaluation.add(name=name, value=value)
+    return model

@@ -1,0 +1,63 @@
+"""Hides how the images of a model call get to those who wait, and what is measured of it."""
+
+import numpy as np
+
+from ganserve.batching.entries import Batch, Entry, Generated, Part
+from ganserve.errors import RequestError
+from ganserve.metrics import Metrics
+
+
+class Answers:
+    """Answers those who wait for one model. Of the event loop."""
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], metrics: Metrics, model_name: str
+    ) -> None:
+        self._image_shape = image_shape  # height, width, channels
+        self._queue_seconds = metrics.queue_seconds.labels()
+        self._compute_seconds = metrics.compute_seconds.labels(model_name)
+        self._batch_images = metrics.batch_images.labels(model_name)
+        self._padding_images = metrics.padding_images.labels(model_name)
+
+    def hand_out(self, batch: Batch) -> None:
+        """Hand the images out; answer the entries whose last rows these were."""
+        offset = 0
+        for entry, start, stop in batch.parts:
+            images = batch.images[offset : offset + stop - start]
+            offset += stop - start
+            if start == 0:
+                entry.queue_seconds = batch.started_at - entry.admitted_at
+                exemplar = None if entry.trace is None else entry.trace.exemplar
+                self._queue_seconds.observe(entry.queue_seconds, exemplar)
+            entry.compute_seconds += batch.seconds
+            entry.done += stop - start
+            if stop - start == entry.size:
+                entry.pixels = images  # all of them: nothing to copy
+            else:
+                if entry.pixels is None:
+                    entry.pixels = np.empty((entry.size, *self._image_shape), np.uint8)
+                entry.pixels[start:stop] = images
+            # A caller that has gone has cancelled its future.
+            if entry.done == entry.size and not entry.answer.done():
+                entry.answer.set_result(
+                    Generated(entry.pixels, entry.queue_seconds, entry.compute_seconds)
+                )
+        self._compute_seconds.observe(batch.seconds, _exemplar(batch.parts))
+        self._batch_images.observe(offset)
+        if offset < len(batch.images):
+            self._padding_images.inc(len(batch.images) - offset)
+
+
+def refuse(entry: Entry, error: RequestError | RuntimeError) -> None:
+    """Answer an entry with an error, in the event loop, unless it was answered before."""
+    if not entry.answer.done():
+        entry.answer.set_exception(error)
+        entry.answer.exception()  # a caller cancelled just now will not look at it
+
+
+def _exemplar(parts: list[Part]) -> dict[str, str] | None:
+    """The first of the traces that some rows of a batch belong to."""
+    for part in parts:
+        if part.entry.trace is not None and part.entry.trace.exemplar is not None:
+            return dict(part.entry.trace.exemplar)
+    return None

@@ -1,0 +1,326 @@
+"""Hides the queue and the model's threads: callers await their images, batches form by themselves.
+
+Worker threads take batches from one bounded queue: what waits while a model call runs forms the
+next batch. Requests take turns, so a large one, split over several calls, does not hold up a small
+one. All waiting is on one condition; nothing polls. Threads change places once a batch, not once a
+request: what arrives in one turn of the event loop enters the queue together, the latents of a
+batch are drawn together, and its answers return together.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ganserve.batching.answers import Answers, refuse
+from ganserve.batching.call_times import CallTimes
+from ganserve.batching.entries import Batch, Entry, Generated, Part, gather
+from ganserve.batching.further_parts import FurtherParts
+from ganserve.batching.growth import Growth
+from ganserve.batching.row_queue import RowQueue
+from ganserve.cpus import let_others_first
+from ganserve.errors import DeadlineExceeded, Overloaded, ShuttingDown
+from ganserve.metrics import AbandonReason, Metrics
+
+RunBatch = Callable[[NDArray[np.float32], NDArray[np.int64] | None], NDArray[np.uint8]]
+
+# gRPC and we read the clock at different moments: a caller cancelled this close to its deadline
+# was cancelled by it.
+DEADLINE_SLACK_SECONDS = 0.005
+
+
+class Batcher:
+    """Shares the calls of one model among requests. Made and closed in an event loop."""
+
+    def __init__(
+        self,
+        run_batch: RunBatch,
+        image_shape: tuple[int, int, int],  # height, width, channels
+        metrics: Metrics,
+        *,
+        model_name: str,
+        latent_dim: int,
+        max_batch_size: int = 16,
+        batch_sizes: Sequence[int] = (),
+        max_wait_seconds: float = 0.0,
+        queue_size: int = 2048,
+        instances: int = 1,
+        inline_seconds: float = 0.0,
+        on_batch: Callable[[Batch, Exception | None], None] | None = None,
+    ) -> None:
+        """Start the workers.
+
+        Args:
+            run_batch: Latents [n, latent_dim] (and labels) to images; called in several threads.
+            image_shape: Height, width, channels.
+            metrics: Where batches and waiting times are counted.
+            model_name: The label of the metrics.
+            latent_dim: Of the latents that are drawn from seeds.
+            max_batch_size: Rows in one model call, at most.
+            batch_sizes: The only sizes the model is called with; batches are padded up to the
+                next one. The largest is `max_batch_size`. None: every size, nothing is padded.
+            max_wait_seconds: How long the oldest row may wait for its batch to fill up.
+            queue_size: Rows that may wait; where one further part is larger, its rows.
+            instances: Model calls at the same time.
+            inline_seconds: Model calls that are expected to be shorter than this are made in the
+                event loop where no worker is busy: changing threads would take longer.
+            on_batch: Called in the event loop with each batch before those who wait for it go on,
+                and with the error if there was one; a failed batch has no images.
+        """
+        assert not batch_sizes or max(batch_sizes) == max_batch_size, batch_sizes
+        self._run_batch = run_batch
+        self._image_shape = image_shape
+        self._latent_dim = latent_dim
+        self._max_batch_size = max_batch_size
+        self._batch_sizes = sorted(batch_sizes)
+        self._max_wait_seconds = max_wait_seconds
+        self._queue_size = queue_size
+        self._instances = instances
+        self._inline_seconds = inline_seconds
+        self._on_batch = on_batch
+
+        self._answers = Answers(image_shape, metrics, model_name)
+        self._abandoned_images = metrics.abandoned_images
+
+        self._loop = asyncio.get_running_loop()
+        self._arrived: list[Entry] = []  # in this turn of the event loop, on the way to the queue
+        self._arrived_rows = 0
+        self._further_parts = FurtherParts(queue_size)
+        self._growth = Growth()
+        self._changed = threading.Condition(threading.Lock())
+        self._queue = RowQueue(metrics)  # of the event loop and the workers
+        self._idle = 0  # workers waiting for work
+        self._shared_at = 0.0  # when idle workers last were to share what waited
+        self._closing = False
+        self._call_times = CallTimes()
+        self._workers = [
+            threading.Thread(target=self._work, name=f"{model_name}-{index}", daemon=True)
+            for index in range(instances)
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    async def submit(
+        self,
+        rows: NDArray[np.float32] | NDArray[np.uint64],  # latents [n, latent_dim] or seeds [n]
+        labels: NDArray[np.int64] | None = None,  # [n]
+        *,
+        deadline: float,  # on time.monotonic
+        truncation: float = 1.0,
+        admitted: bool = False,
+    ) -> Generated:
+        """Wait for the images of these seeds or latents.
+
+        The latents of seeds are multiplied by `truncation`; given ones are taken as they are.
+        `admitted` marks a further part of a call that was admitted before: where the queue is full
+        it waits for room.
+
+        Raises:
+            Overloaded: the queue is full.
+            ShuttingDown: the batcher is closing.
+            DeadlineExceeded: the deadline passed before the last row reached the model.
+        """
+        entry = Entry(rows, labels, truncation, deadline, self._loop.create_future())
+        self._admit(entry, admitted)
+        try:
+            return await entry.answer
+        except asyncio.CancelledError:
+            on_time = time.monotonic() < deadline - DEADLINE_SLACK_SECONDS
+            self._abandon(entry, "cancelled" if on_time else "deadline")
+            raise
+        finally:
+            if admitted:
+                self._further_parts.end(entry)
+            if self._further_parts:
+                self._let_in()
+
+    async def close(self) -> None:
+        """Refuse what is new, answer what was accepted, stop the workers."""
+        self._further_parts.lift_limit()
+        self._let_in()
+        self._enqueue_arrived()
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for worker in self._workers:
+            await asyncio.to_thread(worker.join)
+
+    def _admit(self, entry: Entry, admitted: bool) -> None:
+        if self._closing:
+            raise ShuttingDown("the model is being taken out of service")
+        if admitted:
+            self._further_parts.add(entry)
+            self._let_in()
+            return
+        waiting = self._waiting() + self._further_parts.kept_rows()
+        if waiting + entry.size > self._queue_size:
+            wait = waiting * self._call_times.seconds_per_row / self._instances
+            raise Overloaded(
+                f"the queue is full: {waiting} images wait, {entry.size} more would pass the "
+                f"limit of {self._queue_size}",
+                retry_seconds=min(max(wait, 0.01), 10.0),
+            )
+        self._arrive(entry)
+
+    def _let_in(self) -> None:
+        """Let further parts enter; called whenever rows have left the queue or a part has ended."""
+        while (entry := self._further_parts.let_in(self._waiting())) is not None:
+            self._arrive(entry)
+
+    def _waiting(self) -> int:
+        """Rows in the queue and on the way to it, for admission.
+
+        Only this thread adds to them, so without the lock it can at most be too strict.
+        """
+        return self._queue.waiting + self._arrived_rows
+
+    def _arrive(self, entry: Entry) -> None:
+        if not self._arrived:
+            self._loop.call_soon(self._start_arrived)
+        self._arrived.append(entry)
+        self._arrived_rows += entry.size
+
+    def _enqueue_arrived(self, *, notify: bool = True) -> None:
+        with self._changed:
+            self._queue.add(self._arrived, self._arrived_rows)
+            self._arrived.clear()
+            self._arrived_rows = 0
+            if notify and self._idle and self._queue:
+                self._changed.notify()
+
+    def _abandon(self, entry: Entry, reason: AbandonReason) -> None:
+        """Take out what is left of an entry whose caller has gone."""
+        if entry in self._further_parts:
+            self._abandoned_images.labels(reason).inc(entry.size)
+            return
+        self._enqueue_arrived()
+        with self._changed:
+            self._queue.abandon(entry, reason)
+
+    def _start_arrived(self) -> None:
+        """Bring what arrived to the model: here and now if that is quick, else by a worker."""
+        waiting = self._waiting()
+        is_quick = self._is_quick(waiting)
+        if is_quick and waiting < self._max_batch_size and self._is_growing():
+            self._loop.call_soon(self._start_arrived)
+            return
+        self._growth.end()
+        self._enqueue_arrived(notify=not is_quick)
+        if is_quick:
+            self._run_inline()
+
+    def _is_quick(self, rows: int) -> bool:
+        if self._idle < self._instances or self._max_wait_seconds:
+            return False
+        return self._call_times.expect(min(rows, self._max_batch_size)) <= self._inline_seconds
+
+    def _is_growing(self) -> bool:
+        arrived = self._arrived
+        return bool(arrived) and self._growth.goes_on(self._arrived_rows, arrived[0].admitted_at)
+
+    def _run_inline(self) -> None:
+        """Run one batch; the event loop takes another turn before the next."""
+        with self._changed:
+            parts = self._take(alone=True)
+            if self._queue:
+                self._loop.call_soon(self._start_arrived)
+        self._growth.learn(alone=len(parts) == 1)
+        if parts:
+            began = time.monotonic()
+            try:
+                self._finish(self._run(parts))
+            except Exception as error:  # fails this batch alone, whatever it is
+                self._fail(parts, error, began)
+
+    # From here on in the worker threads.
+
+    def _work(self) -> None:
+        let_others_first()
+        while parts := self._next_parts():
+            began = time.monotonic()
+            try:
+                batch = self._run(parts)
+            except Exception as error:  # fails this batch alone, whatever it is
+                self._fail(parts, error, began)
+            else:
+                self._loop.call_soon_threadsafe(self._finish, batch)
+                del batch
+            del parts  # or the last batch, and all images of its calls, would stay till the next
+
+    def _next_parts(self) -> list[Part]:
+        """Wait for rows and take them; empty when closing and nothing is left."""
+        with self._changed:
+            while True:
+                patience = self._patience()
+                if self._queue and patience <= 0:
+                    if parts := self._take():
+                        break
+                elif self._closing:
+                    return []
+                else:
+                    self._idle += 1
+                    self._changed.wait(patience if self._queue else None)
+                    self._idle -= 1
+            if self._queue and self._idle:
+                self._changed.notify()
+            return parts
+
+    def _patience(self) -> float:
+        """How long the batch that could be taken now should wait for more, in seconds."""
+        if not self._queue or self._closing or self._queue.waiting >= self._max_batch_size:
+            return 0.0
+        oldest = self._queue.oldest() if self._max_wait_seconds else 0.0
+        if oldest <= self._shared_at:  # left for another worker, not to wait for more
+            return 0.0
+        return oldest + self._max_wait_seconds - time.monotonic()
+
+    def _take(self, *, alone: bool = False) -> list[Part]:
+        """Take one batch off the queue; the lock is held.
+
+        Idle workers share what waits, except with a caller that is to be `alone`; but halves of a
+        batch are as small as pays off.
+        """
+        share = self._queue.waiting if alone else -(-self._queue.waiting // (1 + self._idle))
+        room = min(self._max_batch_size, max(share, -(-self._max_batch_size // 2)))
+        parts, late = self._queue.take(room)
+        if self._idle and not alone:
+            self._shared_at = time.monotonic()
+        if self._further_parts:
+            self._loop.call_soon_threadsafe(self._let_in)
+        for entry in late:
+            error = DeadlineExceeded("the deadline passed before the images were generated")
+            self._loop.call_soon_threadsafe(refuse, entry, error)
+        return parts
+
+    def _run(self, parts: list[Part]) -> Batch:
+        latents, labels = gather(parts, self._latent_dim, self._batch_sizes)
+        started_at = time.monotonic()
+        images = self._run_batch(latents, labels)
+        seconds = time.monotonic() - started_at
+        assert images.shape == (len(latents), *self._image_shape), images.shape
+        return Batch(parts, images, started_at, seconds)
+
+    def _fail(self, parts: list[Part], cause: Exception, began: float) -> None:
+        """Fail the entries of a batch; their other rows need not reach the model any more."""
+        with self._changed:
+            for part in parts:
+                self._queue.abandon(part.entry, "failed")
+        if self._on_batch is not None:
+            nothing = np.empty((0, *self._image_shape), np.uint8)
+            failed = Batch(parts, nothing, began, time.monotonic() - began)
+            self._loop.call_soon_threadsafe(self._on_batch, failed, cause)
+        for part in parts:
+            error = RuntimeError("the model failed on a batch")
+            error.__cause__ = cause
+            self._loop.call_soon_threadsafe(refuse, part.entry, error)
+
+    # In the event loop again.
+
+    def _finish(self, batch: Batch) -> None:
+        self._answers.hand_out(batch)
+        self._call_times.note(batch.rows, batch.seconds)
+        if self._on_batch is not None:
+            self._on_batch(batch, None)

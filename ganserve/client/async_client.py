@@ -1,0 +1,256 @@
+"""Hides channel, retries and messages behind coroutines that take seeds and return images."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TypeVar, Unpack
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ganserve.client.channel import make_channel_options
+from ganserve.client.channel_security import ChannelSecurity, open_async_channel
+from ganserve.client.messages import (
+    CONNECTION_CHECK,
+    CONNECTION_CHECK_SECONDS,
+    EncodedFormat,
+    ImageFormat,
+    ImageRequest,
+    build_message,
+    check_encoded,
+    check_hedging,
+    check_rows,
+    choose_timeout,
+    closed_error,
+    is_late,
+    no_connection_of,
+    read_pixels,
+    shows_request,
+    to_call_error,
+)
+from ganserve.client.models import ModelInfo, read_models
+from ganserve.client.patience import MOST_ATTEMPTS, Patience
+from ganserve.client.streams import IMAGES_PER_CALL, StreamProgress, build_messages
+from ganserve.encoding import to_picture
+from ganserve.v1 import image_generation_pb2 as pb
+from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
+
+if TYPE_CHECKING:
+    from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceAsyncStub
+
+Reply = TypeVar("Reply")
+
+
+class AsyncClient:
+    """Asks for images from an event loop, as `ganserve.client.Client` does from threads."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        model: str = "",
+        timeout_seconds: float = 30.0,
+        security: ChannelSecurity | None = None,
+        retries: bool = True,
+        round_robin: bool = False,
+        hedge_after_seconds: float | None = None,
+    ) -> None:
+        """Connect once a call needs it, to be made in the event loop that makes the calls.
+
+        All arguments are as those of `Client`.
+
+        Raises:
+            OSError: a file of `security` cannot be read.
+            ValueError: it holds no token; or `hedge_after_seconds` is no time.
+        """
+        check_hedging(hedge_after_seconds)
+        self._address = address
+        self._model = model
+        self._timeout_seconds = timeout_seconds
+        self._hedge_after_seconds = hedge_after_seconds
+        self._retries = retries
+        self._closing = asyncio.Event()
+        security = security or ChannelSecurity()
+        self._tls = security.tls_ca is not None
+        self._metadata = security.metadata()
+        options = make_channel_options(retries=retries, round_robin=round_robin)
+        self._channel = open_async_channel(address, security, options)
+        self._stub: ImageGenerationServiceAsyncStub = ImageGenerationServiceStub(self._channel)
+
+    @shows_request
+    async def generate(self, **request: Unpack[ImageRequest]) -> NDArray[np.uint8]:
+        """Generate images as an array [n, height, width, channels]; see `Client.generate`."""
+        return read_pixels(await self.generate_reply(**request))
+
+    @shows_request
+    async def generate_reply(
+        self,
+        format: ImageFormat = "raw",  # noqa: A002 - the word of the public proto
+        **request: Unpack[ImageRequest],
+    ) -> pb.GenerateImagesResponse:
+        """Generate images as the server's reply; see `Client.generate_reply`."""
+        return await self._generate(build_message(request, self._model, format), request)
+
+    @shows_request
+    async def generate_images(self, **request: Unpack[ImageRequest]) -> list[Image.Image]:
+        """Generate images as Pillow images, grey or RGB; see `Client.generate`."""
+        return [to_picture(pixels) for pixels in await self.generate(**request)]
+
+    @shows_request
+    async def generate_files(
+        self,
+        format: EncodedFormat = "png",  # noqa: A002 - the word of the public proto
+        quality: int | None = None,
+        **request: Unpack[ImageRequest],
+    ) -> list[bytes]:
+        """Generate images as the contents of one file each; see `Client.generate_files`."""
+        check_encoded(format)
+        message = build_message(request, self._model, format, quality)
+        return list((await self._generate(message, request)).images)
+
+    @shows_request
+    async def stream(
+        self, images_per_call: int = IMAGES_PER_CALL, **request: Unpack[ImageRequest]
+    ) -> AsyncGenerator[NDArray[np.uint8]]:
+        """Generate images as arrays, in order, as they are made; see `Client.stream`."""
+        timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
+        progress = StreamProgress(retries=self._retries)
+        for message in build_messages(request, self._model, images_per_call):
+            progress.begin(message, timeout)
+            async with (
+                self._readable_errors(timeout),
+                contextlib.aclosing(self._stream_call(progress)) as parts,
+            ):
+                async for images in parts:
+                    yield images
+
+    async def models(self, *, timeout_seconds: float | None = None) -> list[ModelInfo]:
+        """List what serves and what could not be loaded, by name, newest version first."""
+
+        async def ask(seconds: float) -> pb.ListModelsResponse:
+            return await self._stub.ListModels(
+                pb.ListModelsRequest(), timeout=seconds, metadata=self._metadata
+            )
+
+        timeout = choose_timeout(timeout_seconds, self._timeout_seconds)
+        return read_models(await self._answered(ask, timeout))
+
+    async def close(self) -> None:
+        """Close the connection; calls under way, and any after it, fail with CANCELLED."""
+        self._closing.set()
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _generate(
+        self, message: pb.GenerateImagesRequest, request: ImageRequest
+    ) -> pb.GenerateImagesResponse:
+        hedge_after = self._hedge_after_seconds
+
+        async def ask(seconds: float) -> pb.GenerateImagesResponse:
+            if hedge_after is not None:
+                return await self._generate_hedged(message, seconds, hedge_after)
+            return await self._stub.GenerateImages(
+                message, timeout=seconds, metadata=self._metadata
+            )
+
+        timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
+        reply = await self._answered(ask, timeout)
+        check_rows(message, reply.count)
+        return reply
+
+    async def _answered(self, ask: Callable[[float], Awaitable[Reply]], seconds: float) -> Reply:
+        """What a call returns that is given the seconds it has left, also by a busy server."""
+        patience = Patience(seconds, MOST_ATTEMPTS if self._retries else 1)
+        async with self._readable_errors(seconds):
+            while True:
+                try:
+                    return await ask(patience.remaining_seconds)
+                except grpc.RpcError as error:
+                    await self._wait(patience.pause_after(error))
+
+    async def _stream_call(self, progress: StreamProgress) -> AsyncGenerator[NDArray[np.uint8]]:
+        """The images of one call of a stream, by however many attempts."""
+        while True:
+            call = self._stub.StreamImages(
+                progress.message, timeout=progress.remaining_seconds, metadata=self._metadata
+            )
+            try:
+                async for response in call:
+                    for images in progress.take(response):
+                        yield images
+                progress.end()
+                return
+            except grpc.aio.AioRpcError as error:
+                await self._wait(progress.pause_after(error))
+            finally:
+                call.cancel()  # the caller may have stopped early
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+        except TimeoutError:
+            return
+        raise closed_error()
+
+    @contextlib.asynccontextmanager
+    async def _readable_errors(self, seconds: float) -> AsyncIterator[None]:
+        try:
+            yield
+        except (asyncio.CancelledError, grpc.aio.UsageError):  # so gRPC says that it was closed
+            task = asyncio.current_task()
+            if not self._closing.is_set() or (task is not None and task.cancelling()):
+                raise
+            raise closed_error() from None
+        except grpc.RpcError as error:
+            reason = await self._why_not_connected() if is_late(error) else ""
+            raise to_call_error(
+                error, self._address, seconds, tls=self._tls, no_connection=reason
+            ) from None
+
+    async def _why_not_connected(self) -> str:
+        """What gRPC says of a connection that cannot be made; empty if there is one."""
+        if self._channel.get_state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            return ""
+        try:
+            check: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+            check = self._channel.unary_unary(CONNECTION_CHECK)
+            await check(b"", timeout=CONNECTION_CHECK_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            return no_connection_of(error)
+        return ""
+
+    async def _generate_hedged(
+        self, message: pb.GenerateImagesRequest, seconds: float, hedge_after: float
+    ) -> pb.GenerateImagesResponse:
+        """Ask twice, as `Client` does; where both fail the first says why."""
+
+        async def ask(limit: float) -> pb.GenerateImagesResponse:
+            return await self._stub.GenerateImages(message, timeout=limit, metadata=self._metadata)
+
+        calls = [asyncio.create_task(ask(seconds))]
+        try:
+            ended, _ = await asyncio.wait(calls, timeout=hedge_after)
+            if not ended:
+                calls.append(asyncio.create_task(ask(max(0.0, seconds - hedge_after))))
+            for call_ended in asyncio.as_completed(calls):
+                with contextlib.suppress(grpc.RpcError):  # the other may still answer
+                    return await call_ended
+            return await calls[0]
+        finally:
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)

@@ -1,0 +1,1 @@
+"""Offers load to a running server, and reports throughput and latencies."""

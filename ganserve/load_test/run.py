@@ -1,0 +1,157 @@
+"""Hides how a load test goes: references, connections, one process or several, figures.
+
+The load is offered by this process, or by several others where one Python process is too slow.
+"""
+
+import asyncio
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import grpc
+
+from ganserve.client.async_client import AsyncClient
+from ganserve.client.channel_security import ChannelSecurity
+from ganserve.client.messages import CallError
+from ganserve.load_test.offering import connected, offer_share
+from ganserve.load_test.plan import LoadPlan, LoadTally
+from ganserve.load_test.references import fetch_references
+from ganserve.load_test.report import LoadReport, make_report
+from ganserve.load_test.workers import offer_in_processes
+
+
+async def offer_load(
+    address: str,
+    *,
+    model: str = "",
+    rate: float | None = None,
+    concurrency: int = 8,
+    images_per_request: int = 1,
+    image_format: str = "raw",
+    class_label: int | None = None,
+    seconds: float = 10.0,
+    warm_up_seconds: float = 1.0,
+    connections: int = 1,
+    processes: int = 1,
+    verify: bool = False,
+    timeout_seconds: float = 30.0,
+    max_calls_under_way: int = 4096,
+    security: ChannelSecurity | None = None,
+    stop: asyncio.Event | None = None,
+) -> LoadReport:
+    """Ask for images for some time and report; open loop if `rate` (calls a second) is given.
+
+    Calls that start in the first `warm_up_seconds` are not counted; calls under way at the end
+    are waited for. Each call asks for other seeds.
+
+    Args:
+        address: HOST:PORT.
+        model: Its name; by default the server's default.
+        rate: Calls a second of the open loop, at random times (a Poisson process).
+        concurrency: Calls under way of the closed loop.
+        images_per_request: Images in one call.
+        image_format: raw, png, jpeg or webp.
+        class_label: Class of all images; for conditional models.
+        seconds: Length of the window that is measured.
+        warm_up_seconds: Load before it.
+        connections: Connections of each process.
+        processes: Processes that share the load; 1 is this one.
+        verify: Whether the images of the same seeds are asked for again and again and compared
+            with those fetched before the load.
+        timeout_seconds: How long a call may take.
+        max_calls_under_way: Of the open loop, all processes together; calls beyond are not sent,
+            and counted so.
+        security: TLS and token.
+        stop: Set it to end the test early; the report is then that of the time so far.
+
+    Raises:
+        ConnectionError: no server answers, within `timeout_seconds` and the attempts of a client;
+            it says why.
+        OSError: a file of `security` cannot be read, or a process of ours is lost.
+        ValueError: a file of `security` holds not what it must, or no references can be fetched.
+    """
+    plan = LoadPlan(
+        address=address,
+        model=model,
+        rate=rate,
+        concurrency=concurrency,
+        images_per_request=images_per_request,
+        image_format=image_format,
+        class_label=class_label,
+        seconds=seconds,
+        warm_up_seconds=warm_up_seconds,
+        connections=connections,
+        timeout_seconds=timeout_seconds,
+        max_calls_under_way=max_calls_under_way,
+        security=security or ChannelSecurity(),
+    )
+    stop = stop or asyncio.Event()
+    began = asyncio.Event()
+    offering = asyncio.create_task(_offer(plan, processes, verify, began, stop))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({offering, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not offering.done() and not began.is_set():
+            return make_report(plan, [])  # stopped before there was any load
+        return make_report(*await offering)
+    finally:
+        for task in (offering, stopping):
+            task.cancel()
+        await asyncio.gather(offering, stopping, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def stopped_by_interrupts() -> Iterator[asyncio.Event]:
+    """An event that Ctrl-C sets; a second Ctrl-C ends the program as it usually does.
+
+    Signals go to the main thread; in others the event is never set.
+    """
+    stop = asyncio.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    loop = asyncio.get_running_loop()
+
+    def interrupt() -> None:
+        loop.remove_signal_handler(signal.SIGINT)
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    try:
+        yield stop
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+async def _offer(
+    plan: LoadPlan, processes: int, verify: bool, began: asyncio.Event, stop: asyncio.Event
+) -> tuple[LoadPlan, list[LoadTally]]:
+    await _require_answer(plan)
+    if verify:
+        async with connected(replace(plan, connections=1)) as (generate,):
+            plan = replace(plan, references=await fetch_references(plan, generate))
+    if processes > 1:
+        return plan, await offer_in_processes(plan, processes, began, stop)
+    async with connected(plan) as connections:
+        began.set()
+        return plan, [await offer_share(plan, connections, time.perf_counter(), stop)]
+
+
+async def _require_answer(plan: LoadPlan) -> None:
+    """Make sure that a server is there, before connections are waited for that do not say why not.
+
+    Whatever it answers will do: the load shows how calls fail, such as those without a token.
+
+    Raises:
+        ConnectionError, OSError, ValueError: as `offer_load` does.
+    """
+    seconds, security = plan.timeout_seconds, plan.security
+    async with AsyncClient(plan.address, timeout_seconds=seconds, security=security) as client:
+        try:
+            await client.models()
+        except CallError as error:
+            if error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise ConnectionError(str(error)) from None

@@ -1,0 +1,1 @@
+"""Names and versions on disk become models that serve."""

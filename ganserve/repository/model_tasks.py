@@ -1,0 +1,64 @@
+"""Hides how models are brought up to date beside each other, each one's looks in their order."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from ganserve.models.model_files import Candidate
+
+Refresh = Callable[[str, list[Candidate]], Awaitable[None]]
+
+
+class ModelTasks:
+    """One task a model, for as long as there is work; a model that is busy takes what is newest."""
+
+    def __init__(self, refresh: Refresh) -> None:
+        """`refresh` is called with a model's name and what a look found of it."""
+        self._refresh = refresh
+        self._found: dict[str, list[Candidate]] = {}  # that no task has taken up yet
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def names(self) -> set[str]:
+        """The models that are busy."""
+        return {name for name, task in self._tasks.items() if not task.done()}
+
+    def begin(self, name: str, candidates: list[Candidate]) -> None:
+        """Bring a model up to what a look found, now or as soon as its task has time.
+
+        Raises:
+            Exception: that with which its last task failed.
+        """
+        self._found[name] = candidates
+        task = self._tasks.get(name)
+        if task is not None and task.done():
+            task.result()
+        if task is None or task.done():
+            self._tasks[name] = asyncio.get_running_loop().create_task(self._follow(name))
+
+    def is_outdated(self, candidate: Candidate) -> bool:
+        """Whether a later look has found the file gone or replaced."""
+        return candidate not in self._found.get(candidate.name, [candidate])
+
+    async def wait(self, seconds: float | None) -> None:
+        """Wait until no model is busy, for at most so long; None is for ever.
+
+        Raises:
+            Exception: that with which a task failed.
+        """
+        if self._tasks:
+            tasks = [*self._tasks.values()]
+            await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+        for name in [name for name, task in self._tasks.items() if task.done()]:
+            self._tasks.pop(name).result()
+
+    async def cancel(self) -> None:
+        """Leave the models as they are."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        self._tasks.clear()
+        self._found.clear()
+
+    async def _follow(self, name: str) -> None:
+        while name in self._found:
+            await self._refresh(name, self._found.pop(name))

@@ -1,0 +1,89 @@
+"""Hides what of the repository's folder may serve: what is there, and is named where names count.
+
+What is wrong with the folder is logged once an outage, not once a look.
+"""
+
+import asyncio
+import logging
+from collections.abc import Container, Iterable
+from pathlib import Path
+
+from ganserve.models.model_files import Candidate, scan
+
+logger = logging.getLogger(__name__)
+
+
+class RepositoryFolder:
+    """A folder `NAME/VERSION/model.onnx` that is looked at again and again.
+
+    Args:
+        root: the folder.
+        wanted: names and numbers of the only versions that may serve; None for all.
+        default_model: the model that is meant where a call names none, if there is one.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        wanted: frozenset[tuple[str, int]] | None,
+        default_model: str | None = None,
+    ) -> None:
+        self._root = root
+        self._wanted = wanted
+        self._default_model = default_model
+        self._is_default_missing = False
+        self._problems: set[str] = set()
+        self._missing: set[tuple[str, int]] = set()  # wanted, but not there
+
+    async def look(self) -> tuple[dict[str, list[Candidate]], Container[str]] | None:
+        """Find what may serve, newest first, by model.
+
+        Returns:
+            The versions, and the models of which nothing is known because their folders could not
+            be read. None if that is true of all.
+        """
+        try:
+            found, unreadable = await asyncio.to_thread(scan, self._root)
+        except OSError as error:
+            self._report([error])
+            return None
+        self._report(unreadable.values())
+        if self._wanted is not None:
+            found = self._choose(self._wanted, found, unreadable)
+        self._check_default({*found}, unreadable)
+        return found, unreadable
+
+    def _choose(
+        self,
+        wanted: frozenset[tuple[str, int]],
+        found: dict[str, list[Candidate]],
+        unreadable: Container[str],
+    ) -> dict[str, list[Candidate]]:
+        """Leave only what is wanted; say what of it is not there."""
+        there_are = {(name, c.version) for name, candidates in found.items() for c in candidates}
+        missing = {(name, number) for name, number in wanted - there_are if name not in unreadable}
+        for name, number in sorted(missing - self._missing):
+            logger.warning("model %s version %d is to serve, but is not there", name, number)
+        self._missing = missing
+        chosen = {
+            name: [c for c in candidates if (name, c.version) in wanted]
+            for name, candidates in found.items()
+        }
+        return {name: candidates for name, candidates in chosen.items() if candidates}
+
+    def _check_default(self, names: set[str], unreadable: Container[str]) -> None:
+        """Say once that calls without a name fail, for the name may be misspelt."""
+        name = self._default_model
+        is_missing = name is not None and name not in names and name not in unreadable
+        if is_missing and not self._is_default_missing:
+            logger.warning(
+                "default_model %s is not there: calls that name no model fail; there are %s",
+                *(name, ", ".join(sorted(names)) or "none yet"),
+            )
+        self._is_default_missing = is_missing
+
+    def _report(self, errors: Iterable[OSError]) -> None:
+        problems = {f"{error.filename}: {error.strerror}" for error in errors}
+        for problem in sorted(problems - self._problems):
+            logger.error("cannot be read, what serves goes on: %s", problem)
+        self._problems = problems

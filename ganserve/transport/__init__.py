@@ -1,0 +1,1 @@
+"""How calls reach the services, and how replies leave: ports, gRPC's core, and their limits."""

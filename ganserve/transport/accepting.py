@@ -1,0 +1,189 @@
+"""Hides how calls are taken off gRPC's core: many at a time, where grpc.aio asks for one.
+
+A call that nobody has asked for waits in the core. grpc.aio asks for one, is woken through another
+thread, and asks for the next; so on a busy machine single images trickle in and their batches stay
+small. Here many are asked for at any moment. The class that is extended for it is private to gRPC:
+where it lacks what is needed here, calls are taken one by one.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import grpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # published without types
+
+from ganserve.transport.direct_calls import DirectCalls, MayCall, core_server
+from ganserve.transport.unfinished_requests import RequestReading, UnfinishedRequests
+from ganserve.transport.unread_replies import UnreadReplies
+
+# Between 8 and 32, which with 64 calls under way cut a call's CPU about alike: see docs/decisions.
+_ASKED_FOR = 16
+_TURNS_TO_HAND_OVER = 2 * _ASKED_FOR
+
+_EVER = 365 * 86400.0  # seconds
+
+_AioServer: Any = cygrpc.AioServer
+
+
+@dataclass(frozen=True)
+class DirectMethods:
+    """Methods with one request and one response whose calls are taken past grpc.aio."""
+
+    paths: Sequence[str]  # as in `/package.Service/Method`
+    may_call: MayCall  # of whom requests are read; the interceptors must refuse others
+    open_paths: Collection[str] = ()  # those of `paths` that anybody may call
+    unread: UnreadReplies = field(default_factory=UnreadReplies)
+
+
+class _StoppedOnce(_AioServer):  # type: ignore[misc]  # published without types
+    """Stops in the core only once: of two stops in grpc.aio one may destroy what both use.
+
+    The second, whose time is over in that moment, would end the process (gRPC 1.85).
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self._stopping: asyncio.Future[None] | None = None
+        self.unfinished: UnfinishedRequests | None = None
+
+    async def start(self) -> None:
+        """Start, and wait for no request too long."""
+        await super().start()
+        if self.unfinished is not None:
+            self.unfinished.start()
+
+    async def shutdown(self, grace: float | None) -> None:
+        """Stop; a further stop shortens the time that calls have, if this version of gRPC can."""
+        if self.unfinished is not None:
+            self.unfinished.close()
+        can_end_calls = may_stop_again(self)
+        if self._stopping is None:
+            stop = super().shutdown(_EVER if can_end_calls else grace)
+            self._stopping = asyncio.ensure_future(stop)
+        if can_end_calls:
+            await asyncio.wait([self._stopping], timeout=0 if grace is None else grace)
+            if not self._stopping.done():
+                core_server(self).cancel_all_calls()
+        await asyncio.shield(self._stopping)
+
+
+class _EagerServer(_StoppedOnce):
+    """Keeps `_ASKED_FOR` calls asked for."""
+
+    def __init__(self, *arguments: object) -> None:
+        self._handlers: list[Any] = []  # filled by the next line already
+        super().__init__(*arguments)
+        self._asked_for: deque[asyncio.Task[Any]] = deque()  # in the order in which they are used
+        self._direct: DirectCalls | None = None
+        self.direct_methods: DirectMethods | None = None
+        self.interceptors: Sequence[Any] = ()  # of calls that are taken directly
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
+        """Remember them, for calls that are taken directly."""
+        self._handlers += handlers
+        super().add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, method_handlers: dict[str, Any]) -> None:
+        """Leave it to the generic handlers, which know the same methods.
+
+        Registered methods are asked for one by one, and all of them waited for anew at each call.
+        """
+
+    def _make_request_call_future(self, method: bytes | None) -> "asyncio.Task[Any]":
+        """A task that ends with a new call, which may already have come."""
+        while len(self._asked_for) <= _ASKED_FOR:
+            task = super()._make_request_call_future(method)
+            task.add_done_callback(_look_at_failure)
+            self._asked_for.append(task)
+        return self._asked_for.popleft()
+
+    async def start(self) -> None:
+        """Start, with calls of `direct_methods` taken past grpc.aio if they can be."""
+        methods = self.direct_methods
+        server = core_server(self)
+        if methods is not None and server is not None and self.unfinished is not None:
+            find = self._find
+            for interceptor in reversed(self.interceptors):
+                find = partial(interceptor.intercept_service, find)
+            self._direct = DirectCalls(
+                server,
+                methods.paths,
+                find,
+                open_methods=methods.open_paths,
+                may_call=methods.may_call,
+                unfinished=self.unfinished,
+                unread=methods.unread,
+            )
+        await super().start()
+        if self._direct is not None:
+            self._direct.start()
+
+    async def _find(self, details: grpc.HandlerCallDetails) -> Any:  # noqa: ANN401
+        found = (handler.service(details) for handler in self._handlers)
+        return next((handler for handler in found if handler is not None), None)
+
+    async def shutdown(self, grace: float | None) -> None:
+        """Stop, once the calls that have come are being handled."""
+        if self._direct is not None:
+            self._direct.take_no_more()
+        for _ in range(_TURNS_TO_HAND_OVER):
+            if not any(task.done() for task in self._asked_for):
+                break
+            await asyncio.sleep(0)
+        # A call that comes at this very moment finds nobody: it is cancelled as soon as nobody
+        # holds it, where its caller would wait until its deadline.
+        self._asked_for.clear()
+        await super().shutdown(grace)
+        direct, self._direct = self._direct, None  # a hasty stop may come on top of another
+        if direct is not None:
+            await direct.close()
+
+
+def make_aio_server(
+    *,
+    interceptors: Sequence[grpc.aio.ServerInterceptor],
+    options: Sequence[tuple[str, Any]],
+    unfinished: UnfinishedRequests,
+    direct_methods: DirectMethods | None = None,
+) -> grpc.aio.Server:
+    """A server of grpc.aio that takes its calls many at a time, if this version of gRPC can.
+
+    No request is `unfinished` for ever. Handlers that answer with a stream must write it to their
+    context.
+    """
+    is_eager = hasattr(_AioServer, "_make_request_call_future")
+    # For the next line, which looks it up there.
+    cygrpc.AioServer = _EagerServer if is_eager else _StoppedOnce
+    try:
+        reading = [RequestReading(unfinished), *interceptors]  # what is direct is read in the core
+        server = grpc.aio.server(interceptors=reading, options=options)
+    finally:
+        cygrpc.AioServer = _AioServer
+    inner = _inner(server)
+    inner.unfinished = unfinished
+    if is_eager:
+        inner.direct_methods, inner.interceptors = direct_methods, interceptors
+    return server
+
+
+def may_stop_again(server: object) -> bool:
+    """Whether a stop may end calls for which an earlier one of the same server still waits.
+
+    Where it may not, the first stop's time is that of all.
+    """
+    inner = server if isinstance(server, _AioServer) else _inner(server)
+    return hasattr(core_server(inner), "cancel_all_calls")
+
+
+def _inner(server: Any) -> Any:  # noqa: ANN401 - published without types
+    return server._server  # noqa: SLF001
+
+
+def _look_at_failure(task: "asyncio.Task[Any]") -> None:
+    """Those that wait when the server stops fail, and nobody else looks at them."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,1 @@
+"""Where examples come from, what their files mean, and what may be wrong with them."""

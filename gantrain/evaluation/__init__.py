@@ -1,0 +1,1 @@
+"""How good a generator is: samples and real examples, measured alike."""

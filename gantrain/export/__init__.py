@@ -1,0 +1,1 @@
+"""From a trained generator to an artifact, at full precision or at a lower one."""

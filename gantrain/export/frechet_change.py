@@ -1,0 +1,73 @@
+"""What lower precision does to a generator's Frechet distance, held against its own spread."""
+
+import dataclasses
+import logging
+import statistics
+from pathlib import Path
+
+from gantrain.data.bad_data import DatasetError
+from gantrain.errors import RunError
+from gantrain.evaluation.distances import frechet_distance
+from gantrain.evaluation.evaluate import choose_labels, choose_space, sample
+from gantrain.evaluation.examples import FEWEST, choose_reals, load_real_data
+from gantrain.evaluation.yardstick import in_chunks, look_at
+from gantrain.sampling import Sampler, open_sampler, open_session, sample_session
+
+logger = logging.getLogger(__name__)
+
+_REPEATS = 3  # disjoint sets of seeds, the fewest that have a spread worth the name
+
+
+def frechet_change(
+    run_path: Path, artifact: bytes, samples: int, cache: Path | None = None
+) -> dict[str, float | int | str] | None:
+    """Measure run and artifact on the same seeds, against the data that the run was trained on.
+
+    Args:
+        run_path: the run.
+        artifact: made of it.
+        samples: of each of three sets of seeds, and as many real examples; fewer where the data
+            allow no more.
+        cache: where classifiers are kept; None takes `default_cache_folder()`.
+
+    Returns:
+        The fields of docs/artifact.md; None where the data are not at hand, which is logged.
+    """
+    whole = open_sampler(run_path)
+    source = str(whole.settings["data"])
+    try:
+        data = load_real_data(source, whole)
+        if not data.trained_on:
+            raise RunError("they are not those that the run was trained on")
+        reals = choose_reals(data, None)
+    except (DatasetError, RunError, OSError) as error:
+        logger.warning("the change of the Frechet distance is left out: data %s: %s", source, error)
+        return None
+    references = reals.reference[: max(samples, FEWEST)]  # the reals are in random order
+    count = len(references)
+    space = choose_space(data, cache)
+    reference = look_at(in_chunks(references), space, None)
+    labels = choose_labels(whole, data, count * _REPEATS)
+
+    def distances(sampler: Sampler) -> list[float]:
+        found = []
+        for first in range(0, count * _REPEATS, count):
+            seen = look_at(sample(sampler, range(first, first + count), labels), space, None)
+            found.append(frechet_distance(reference.features, seen.features))
+        return found
+
+    session = open_session(artifact)
+    reduced = dataclasses.replace(
+        whole, generate=lambda latents, labels: sample_session(session, latents, labels)
+    )
+    logger.info("measuring the Frechet distance of 2 x %d x %d samples", _REPEATS, count)
+    was, became = distances(whole), distances(reduced)
+    return {
+        "fp32": statistics.fmean(was),
+        "exported": statistics.fmean(became),
+        "change": statistics.fmean(became) - statistics.fmean(was),
+        "seed_spread": statistics.stdev(was),
+        "samples": count,
+        "repeats": _REPEATS,
+        "features": space.kind,
+    }

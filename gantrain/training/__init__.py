@@ -1,0 +1,1 @@
+"""The loop, the steps of a batch, and what is watched while a run trains."""

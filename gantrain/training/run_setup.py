@@ -1,0 +1,104 @@
+"""Hides what a run takes from its data: settings left open, facts to remember, labels."""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from gantrain.class_labels import count_classes
+from gantrain.config import TrainConfig
+from gantrain.config_rules import choose_lr, misfit, penalty_for_images, penalty_for_points
+from gantrain.data.datasets import Dataset
+from gantrain.data.point_sets import PointSet
+from gantrain.data.stacked_mnist import STACKED_KIND
+from gantrain.errors import RunError
+from gantrain.run_directory import DataFacts
+
+logger = logging.getLogger(__name__)
+
+
+def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
+    """Replace what was left to the data by what the data say.
+
+    Raises:
+        RunError: there are fewer images than a batch holds, the networks do not fit the images, or
+            classes are to be learned and there are none.
+    """
+    if config.conditional and (isinstance(data, PointSet) or data.labels is None):
+        more = "a larger --max-data-images, " if config.max_data_images else ""
+        raise RunError(
+            f"--conditional: the data {config.data} have no classes ({data.kind}); give {more}"
+            "images in a folder for each of at least two classes, with none beside these folders, "
+            "or another source with labels, or leave --conditional out"
+        )
+    if isinstance(data, PointSet):
+        count = len(data.points)
+        weight = penalty_for_points(data.points)
+        changes: dict[str, object] = {"flip": "off"}
+    else:
+        count, channels, size, _ = data.images.shape
+        weight = penalty_for_images(size)
+        # Grey images are mostly digits and letters, which mirrored are others; stacked ones too.
+        may_flip = channels == 3 and data.kind != STACKED_KIND
+        flip = config.flip if config.flip != "auto" else ("on" if may_flip else "off")
+        changes = {"image_size": size, "channels": channels, "flip": flip}
+    if count < config.batch_size:
+        raise RunError(
+            f"--batch-size {config.batch_size}: the data have only {count} images; "
+            "use a smaller batch or more images"
+        )
+    if config.loss != "relativistic":
+        weight = 0.0
+    for name in ("r1_weight", "r2_weight"):
+        if getattr(config, name) is None:
+            changes[name] = weight
+    config = config.model_copy(update=changes)
+    problem = misfit(config)
+    if problem:
+        raise RunError(f"--generator {config.generator}: {problem}")
+    return config if config.lr is not None else config.model_copy(update={"lr": choose_lr(config)})
+
+
+def check_share(batch_size: int, ranks: int) -> None:
+    """Let each rank have a part of the batch, of one size.
+
+    Raises:
+        RunError: they cannot.
+    """
+    if batch_size % ranks:
+        lower = batch_size - batch_size % ranks
+        raise RunError(
+            f"--batch-size {batch_size}: expected a multiple of the {ranks} ranks, which share the "
+            f"batch evenly; use {f'{lower} or ' if lower else ''}{lower + ranks}"
+        )
+
+
+def describe_data(data: Dataset | PointSet) -> DataFacts:
+    """What a run remembers of its data."""
+    if isinstance(data, PointSet):
+        return DataFacts(data.fingerprint(), len(data.points), data.kind, data.class_names)
+    counts = () if data.labels is None else count_classes(data.labels, data.class_names)
+    return DataFacts(
+        data.fingerprint(), len(data.images), data.kind, data.class_names, class_counts=counts
+    )
+
+
+def load_labels(
+    data: Dataset | PointSet, config: TrainConfig, device: torch.device
+) -> Tensor | None:
+    """The label of each example, [count] on the device, where the networks are to take it.
+
+    A class without images, as in files whose numbers leave one out, is learned by nobody and told.
+    """
+    if not config.conditional:
+        return None
+    assert isinstance(data, Dataset)
+    assert data.labels is not None
+    counts = count_classes(data.labels, data.class_names)
+    missing = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
+    if missing:
+        logger.warning(
+            "no image of %d of the %d classes (%s): what is generated for them means nothing",
+            *(len(missing), len(counts), ", ".join(missing[:3])),
+        )
+    return torch.from_numpy(data.labels).to(device)

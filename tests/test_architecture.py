@@ -109,9 +109,10 @@ LAYERS_WITHIN = {
         {"artifact"},
         {"quantization"},
         {"integer_graph"},
-        {"proof", "integer_layers"},
+        {"proof", "integer_layers", "small_maps"},
+        {"window_nodes"},
         {"onnx_graph", "half_precision", "precision_distance", "frechet_change", "precision"}
-        | {"window_products"},
+        | {"graph_draft", "window_products"},
     ],
     "gantrain.networks": [
         {""},

@@ -26,6 +26,7 @@ from gantrain.export.precision import FRECHET_SAMPLES, MIN_PSNR, Precision
 from gantrain.export.precision_distance import measure_distance, measured_images, refuse_below
 from gantrain.export.proof import prove
 from gantrain.export.quantization import quantize_graph
+from gantrain.export.small_maps import lower_small_maps
 from gantrain.latents import SEED_CONTRACT, draw_latents
 from gantrain.publishing import publish
 from gantrain.sampling import (
@@ -135,7 +136,7 @@ def reduce_precision(
         RunError: its images are further from the float32 graph's than asked for.
     """
     if precision == "fp32":
-        return model, {"kind": "fp32"}
+        return lower_small_maps(model), {"kind": "fp32"}
     if precision == "int8":
         quantized = quantize_graph(model, latent_dim, classes, min_psnr)
         facts = {**quantized.facts(), "distance": quantized.distance.to_json()}

@@ -11,9 +11,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from gantrain.export.graph_draft import Draft
 from gantrain.export.integer_layers import (
     MICROSOFT,
-    Draft,
     Grid,
     Operand,
     dequantize,
@@ -22,6 +22,7 @@ from gantrain.export.integer_layers import (
     round_weights,
     write_convolution,
     write_dense,
+    write_grid,
 )
 from gantrain.export.window_products import (
     Axis,
@@ -127,7 +128,7 @@ class Layer:
         if self.activation is None or relu:
             return written
         leaky = ranges[self.result].grid
-        inputs = [written.name, *draft.grid(grid), *draft.grid(leaky)]
+        inputs = [written.name, *write_grid(draft, grid), *write_grid(draft, leaky)]
         alpha = helper.get_node_attr_value(self.activation, "alpha")
         return Operand(draft.add("QLinearLeakyRelu", inputs, domain=MICROSOFT, alpha=alpha), leaky)
 
@@ -214,7 +215,7 @@ def to_integers(
     chosen = {layer.node.output[0]: layer for layer in layers}
     activations = {layer.activation.output[0] for layer in layers if layer.activation}
     graph = model.graph
-    draft = Draft()
+    draft = Draft("integer")
     integers: dict[str, tuple[Operand, bool]] = {}  # by float name; whether they are maps
 
     def make_floats(names: Iterable[str]) -> None:
@@ -241,7 +242,7 @@ def to_integers(
         if written is not None:
             integers[layer.result] = written, maps
     make_floats(value.name for value in graph.output)
-    return _assemble(model, draft)
+    return draft.to_model(model, [MICROSOFT])
 
 
 def _only_readers(
@@ -250,22 +251,3 @@ def _only_readers(
     """Whether dense integer layers alone read a tensor."""
     readers = [chosen.get(node.output[0]) for node in nodes if tensor in node.input]
     return all(reader is not None and reader.dense for reader in readers)
-
-
-def _assemble(model: onnx.ModelProto, draft: Draft) -> onnx.ModelProto:
-    graph = model.graph
-    used = {name for node in draft.nodes for name in node.input}
-    known = [*graph.initializer, *draft.constants]
-    constants = [entry for entry in known if entry.name in used]
-    made = helper.make_model(
-        helper.make_graph(draft.nodes, graph.name, graph.input, graph.output, constants),
-        opset_imports=[
-            *(entry for entry in model.opset_import if entry.domain != MICROSOFT),
-            helper.make_opsetid(MICROSOFT, 1),
-        ],
-        ir_version=model.ir_version,
-        producer_name=model.producer_name,
-        producer_version=model.producer_version,
-    )
-    onnx.checker.check_model(made)
-    return made

@@ -6,22 +6,19 @@ without VNNI add two products in 16 bits, where 2 x 255 x 64 just fits. With 8 b
 saturate there, and the same artifact would make other images on another machine.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 
+from gantrain.export.graph_draft import CHANNELS_FIRST, CHANNELS_LAST, Draft
+from gantrain.export.window_nodes import corners, crop, write_product_of_each
 from gantrain.export.window_products import Product, WindowProducts
 
 MICROSOFT = "com.microsoft"
 WEIGHT_BITS = 7
 _LARGEST_WEIGHT = 2 ** (WEIGHT_BITS - 1) - 1
 _LARGEST_BIAS = 2.0**24  # of 2^31; the products of 130,000 rows fit beside it
-_CHANNELS_LAST, _CHANNELS_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
 @dataclass(frozen=True)
@@ -47,60 +44,24 @@ class Operand:
     grid: Grid
 
 
-class Draft:
-    """Nodes and constants of a graph under way."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-
-    def add(
-        self,
-        operator: str,
-        inputs: Sequence[str],
-        *,
-        output: str = "",
-        domain: str = "",
-        **attributes: Any,  # noqa: ANN401 - whatever the operator has
-    ) -> str:
-        """Add a node and return the name of its output."""
-        output = output or f"integer.{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, inputs, [output], domain=domain, **attributes))
-        return output
-
-    def constant(self, value: NDArray[Any]) -> str:
-        """Add a constant and return its name."""
-        name = f"integer.constant.{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(value, name))
-        return name
-
-    def sizes(self, *values: int) -> str:
-        """Add a constant list of sizes or positions."""
-        return self.constant(np.array(values, np.int64))
-
-    def grid(self, grid: Grid) -> list[str]:
-        """Scale and zero point, as operators take them."""
-        return [
-            self.constant(np.array(grid.scale, np.float32)),
-            self.constant(np.array(grid.zero, np.uint8)),
-        ]
+def write_grid(draft: Draft, grid: Grid) -> list[str]:
+    """Scale and zero point, as operators take them."""
+    return [
+        draft.constant(np.array(grid.scale, np.float32)),
+        draft.constant(np.array(grid.zero, np.uint8)),
+    ]
 
 
 def quantize(draft: Draft, source: str, grid: Grid, *, maps: bool) -> Operand:
     """Round a float tensor to its grid; maps come with the channels first."""
-    name = draft.add("QuantizeLinear", [source, *draft.grid(grid)])
-    return Operand(move_axes(draft, name, _CHANNELS_LAST) if maps else name, grid)
+    name = draft.add("QuantizeLinear", [source, *write_grid(draft, grid)])
+    return Operand(draft.transpose(name, CHANNELS_LAST) if maps else name, grid)
 
 
 def dequantize(draft: Draft, operand: Operand, output: str, *, maps: bool) -> None:
     """Make the float tensor again, maps with the channels first, under a name of its own."""
-    name = move_axes(draft, operand.name, _CHANNELS_FIRST) if maps else operand.name
-    draft.add("DequantizeLinear", [name, *draft.grid(operand.grid)], output=output)
-
-
-def move_axes(draft: Draft, name: str, order: Sequence[int]) -> str:
-    """Transpose."""
-    return draft.add("Transpose", [name], perm=order)
+    name = draft.transpose(operand.name, CHANNELS_FIRST) if maps else operand.name
+    draft.add("DequantizeLinear", [name, *write_grid(draft, operand.grid)], output=output)
 
 
 @dataclass(frozen=True)
@@ -147,10 +108,10 @@ def write_dense(
     return draft.add(
         "QGemm",
         [
-            *(source.name, *draft.grid(source.grid)),
+            *(source.name, *write_grid(draft, source.grid)),
             *weights.operands(draft, weights.values),
             draft.constant(weights.bias),
-            *(draft.grid(result) if result else []),
+            *(write_grid(draft, result) if result else []),
         ],
         output=output,
         domain=MICROSOFT,
@@ -180,15 +141,13 @@ def write_convolution(
     if len(rounded) == 1:
         name = _write_product_of_all(draft, source, products, rounded[0], result)
     else:
-        name = _write_product_of_each(draft, source, products, rounded, result)
-    interleaved = tuple(
-        count * phases for count, phases in zip(products.positions, products.phases, strict=True)
-    )
-    if interleaved != products.size:
-        (y, x), (height, width) = products.crop, products.size
-        ends = draft.sizes(y + height, x + width)
-        name = draft.add("Slice", [name, draft.sizes(y, x), ends, draft.sizes(1, 2)])
-    return Operand(name, result)
+
+        def multiply(rows: str, phase: int) -> str:
+            return write_dense(draft, Operand(rows, source.grid), rounded[phase], result)
+
+        zero = write_grid(draft, source.grid)[1]
+        name = write_product_of_each(draft, source.name, products, multiply, zero)
+    return Operand(crop(draft, name, products), result)
 
 
 def window_means(
@@ -200,14 +159,9 @@ def window_means(
     return np.concatenate(
         [
             padded[:, y : y + positions[0], x : x + positions[1]].mean(axis=(1, 2))
-            for y, x in _corners(product)
+            for y, x in corners(product)
         ]
     )
-
-
-def _corners(product: Product) -> list[tuple[int, int]]:
-    (y, x), (height, width) = product.first, product.taps
-    return [(y + dy, x + dx) for dy in range(height) for dx in range(width)]
 
 
 def _write_product_of_all(
@@ -220,50 +174,19 @@ def _write_product_of_all(
     name = draft.add(
         "QLinearConv",
         [
-            *(move_axes(draft, source.name, _CHANNELS_FIRST), *draft.grid(source.grid)),
+            *(draft.transpose(source.name, CHANNELS_FIRST), *write_grid(draft, source.grid)),
             *weights.operands(draft, np.ascontiguousarray(kernels)),
-            *(*draft.grid(result), draft.constant(weights.bias)),
+            *(*write_grid(draft, result), draft.constant(weights.bias)),
         ],
         pads=products.pads,
         kernel_shape=[height, width],
     )
-    name = move_axes(draft, name, _CHANNELS_LAST)
+    name = draft.transpose(name, CHANNELS_LAST)
     (down, across), (rows, columns) = products.phases, products.positions
     if (down, across) == (1, 1):
         return name
     apart = draft.sizes(-1, rows, columns, down, across, products.channels)
     name = draft.add("Reshape", [name, apart])
-    name = move_axes(draft, name, [0, 1, 3, 2, 4, 5])
+    name = draft.transpose(name, [0, 1, 3, 2, 4, 5])
     together = draft.sizes(-1, rows * down, columns * across, products.channels)
     return draft.add("Reshape", [name, together])
-
-
-def _write_product_of_each(
-    draft: Draft,
-    source: Operand,
-    products: WindowProducts,
-    weights: Sequence[Weights],
-    result: Grid,
-) -> str:
-    """Windows cut out of the map, a product for each phase, then rows and columns interleaved."""
-    top, left, bottom, right = products.pads
-    (rows, columns), (down, across) = products.positions, products.phases
-    pads = draft.sizes(0, top, left, 0, 0, bottom, right, 0)
-    padded = draft.add("Pad", [source.name, pads, draft.grid(source.grid)[1]])
-    axes, cut = draft.sizes(1, 2), {}
-    for y, x in sorted({corner for product in products.products for corner in _corners(product)}):
-        ends = draft.sizes(y + rows, x + columns)
-        cut[y, x] = draft.add("Slice", [padded, draft.sizes(y, x), ends, axes])
-    made = []
-    for product, rounded in zip(products.products, weights, strict=True):
-        windows = draft.add("Concat", [cut[corner] for corner in _corners(product)], axis=3)
-        flat = draft.add("Reshape", [windows, draft.sizes(-1, len(rounded.values))])
-        made.append(write_dense(draft, Operand(flat, source.grid), rounded, result))
-    lines = []
-    for first in range(0, len(made), across):
-        line = draft.add("Concat", made[first : first + across], axis=1)
-        shape = draft.sizes(-1, rows, 1, columns * across * products.channels)
-        lines.append(draft.add("Reshape", [line, shape]))
-    stacked = draft.add("Concat", lines, axis=2)
-    together = draft.sizes(-1, rows * down, columns * across, products.channels)
-    return draft.add("Reshape", [stacked, together])

@@ -1,0 +1,78 @@
+"""Hides how the smallest maps of a generator are doubled quickly by ONNX Runtime on a CPU.
+
+For each image apart, its transposed convolution multiplies the weights with a matrix of as many
+columns as the map has pixels. Kernels work on 16 columns at a time, so a map of 2x2 pixels leaves
+three quarters of the work to nothing, and all weights are read again for each image. As products of
+windows the pixels of a whole batch are rows, and the weights are read once. Maps of 3x3 gain
+nothing: measured, see docs/benchmarks.md.
+"""
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper, shape_inference
+
+from gantrain.export.graph_draft import CHANNELS_FIRST, CHANNELS_LAST, Draft
+from gantrain.export.window_nodes import crop, write_product_of_each
+from gantrain.export.window_products import Axis, WindowProducts, lower_transposed
+
+_MOST_PIXELS = 4
+
+
+def lower_small_maps(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with transposed convolutions of maps of at most 2x2 pixels as products of windows.
+
+    It computes the same sums in another order, so images may differ in the last bit of a value.
+    """
+    graph = model.graph
+    inferred = shape_inference.infer_shapes(model).graph.value_info
+    sizes = {  # of maps [n, channels, height, width]
+        value.name: [size.dim_value for size in value.type.tensor_type.shape.dim][2:]
+        for value in inferred
+    }
+    constants = {entry.name: entry for entry in graph.initializer}
+    draft = Draft("small")
+    for node in graph.node:
+        pixels = np.prod(sizes.get(node.input[0], []))
+        if node.op_type == "ConvTranspose" and 0 < pixels <= _MOST_PIXELS:
+            parts = [numpy_helper.to_array(constants[name]) for name in node.input[1:]]
+            _write(draft, node, parts, sizes)
+        else:
+            draft.nodes.append(node)
+    return draft.to_model(model)
+
+
+def _write(
+    draft: Draft,
+    node: onnx.NodeProto,
+    parts: list[np.ndarray],  # weights [inputs, outputs, height, width], maybe a bias [outputs]
+    sizes: dict[str, list[int]],
+) -> None:
+    weights, *bias = parts
+    products = _products(node, weights, sizes)
+    added = [draft.constant(value) for value in bias]
+
+    def multiply(rows: str, phase: int) -> str:
+        matrix = draft.constant(products.products[phase].matrix)
+        return draft.add("Gemm", [rows, matrix, *added])
+
+    source = draft.transpose(node.input[0], CHANNELS_LAST)
+    made = crop(draft, write_product_of_each(draft, source, products, multiply), products)
+    draft.add("Transpose", [made], perm=CHANNELS_FIRST, output=node.output[0])
+
+
+def _products(
+    node: onnx.NodeProto, weights: np.ndarray, sizes: dict[str, list[int]]
+) -> WindowProducts:
+    attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    rows, columns = (
+        Axis(inputs, outputs, kernel, stride, pad)
+        for inputs, outputs, kernel, stride, pad in zip(
+            sizes[node.input[0]],
+            sizes[node.output[0]],
+            weights.shape[2:],
+            attributes["strides"],
+            attributes["pads"][:2],
+            strict=True,
+        )
+    )
+    return lower_transposed(weights, (rows, columns), split=True)

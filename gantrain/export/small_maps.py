@@ -15,13 +15,14 @@ from gantrain.export.graph_draft import CHANNELS_FIRST, CHANNELS_LAST, Draft
 from gantrain.export.window_nodes import crop, write_product_of_each
 from gantrain.export.window_products import Axis, WindowProducts, lower_transposed
 
-_MOST_PIXELS = 4
+_MOST_PIXELS = 2 * 2
 
 
-def lower_small_maps(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with transposed convolutions of maps of at most 2x2 pixels as products of windows.
+def lower_small_maps(model: onnx.ModelProto, most_pixels: int = _MOST_PIXELS) -> onnx.ModelProto:
+    """The graph with transposed convolutions of maps of at most so many pixels as products.
 
-    It computes the same sums in another order, so images may differ in the last bit of a value.
+    It computes the same sums in another order: a value on the edge between two grey levels may
+    come out as the other one.
     """
     graph = model.graph
     inferred = shape_inference.infer_shapes(model).graph.value_info
@@ -33,7 +34,7 @@ def lower_small_maps(model: onnx.ModelProto) -> onnx.ModelProto:
     draft = Draft("small")
     for node in graph.node:
         pixels = np.prod(sizes.get(node.input[0], []))
-        if node.op_type == "ConvTranspose" and 0 < pixels <= _MOST_PIXELS:
+        if node.op_type == "ConvTranspose" and 0 < pixels <= most_pixels:
             parts = [numpy_helper.to_array(constants[name]) for name in node.input[1:]]
             _write(draft, node, parts, sizes)
         else:

@@ -1,8 +1,8 @@
 """Hides how convolutions that halve or double maps are worked out while networks train on a CPU.
 
 A convolution, its transpose and the gradient of their weights are three faces of one trilinear
-form: a small map, a large one and a kernel, each pair of which makes the third. The last two have
-a second way here beside oneDNN's, taken within limits that were measured; a gradient of any order
+form: a small map, a large one and a kernel, each pair of which makes the third. They have a second
+way here beside oneDNN's, taken within limits that were measured; a gradient of any order
 is again made of the three. Outside training, and on all other devices, the layers are
 PyTorch's own.
 """
@@ -19,6 +19,9 @@ from torch.nn import functional
 # unfolded maps (Chellapilla et al., "High performance convolutional neural networks for document
 # processing", 2006), by dtype. Measured with 64 images on two cores: see docs/benchmarks.md.
 _LARGEST_UNFOLDED = {torch.float32: 4, torch.bfloat16: 8}
+# The same for making small maps of large ones, and large ones of small ones.
+_LARGEST_HALVED = {torch.bfloat16: 4}
+_LARGEST_DOUBLED = {torch.bfloat16: 2}
 # oneDNN fills vectors with output channels, so a transposed convolution to an image leaves most
 # of them empty; as a convolution of windows it has four times the channels.
 _FEWEST_FOR_ONEDNN = 4
@@ -136,6 +139,8 @@ def _bias_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor | None:
 
 def halve_maps(maps: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Maps [batch, l, n, n] and weights [s, l, 4, 4] -> [batch, s, n // 2, n // 2]."""
+    if maps.shape[-1] // 2 <= _limit(_LARGEST_HALVED, maps):
+        return _halve_by_product(maps, weight, bias)
     return functional.conv2d(maps, weight, bias, stride=2, padding=1)
 
 
@@ -147,6 +152,8 @@ def double_maps(maps: Tensor, weight: Tensor, bias: Tensor | None, size: int) ->
     few = weight.shape[1] < _FEWEST_FOR_ONEDNN
     if few and size == 2 * maps.shape[-1] and maps.device.type == "cpu":
         return _double_by_windows(maps, weight, bias)
+    if maps.shape[-1] <= _limit(_LARGEST_DOUBLED, maps):
+        return _double_by_products(maps, weight, bias, size)
     extra = size - 2 * maps.shape[-1]
     return functional.conv_transpose2d(
         maps, weight, bias, stride=2, padding=1, output_padding=extra
@@ -160,8 +167,7 @@ def weight_gradient(small: Tensor, large: Tensor) -> Tensor:
     one large maps of small ones; in both a weight is multiplied with a pixel of the one and goes to
     a pixel of the other.
     """
-    largest = _LARGEST_UNFOLDED.get(small.dtype, 0) if small.device.type == "cpu" else 0
-    if small.shape[-1] <= largest:
+    if small.shape[-1] <= _limit(_LARGEST_UNFOLDED, small):
         return _weight_gradient_by_product(small, large)
     weight = large.new_empty(small.shape[1], 4, 4, large.shape[1]).permute(0, 3, 1, 2)
     _, gradient, _ = torch.ops.aten.convolution_backward(
@@ -169,6 +175,64 @@ def weight_gradient(small: Tensor, large: Tensor) -> Tensor:
         [False, True, False],
     )
     return gradient  # type: ignore[no-any-return]
+
+
+def _limit(largest: dict[torch.dtype, int], maps: Tensor) -> int:
+    """The side of small maps up to which a second way is quicker, 0 if it never is."""
+    return largest.get(maps.dtype, 0) if maps.device.type == "cpu" else 0
+
+
+def _halve_by_product(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    small = _empty_maps(maps, len(weight), maps.shape[-1] // 2)
+    pixels = small.permute(0, 2, 3, 1).view(-1, len(weight))
+    kernels = weight.permute(0, 2, 3, 1).flatten(1).T
+    _multiply(_unfold(maps), kernels, bias, pixels)
+    return small
+
+
+def _double_by_products(maps: Tensor, weight: Tensor, bias: Tensor | None, size: int) -> Tensor:
+    """A transposed convolution as a product for each of the four phases of the large map.
+
+    An output row sees two rows of the maps and two of the kernel's: 3 and 1 if it is even, 2 and 0
+    if it is odd; columns alike.
+    """
+    inputs, outputs = weight.shape[:2]
+    padded = functional.pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    windows = padded.unfold(1, 2, 1).unfold(2, 2, 1)  # [batch, n + 1, n + 1, inputs, 2, 2]
+    windows = windows.permute(0, 1, 2, 4, 5, 3)
+    kernels = weight.permute(2, 3, 0, 1)  # [4, 4, inputs, outputs]
+    large = _empty_maps(maps, outputs, size)
+    for row in (0, 1):
+        for column in (0, 1):
+            phase = large.permute(0, 2, 3, 1)[:, row::2, column::2]
+            height, width = phase.shape[1:3]
+            seen = windows[:, row : row + height, column : column + width]
+            taps = kernels[[3 - row, 1 - row]][:, [3 - column, 1 - column]]
+            pixels = maps.new_empty(phase.numel() // outputs, outputs)
+            _multiply(seen.reshape(-1, 4 * inputs), taps.reshape(-1, outputs), bias, pixels)
+            phase.copy_(pixels.view(phase.shape))
+    return large
+
+
+def _empty_maps(like: Tensor, channels: int, size: int) -> Tensor:
+    """Maps to be filled, the channels innermost; not a view, so a ReLU may work in place."""
+    shape = (len(like), channels, size, size)
+    return torch.empty(shape, dtype=like.dtype, memory_format=torch.channels_last)
+
+
+def _multiply(rows: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """The bias is added to sums that are not rounded yet."""
+    if bias is None:
+        torch.mm(rows, matrix, out=out)
+    else:
+        torch.addmm(bias, rows, matrix, out=out)
+
+
+def _unfold(large: Tensor) -> Tensor:
+    """What each pixel of small maps sees of large ones: [batch * n * n, 16 * channels]."""
+    patches = functional.pad(large.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    patches = patches.unfold(1, 4, 2).unfold(2, 4, 2)  # [batch, n, n, channels, 4, 4]
+    return patches.permute(0, 1, 2, 4, 5, 3).reshape(-1, 16 * large.shape[1])
 
 
 def _double_by_windows(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -198,11 +262,8 @@ def _double_by_windows(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Ten
 
 def _weight_gradient_by_product(small: Tensor, large: Tensor) -> Tensor:
     channels = large.shape[1]
-    patches = functional.pad(large.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-    patches = patches.unfold(1, 4, 2).unfold(2, 4, 2)  # [batch, n, n, l, 4, 4]
-    unfolded = patches.permute(0, 1, 2, 4, 5, 3).reshape(-1, 16 * channels)
     pixels = small.permute(0, 2, 3, 1).reshape(-1, small.shape[1])
-    return (pixels.T @ unfolded).reshape(-1, 4, 4, channels).permute(0, 3, 1, 2)
+    return (pixels.T @ _unfold(large)).reshape(-1, 4, 4, channels).permute(0, 3, 1, 2)
 
 
 # The three faces once more, as functions that can be differentiated.

@@ -13,7 +13,9 @@ from gantrain.networks.convolutions import (
     PixelToMap,
     TransposedConvolution,
     _Convolution,
+    _double_by_products,
     _double_by_windows,
+    _halve_by_product,
     _TransposedConvolution,
     _weight_gradient_by_product,
     _WeightGradient,
@@ -29,6 +31,13 @@ LAYERS = [
     pytest.param(TransposedConvolution, (5, 3), (5, 8), id="transposed-to-colours"),
     pytest.param(PixelToMap, (5, 6, 4), (5, 1), id="pixel-to-map"),
     pytest.param(MapToPixel, (5, 6, 4), (5, 4), id="map-to-pixel"),
+]
+
+SMALL_LAYERS = [
+    pytest.param(Convolution, (5, 6), (5, 8), id="convolution"),
+    pytest.param(Convolution, (5, 6), (5, 5), id="convolution-odd"),
+    pytest.param(TransposedConvolution, (5, 6), (5, 2), id="transposed"),
+    pytest.param(TransposedConvolution, (5, 3), (5, 2), id="transposed-to-colours"),
 ]
 
 
@@ -155,6 +164,50 @@ def test_windows_make_what_a_transposed_convolution_makes(size):
     torch.testing.assert_close(
         _double_by_windows(maps, weight, bias), expected, rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 8, 9])
+@pytest.mark.parametrize("channels_last", [True, False])
+@torch.no_grad()
+def test_a_product_makes_what_a_convolution_makes(size, channels_last):
+    maps, weight, bias = random(3, 5, size, size), random(4, 5, 4, 4), random(4)
+    expected = functional.conv2d(maps, weight, bias, stride=2, padding=1)
+    if channels_last:
+        maps, weight = (x.to(memory_format=torch.channels_last) for x in (maps, weight))
+    torch.testing.assert_close(
+        _halve_by_product(maps, weight, bias), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 8, 9])
+@pytest.mark.parametrize("channels_last", [True, False])
+@torch.no_grad()
+def test_products_make_what_a_transposed_convolution_makes(size, channels_last):
+    side = size // 2
+    maps, weight, bias = random(3, 5, side, side), random(5, 4, 4, 4), random(4)
+    expected = functional.conv_transpose2d(
+        *(maps, weight, bias), stride=2, padding=1, output_padding=size % 2
+    )
+    if channels_last:
+        maps, weight = (x.to(memory_format=torch.channels_last) for x in (maps, weight))
+    torch.testing.assert_close(
+        _double_by_products(maps, weight, bias, size), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(("kind", "sizes", "maps"), SMALL_LAYERS)
+def test_small_maps_in_bfloat16_are_worked_out_by_products(kind, sizes, maps, monkeypatch):
+    """No more is lost than by oneDNN, whose sums are rounded once as well."""
+    layer, images = kind(*sizes), random(3, *maps, maps[1])
+    exact = learn(layer, images)
+    with torch.autocast("cpu", BFLOAT16):
+        found = learn(layer, images, lambda _: exact[0].detach().to(BFLOAT16))
+        monkeypatch.setattr(convolutions, "_LARGEST_HALVED", {})
+        monkeypatch.setattr(convolutions, "_LARGEST_DOUBLED", {})
+        usual = learn(layer, images, lambda _: exact[0].detach().to(BFLOAT16))
+    for one, other, truth in zip(found, usual, exact, strict=True):
+        assert not torch.equal(one, torch.zeros_like(one))
+        assert (one - truth).norm() < 1.1 * (other - truth).norm() + 1e-6
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

@@ -113,7 +113,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
                         None if labels is None else labels[chunk],
                         deadline=deadline,
                         truncation=truncation,
-                        admitted=first > 0,
+                        continues=first > 0,
                     )
                     return await self._respond(version, served, generation, generated, first=first)
 

@@ -1,4 +1,4 @@
-"""Hides what waits in a queue and what a model call takes of it: entries, their rows, batches."""
+"""What waits in a queue, and what a model call takes of it: entries, their rows, batches."""
 
 import asyncio
 import time
@@ -28,10 +28,10 @@ class Entry:
 
     __slots__ = (
         "admitted_at",
-        "answer",
         "compute_seconds",
         "deadline",
         "done",
+        "future",
         "labels",
         "pixels",
         "queue_seconds",
@@ -48,13 +48,13 @@ class Entry:
         labels: NDArray[np.int64] | None,
         truncation: float,
         deadline: float,
-        answer: asyncio.Future[Generated],
+        future: asyncio.Future[Generated],
     ) -> None:
         self.rows = rows  # latents [n, latent_dim] or seeds [n]
         self.labels = labels  # [n]
         self.truncation = truncation  # of the latents of seeds
         self.deadline = deadline  # on time.monotonic
-        self.answer = answer
+        self.future = future
         self.admitted_at = time.monotonic()
         self.size = len(rows)
         self.taken = 0  # rows handed to the model

@@ -1,4 +1,4 @@
-"""Hides the tensors of the Open Inference Protocol: they become a checked request, as ours do."""
+"""The tensors of a `ModelInferRequest` become the same checked value as our own requests."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -59,11 +59,9 @@ def parse_inference(
     inputs = _find_inputs(request)
     _check_raw_contents(request)
     source = _parse_source(inputs, spec, max_images)
-    count = len(source.seeds if isinstance(source, FromSeeds) else source.latents)
     return GenerationRequest(
-        count=count,
         source=source,
-        labels=_parse_labels(inputs, spec, count),
+        labels=_parse_labels(inputs, spec, source.count),
         truncation=_parse_truncation(request),
         format=ImageFormat.RAW,
         quality=None,

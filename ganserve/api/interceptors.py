@@ -1,4 +1,4 @@
-"""Hides what surrounds every call: its status, its deadline, its metrics and its log line."""
+"""What surrounds every call: its status, its deadline, its metrics and its log line."""
 
 import asyncio
 import contextlib

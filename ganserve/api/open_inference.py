@@ -1,4 +1,4 @@
-"""Hides the Open Inference Protocol: the same work as our own service, behind tensors.
+"""The Open Inference Protocol: the same work as our own service, behind tensors.
 
 https://github.com/kserve/open-inference-protocol, version 2, with Triton's ModelConfig.
 """

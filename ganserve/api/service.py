@@ -1,4 +1,4 @@
-"""Hides the way from a call to its images: each RPC is the table of contents of its work."""
+"""The service `ganserve.v1.ImageGenerationService`: each RPC reads as the steps of its work."""
 
 import asyncio
 import contextlib
@@ -102,27 +102,12 @@ class ImageGenerationService(ImageGenerationServiceServicer):
             note_request(version.name, version.number, generation.count)
             self._check_encoder(generation)
             with self._admission.taking_images(context, generation.count):
-                rows, truncation = rows_of(generation, served.spec.latent_dim)
-                labels = generation.labels
-                chunk_images = max(1, self._limits.chunk_bytes // served.spec.image_bytes)
-
-                async def make(first: int) -> Reply:
-                    chunk = slice(first, first + chunk_images)
-                    generated = await served.batcher.submit(
-                        rows[chunk],
-                        None if labels is None else labels[chunk],
-                        deadline=deadline,
-                        truncation=truncation,
-                        continues=first > 0,
-                    )
-                    return await self._respond(version, served, generation, generated, first=first)
-
-                starts = range(0, generation.count, chunk_images)
+                chunks = self._make_chunks(version, served, generation, deadline)
                 # Closed here, or what is made ahead would outlast a call whose caller leaves.
-                async with contextlib.aclosing(one_ahead(make, starts)) as replies:
-                    async for first, reply in replies:
+                async with contextlib.aclosing(chunks) as replies:
+                    async for reply in replies:
                         # Before it is sent: a caller that leaves may have received it.
-                        version.count_images(min(chunk_images, generation.count - first))
+                        version.count_images(reply.message.count)
                         yield reply
 
     async def ListModels(self, _: pb.ListModelsRequest, __: Context) -> pb.ListModelsResponse:
@@ -148,6 +133,27 @@ class ImageGenerationService(ImageGenerationServiceServicer):
                 f"{self._limits.queue_size}",
                 retry_seconds=_ENCODER_RETRY_SECONDS,
             )
+
+    def _make_chunks(
+        self, version: Version, served: Served, generation: GenerationRequest, deadline: float
+    ) -> AsyncGenerator[Reply]:
+        """The replies of a stream, each of at most the chunk size but of one image at least."""
+        rows, truncation = rows_of(generation, served.spec.latent_dim)
+        labels = generation.labels
+        chunk_images = max(1, self._limits.chunk_bytes // served.spec.image_bytes)
+
+        async def make(first: int) -> Reply:
+            chunk = slice(first, first + chunk_images)
+            generated = await served.batcher.submit(
+                rows[chunk],
+                None if labels is None else labels[chunk],
+                deadline=deadline,
+                truncation=truncation,
+                continues=first > 0,
+            )
+            return await self._respond(version, served, generation, generated, first=first)
+
+        return prefetch(make, range(0, generation.count, chunk_images))
 
     async def _respond(
         self,
@@ -192,18 +198,18 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         )
 
 
-async def one_ahead(
+async def prefetch(
     make: Callable[[int], Coroutine[Any, Any, Reply]], starts: Sequence[int]
-) -> AsyncGenerator[tuple[int, Reply]]:
+) -> AsyncGenerator[Reply]:
     """Make one reply after the other, the next while the consumer is busy with the last."""
     loop = asyncio.get_running_loop()
     task = loop.create_task(make(starts[0]))
     try:
-        for index, start in enumerate(starts):
+        for start in starts[1:]:
             reply = await task
-            if index + 1 < len(starts):
-                task = loop.create_task(make(starts[index + 1]))
-            yield start, reply
+            task = loop.create_task(make(start))
+            yield reply
+        yield await task
     finally:
         task.cancel()
         await asyncio.wait([task])

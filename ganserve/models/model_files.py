@@ -121,9 +121,16 @@ def _candidates(folder: Path) -> list[Candidate]:
     return sorted(candidates, key=lambda candidate: -candidate.version)
 
 
+def parse_version_number(text: str) -> int | None:
+    """The number that a folder's name, or a request, gives a version; None if it is none."""
+    # More digits than any version has would make the conversion itself costly.
+    is_number = text.isascii() and text.isdigit() and text[0] != "0" and len(text) <= 18
+    return int(text) if is_number else None
+
+
 def _candidate(name: str, folder: Path) -> Candidate | None:
-    number = folder.name
-    if not (number.isascii() and number.isdigit() and number[0] != "0" and len(number) <= 18):
+    number = parse_version_number(folder.name)
+    if number is None:
         return None
     path = folder / "model.onnx"
     try:
@@ -131,5 +138,5 @@ def _candidate(name: str, folder: Path) -> Candidate | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError:  # such as another user's folder; it may be there, so what serves of it stays
-        return Candidate(name, int(number), path, None)
-    return Candidate(name, int(number), path, (status.st_ino, status.st_size, status.st_mtime_ns))
+        return Candidate(name, number, path, None)
+    return Candidate(name, number, path, (status.st_ino, status.st_size, status.st_mtime_ns))

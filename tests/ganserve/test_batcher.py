@@ -16,7 +16,7 @@ from ganserve.batching.entries import Entry
 from ganserve.batching.latency_estimate import LatencyEstimate
 from ganserve.batching.results import fail
 from ganserve.errors import DeadlineExceeded, Overloaded, ShuttingDown
-from ganserve.latents import draw_latents
+from ganserve.latents import draw_latents, truncate
 from ganserve.metrics import Metrics
 from tests.ganserve.conftest import eventually, settle
 
@@ -689,7 +689,7 @@ async def test_latents_of_seeds_are_drawn_with_the_batch_each_with_its_truncatio
     expected = [
         draw_latents(seeds(1, 2), 2),
         given,
-        draw_latents(seeds(3), 2, 0.5),
+        truncate(draw_latents(seeds(3), 2), 0.5),
         draw_latents(seeds(2**64 - 1), 2),
     ]
     assert batch.dtype == np.float32

@@ -1,6 +1,5 @@
-"""Hides how metrics are kept: every metric in one class."""
+"""Every metric of the server, in one class."""
 
-import contextlib
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -125,17 +124,3 @@ class Metrics:
             "Changed files of certificates or tokens, taken over or refused.",
             *("credential", "outcome"),
         )
-
-    def forget_version(self, model: str, version: int) -> None:
-        """Drop the count of a version's images."""
-        with contextlib.suppress(KeyError):
-            self.images.remove(model, str(version))
-
-    def forget_model(self, model: str) -> None:
-        """Drop every series of a model."""
-        for metric in (
-            *(self.compute_seconds, self.batch_images, self.images, self.padding_images),
-            *(self.model_info, self.model_ready, self.model_loads, self.model_load_seconds),
-            *(self.model_workers, self.model_failed_versions),
-        ):
-            metric.remove_by_labels({"model": model})

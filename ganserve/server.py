@@ -77,7 +77,7 @@ async def serve(config: ServerConfig) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal)
-        loop.add_signal_handler(signal.SIGHUP, server.look_now)
+        loop.add_signal_handler(signal.SIGHUP, server.refresh_now)
         await server.serve_until(stop)
         await server.drain(config.drain_seconds)
     logger.info("stopped")
@@ -159,13 +159,13 @@ def make_grpc_server(
     )
     image_generation_pb2_grpc.add_ImageGenerationServiceServicer_to_server(
         ImageGenerationService(
-            server.repository, encoder, server.admission, server.metrics, limits
+            server.repository.index, encoder, server.admission, server.metrics, limits
         ),
         grpc_server,
     )
     open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
         OpenInferenceService(
-            server.repository,
+            server.repository.index,
             server.admission,
             server.metrics,
             max_images=config.max_images_per_request,

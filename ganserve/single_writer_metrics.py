@@ -67,14 +67,6 @@ class SingleWriterCounter(Collector):
         assert len(values) == len(self._labelnames), values
         return self._series.setdefault(values, CounterSeries())
 
-    def remove(self, *values: str) -> None:
-        """Show a series no more.
-
-        Raises:
-            KeyError: there is none with these label values.
-        """
-        del self._series[values]
-
     def remove_by_labels(self, labels: Mapping[str, str]) -> None:
         """Show all series no more that have these values of these labels."""
         _remove_by_labels(self._series, self._labelnames, labels)

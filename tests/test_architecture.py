@@ -79,7 +79,7 @@ LAYERS_WITHIN = {
     ],
     "ganserve.repository": [
         {"repository"},
-        {"model_series"},
+        {"model_index", "model_series"},
         {"versions", "repository_folder", "model_tasks"},
     ],
     "ganserve.security": [{"admission"}, {"credentials"}, {"certificates"}],

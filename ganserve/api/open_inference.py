@@ -18,7 +18,7 @@ from ganserve.inference.v2 import open_inference_pb2 as pb
 from ganserve.inference.v2.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from ganserve.metrics import Metrics
 from ganserve.models.model_spec import ModelSpec
-from ganserve.repository.repository import Repository
+from ganserve.repository.model_index import ModelIndex
 from ganserve.repository.versions import ModelState, Version
 from ganserve.security.admission import Admission
 from ganserve.setting_values import VersionPolicy
@@ -35,7 +35,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
 
     def __init__(
         self,
-        repository: Repository,
+        index: ModelIndex,
         admission: Admission,
         metrics: Metrics,
         *,
@@ -45,7 +45,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         versions: Collection[tuple[str, int]],
         is_ready: Callable[[], bool],
     ) -> None:
-        self._repository = repository
+        self._index = index
         self._admission = admission
         self._metrics = metrics
         self._max_images = max_images
@@ -82,7 +82,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         """Describe a model's tensors, the batch included."""
         number = parse_version("version", request.version)
         version, spec = self._find(request.name, number)
-        versions = (v for v in self._repository.versions if v.name == version.name)
+        versions = (v for v in self._index.versions if v.name == version.name)
         return pb.ModelMetadataResponse(
             name=version.name,
             versions=[str(v.number) for v in versions if v.state is ModelState.READY],
@@ -110,8 +110,8 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         """Generate all images, then answer."""
         deadline = deadline_of(context, self._deadline_seconds, parse_timeout_seconds(request))
         number = parse_version("model_version", request.model_version)
-        await self._repository.wait_for_first_look(request.model_name)
-        with self._repository.use(request.model_name, number) as (version, served):
+        await self._index.wait_for_first_scan(request.model_name)
+        with self._index.use(request.model_name, number) as (version, served):
             generation = parse_inference(request, served.spec, max_images=self._max_images)
             check_one_reply("inputs", generation, served.spec)
             note_request(version.name, version.number, generation.count)
@@ -124,7 +124,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
 
     def _is_model_ready(self, name: str, number: int | None) -> bool:
         try:
-            with self._repository.use(name, number, field="name"):
+            with self._index.use(name, number, field="name"):
                 return True
         except (UnknownModel, Loading):
             return False
@@ -135,7 +135,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         Raises:
             UnknownModel, Loading: there is none, or not yet, or no more.
         """
-        version = self._repository.describe(name, number)
+        version = self._index.describe(name, number)
         if version.served is None or version.state is not ModelState.READY:
             problem = version.error or f"is {version.state.value}"
             raise Loading(f"model {version.name!r} version {version.number}: {problem}")

@@ -19,7 +19,7 @@ from ganserve.calls import Context, current_trace, note_request
 from ganserve.encoding import Encoder, ImageFormat
 from ganserve.errors import Overloaded
 from ganserve.metrics import Metrics
-from ganserve.repository.repository import Repository
+from ganserve.repository.model_index import ModelIndex
 from ganserve.repository.versions import ModelState, Served, Version
 from ganserve.security.admission import Admission
 from ganserve.transport.deadlines import deadline_of
@@ -52,13 +52,13 @@ class ImageGenerationService(ImageGenerationServiceServicer):
 
     def __init__(
         self,
-        repository: Repository,
+        index: ModelIndex,
         encoder: Encoder,
         admission: Admission,
         metrics: Metrics,
         limits: Limits,
     ) -> None:
-        self._repository = repository
+        self._index = index
         self._admission = admission
         self._encoder = encoder
         self._metrics = metrics
@@ -75,8 +75,8 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         """Generate all images, then answer."""
         deadline = deadline_of(context, self._limits.deadline_seconds)
         number = parse_version("model_version", request.model_version)
-        await self._repository.wait_for_first_look(request.model_name)
-        with self._repository.use(request.model_name, number) as (version, served):
+        await self._index.wait_for_first_scan(request.model_name)
+        with self._index.use(request.model_name, number) as (version, served):
             generation = parse_request(request, served.spec, max_images=self._limits.max_images)
             check_one_reply("format", generation, served.spec)
             note_request(version.name, version.number, generation.count)
@@ -96,8 +96,8 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         """Answer in chunks. While one is sent the next is made; a slow reader holds that up."""
         deadline = deadline_of(context, self._limits.deadline_seconds)
         number = parse_version("model_version", request.model_version)
-        await self._repository.wait_for_first_look(request.model_name)
-        with self._repository.use(request.model_name, number) as (version, served):
+        await self._index.wait_for_first_scan(request.model_name)
+        with self._index.use(request.model_name, number) as (version, served):
             generation = parse_request(request, served.spec, max_images=self._limits.max_images)
             note_request(version.name, version.number, generation.count)
             self._check_encoder(generation)
@@ -112,12 +112,12 @@ class ImageGenerationService(ImageGenerationServiceServicer):
 
     async def ListModels(self, _: pb.ListModelsRequest, __: Context) -> pb.ListModelsResponse:
         """Describe every version that has a state."""
-        return pb.ListModelsResponse(models=map(describe_version, self._repository.versions))
+        return pb.ListModelsResponse(models=map(describe_version, self._index.versions))
 
     async def GetModel(self, request: pb.GetModelRequest, _: Context) -> pb.GetModelResponse:
         """Describe one version."""
         number = parse_version("version", request.version)
-        version = self._repository.describe(request.name, number)
+        version = self._index.describe(request.name, number)
         return pb.GetModelResponse(model=describe_version(version))
 
     def _check_encoder(self, generation: GenerationRequest) -> None:

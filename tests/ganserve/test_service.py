@@ -311,13 +311,13 @@ async def test_what_a_stream_makes_ahead_is_over_before_its_version_may_go(
         call = stub.StreamImages(request(1, 2, 3))
         reading = asyncio.ensure_future(call.read())
         await writing.wait()
-        batcher = server.repository.versions[0].served.batcher
+        batcher = server.repository.index.versions[0].served.batcher
         await eventually(lambda: batcher._queue.waiting == 1)
         shutil.rmtree(repository / "tiny")
-        await eventually(lambda: server.repository.versions[0].state is ModelState.RETIRING)
+        await eventually(lambda: server.repository.index.versions[0].state is ModelState.RETIRING)
         call.cancel()
         await asyncio.wait([reading])
-        await eventually(lambda: not server.repository.versions)
+        await eventually(lambda: not server.repository.index.versions)
         cancelled = {"reason": "cancelled"}
         assert await metric(server, "ganserve_abandoned_images_total", **cancelled) == 1
 

@@ -1,4 +1,4 @@
-"""Hides the artifact's metadata and its known answers, as docs/artifact.md defines them."""
+"""An artifact's metadata and its golden images, as docs/artifact.md defines them."""
 
 import base64
 import hashlib
@@ -28,7 +28,7 @@ def _decode_base64(text: object) -> bytes:
 
 
 class GoldenImage(BaseModel):
-    """One known answer."""
+    """One image that the model must make again."""
 
     seed: Annotated[int, Field(ge=0, lt=2**64)]
     label: Annotated[int, Field(ge=0)] | None = None
@@ -44,7 +44,7 @@ class Tolerance(BaseModel):
 
 
 class Golden(BaseModel):
-    """The known answers."""
+    """The golden images, and how far off they may be."""
 
     images: Annotated[list[GoldenImage], Field(min_length=1, max_length=_MOST_GOLDEN_IMAGES)]
     tolerance: Tolerance

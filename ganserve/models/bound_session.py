@@ -1,4 +1,4 @@
-"""Hides the buffers of a session on a GPU: a call copies in, runs, and copies out.
+"""A session with buffers of its own on a GPU: a call copies in, runs, and copies out.
 
 ONNX Runtime would else allocate for each call, and could not replay it as a CUDA graph, which reads
 and writes the addresses that it was captured with.

@@ -1,4 +1,4 @@
-"""Hides how a model gets onto a GPU: options, buffers, batch sizes that agree, CUDA graphs."""
+"""The way of a model onto a GPU: options, buffers, batch sizes that agree, CUDA graphs."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from ganserve.models.batch_sizes import find_agreeing_sizes
 from ganserve.models.bound_session import BoundSession
 from ganserve.models.cuda_graphs import choose_graphs
 from ganserve.models.model_spec import ModelSpec, make_feeds, runner_of_rows
-from ganserve.models.onnx_weights import PartedFile
+from ganserve.models.onnx_weights import SplitFile
 from ganserve.models.providers import choose_providers, engine_folder
 from ganserve.models.runtime import one_line, open_session, runtime_version
 from ganserve.setting_values import CudaGraphs, Device, Reproducibility
@@ -35,7 +35,7 @@ class GpuSettings:
 
 
 def open_on_gpu(
-    file: PartedFile,
+    file: SplitFile,
     spec: ModelSpec,
     check: Callable[[BoundSession], None],
     *,
@@ -76,7 +76,7 @@ def with_graphs_if_possible(
 
 
 def _prepare(
-    file: PartedFile,
+    file: SplitFile,
     spec: ModelSpec,
     check: Callable[[BoundSession], None],
     device: Device,

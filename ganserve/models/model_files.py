@@ -1,4 +1,4 @@
-"""Hides the layout of the repository's folder: NAME/VERSION/model.onnx."""
+"""The layout of the repository's folder, NAME/VERSION/model.onnx, and how its files are read."""
 
 import os
 import stat

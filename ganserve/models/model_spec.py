@@ -1,4 +1,4 @@
-"""Hides what an artifact says of itself: its graph's inputs and output, and its metadata."""
+"""What callers may know of a model, read from its graph's inputs and output and its metadata."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

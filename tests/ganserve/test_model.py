@@ -25,7 +25,9 @@ from tests.ganserve.tiny import (
 
 
 def load(path, device="cpu", **settings):
-    return load_model(path, device, **{"threads": 1, "warm_batch_sizes": (1, 2)} | settings)
+    return load_model(
+        path, device, **{"threads": 1, "warm_batch_sizes": lambda _: (1, 2)} | settings
+    )
 
 
 def latents(count, latent_dim=4):
@@ -289,7 +291,7 @@ class TestImagesThatDependOnTheirNeighbours:
     @pytest.mark.parametrize("sizes", [(1,), (1, 16), (8,)], ids=str)
     def test_are_refused_whatever_sizes_are_called(self, path, sizes):
         with pytest.raises(ModelError, match=f"{path}: .*alone and in a batch.*DynamicQuantize"):
-            load(path, warm_batch_sizes=sizes)
+            load(path, warm_batch_sizes=lambda _: sizes)
 
     def test_are_served_where_nothing_is_promised(self, path):
         with ThreadPoolExecutor(1) as executor:

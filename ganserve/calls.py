@@ -1,4 +1,4 @@
-"""Hides what is remembered of a call while it is answered: its id, its counts, its line in the log.
+"""What is remembered of a call while it is answered: its id, its counts, its line in the log.
 
 A call is answered in a task of its own and those it starts, so `current_call` finds it everywhere.
 """

@@ -1,4 +1,4 @@
-"""Hides how messages about settings name the flags that people typed."""
+"""Messages about settings name the flags that people typed."""
 
 import re
 from collections.abc import Callable, Collection

@@ -1,4 +1,4 @@
-"""Hides the C library's habit of giving large buffers back to the kernel after each use."""
+"""The C library's memory: large buffers stay for the next use, or are given back on demand."""
 
 import ctypes
 import sys

@@ -1,4 +1,4 @@
-"""Hides the HTTP port: metrics, liveness and readiness, for whoever asks in whatever way."""
+"""The HTTP port: metrics, liveness and readiness, for whoever asks in whatever way."""
 
 import contextlib
 import io

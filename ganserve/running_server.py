@@ -32,7 +32,7 @@ class RunningServer:
         metrics_port: the port for HTTP.
         health_address: HOST:PORT for health checks alone; empty where there is no such port.
         metrics: what that port shows.
-        hurry: set it to cut draining short.
+        stop_now: set it to cut draining short.
         unread: replies that have not left.
     """
 
@@ -49,7 +49,7 @@ class RunningServer:
         self.metrics_port = 0
         self.health_address = ""
         self.metrics = metrics
-        self.hurry = asyncio.Event()
+        self.stop_now = asyncio.Event()
         self.health = Health()
         self.admission = Admission(tokens, make_rate_limiter(config))
         self.unread = UnreadReplies(config.deadline_seconds, config.max_deadline_seconds)
@@ -94,7 +94,7 @@ class RunningServer:
         self.health.shut_down()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self.hurry.wait()
+                await self.stop_now.wait()
         self.interceptor.under_way.refuse_new()
 
     def watch(self) -> None:

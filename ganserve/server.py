@@ -1,4 +1,4 @@
-"""Hides the life of the server: load, warm up, listen, serve, drain, stop. The parts meet here."""
+"""The life of the server: load, warm up, listen, serve, drain, stop. The parts meet here."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ from ganserve.assembly import (
     start_tracing,
 )
 from ganserve.config import ServerConfig, explain_unknown
-from ganserve.cpus import run_when_woken, usable_cpus, work_long
+from ganserve.cpus import usable_cpus, use_default_time_slices, use_short_time_slices
 from ganserve.encoding import Encoder
 from ganserve.inference.v2 import open_inference_pb2, open_inference_pb2_grpc
 from ganserve.log_format import set_up_logging
@@ -65,13 +65,13 @@ async def serve(config: ServerConfig) -> None:
         logger.warning(line)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a time stamp for each series
     keep_large_buffers()
-    run_when_woken()  # before any other thread starts, for gRPC's and the event loop's are to alike
+    use_short_time_slices()  # before other threads start: gRPC's are to inherit it
     async with running(config) as server:
         stop = asyncio.Event()
 
         def on_signal() -> None:
             if stop.is_set():
-                server.hurry.set()
+                server.stop_now.set()
             stop.set()
 
         loop = asyncio.get_running_loop()
@@ -101,7 +101,7 @@ async def running(config: ServerConfig) -> AsyncIterator[RunningServer]:
         encoder = Encoder(config.encoder_threads or usable_cpus())
         stack.callback(encoder.close)
         # It begins with its first call. The GPU must not wait for a CPU that encodes.
-        gpu_thread = ThreadPoolExecutor(1, "gpu", work_long)
+        gpu_thread = ThreadPoolExecutor(1, "gpu", use_default_time_slices)
         stack.callback(gpu_thread.shutdown, wait=False)  # nothing of it is awaited any more
         server = RunningServer(
             config, metrics, certificate, tokens, start_tracing(config), gpu_thread
@@ -222,20 +222,20 @@ async def stop_grpc_server(grpc_server: grpc.aio.Server, server: RunningServer) 
     stops_again = may_stop_again(grpc_server)
     early = [asyncio.ensure_future(grpc_server.stop(_LONGEST_STOP_SECONDS))] if stops_again else []
     idle = asyncio.ensure_future(server.interceptor.under_way.wait_until_idle())
-    hurry = asyncio.ensure_future(server.hurry.wait())
-    await _either(idle, hurry)
+    stop_now = asyncio.ensure_future(server.stop_now.wait())
+    await _first_of(idle, stop_now)
     idle.cancel()
     server.health.close()
-    grace = 0 if server.hurry.is_set() else _STOP_GRACE_SECONDS
+    grace = 0 if server.stop_now.is_set() else _STOP_GRACE_SECONDS
     closing = asyncio.gather(*early, grpc_server.stop(grace), server.close_tracing(grace))
     # Clients that are suspended are waited for, too, and collectors that do not answer.
-    await _either(closing, hurry)
-    hurry.cancel()
+    await _first_of(closing, stop_now)
+    stop_now.cancel()
     if not closing.done():
         server.give_up_tracing()
         await grpc_server.stop(0)  # without effect where none may follow
     await closing
 
 
-async def _either(*ends: asyncio.Future[Any]) -> None:
+async def _first_of(*ends: asyncio.Future[Any]) -> None:
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Hides how the values of settings are written, and which of them mean something."""
+"""The types of settings: how their values are written, and which of them mean something."""
 
 import re
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""Hides counters and histograms that one thread writes: no locks, at a fraction of the cost.
+"""Counters and histograms that one thread writes: no locks, at a fraction of the cost.
 
 They look like those of `prometheus_client`, which lock at every step so that any thread may write.
 Here the event loop alone writes, and a scrape in another thread reads what is there: every number

@@ -1,4 +1,4 @@
-"""Hides protobuf's form, where making messages of it would copy or cost to no end."""
+"""Protobuf's wire format, for where making messages of it would copy or cost too much."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache

@@ -21,7 +21,7 @@ from ganserve.batching.entries import Batch, Entry, Generated, Part, gather
 from ganserve.batching.latency_estimate import LatencyEstimate
 from ganserve.batching.results import Results, fail
 from ganserve.batching.row_queue import RowQueue
-from ganserve.cpus import let_others_first
+from ganserve.cpus import lower_thread_priority
 from ganserve.errors import DeadlineExceeded, Overloaded, ShuttingDown
 from ganserve.metrics import AbandonReason, Metrics
 
@@ -238,7 +238,7 @@ class Batcher:
     # From here on in the worker threads.
 
     def _work(self) -> None:
-        let_others_first()
+        lower_thread_priority()
         while parts := self._next_parts():
             began = time.monotonic()
             try:

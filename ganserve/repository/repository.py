@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ganserve.batching.batcher import Batcher
-from ganserve.cpus import let_others_first
+from ganserve.cpus import lower_thread_priority
 from ganserve.errors import ModelError, ProviderUnavailable, StartupError, UnreadableModel
 from ganserve.memory import return_free_memory
 from ganserve.metrics import Metrics
@@ -62,7 +62,7 @@ class Repository:
         self._tasks = ModelTasks(self._refresh_model)
         # One thread for all: each would keep memory of its own that a model leaves behind.
         self._loader = ThreadPoolExecutor(
-            max_workers=1, thread_name_prefix="models", initializer=let_others_first
+            max_workers=1, thread_name_prefix="models", initializer=lower_thread_priority
         )
         self._loading = asyncio.Lock()  # a version that waits has no state, and may still change
 

@@ -1,4 +1,4 @@
-"""Hides who may call and how much: tokens, and each client's share of the images."""
+"""Who may call and how much: tokens, and each client's share of the images."""
 
 import contextlib
 import ipaddress

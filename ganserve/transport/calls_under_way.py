@@ -1,4 +1,4 @@
-"""Hides how many calls are under way, which are refused for that, and when the last has ended."""
+"""The number of calls under way: which are refused for it, and when the last has ended."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Hides when a call's time is up, also where its caller does not say."""
+"""When a call's time is up, also where its caller does not say."""
 
 import asyncio
 import time

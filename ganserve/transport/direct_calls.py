@@ -1,4 +1,4 @@
-"""Hides how the calls that matter most for speed are taken and answered, past grpc.aio.
+"""The calls that matter most for speed are taken and answered past grpc.aio.
 
 grpc.aio gives each call several tasks and futures, and each of its steps a change of threads; that
 is most of what an empty call costs. Here the event loop itself takes calls and their messages off

@@ -1,4 +1,4 @@
-"""Hides how a reply becomes bytes: what never changes is kept, and pixels are copied once."""
+"""A reply becomes bytes: what never changes is kept, and pixels are copied once."""
 
 import functools
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Hides how long requests may take to come, and that few may be half there for long.
+"""Limits on requests that have not come whole: how long they may take, and how many may wait.
 
 gRPC keeps what has come of a request in memory, up to the largest that is accepted, and waits for
 the rest as long as its caller likes.

@@ -1,4 +1,4 @@
-"""Hides which replies have not left the server yet, and how long they may take.
+"""Replies that have not left the server yet, and how long they may take.
 
 gRPC takes a reply at once and sends it as fast as it is read. Until then it is in memory, so calls
 whose replies are not read count as under way; else a client that reads nothing could have any

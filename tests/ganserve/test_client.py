@@ -857,7 +857,7 @@ class TestSeveralServers:
                         await generate(client, seeds=[1])
                     if await handled(first) == before:
                         break
-            first.hurry.set()
+            first.stop_now.set()
             await draining
 
     @both_kinds
@@ -945,7 +945,7 @@ class TestSeveralServers:
             client = await stack.enter_async_context(opened(kind, first, other))
             stream = client.stream(seeds=range(300))
             chunks = [await next_of(stream)]
-            first.hurry.set()
+            first.stop_now.set()
             await lost.aclose()
             while (chunk := await next_of(stream)) is not None:
                 chunks.append(chunk)

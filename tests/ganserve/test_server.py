@@ -200,7 +200,7 @@ class TestInProcess:
                 write_artifact(repository, version=version)
                 await eventually(lambda new=version: index.versions[0].number == new)
             assert "not serving: draining" not in caplog.text
-            server.hurry.set()
+            server.stop_now.set()
             await draining
             unavailable = grpc.StatusCode.UNAVAILABLE
             assert await status_of(stub.GenerateImages(request(1))) is unavailable

@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
 from ganserve.batching.batcher import DEADLINE_SLACK_SECONDS
-from ganserve.calls import Call, CallMetadata, Context, Method, Tracer, request_id_of, split_peer
+from ganserve.calls import Call, CallMetadata, Context, Method, Tracer, request_id_of
 from ganserve.errors import (
     DeadlineExceeded,
     InternalError,
@@ -24,6 +24,7 @@ from ganserve.errors import (
     to_status,
 )
 from ganserve.metrics import Metrics
+from ganserve.security.admission import client_address
 from ganserve.transport.calls_under_way import CallsUnderWay
 from ganserve.transport.deadlines import Deadlines
 from ganserve.transport.messages import (
@@ -226,8 +227,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self, behaviour: Callable[[Any, Context], AsyncGenerator[Any]]
     ) -> Callable[[Any, Context], AsyncGenerator[Any]]:
         async def count(request: Any, context: Context) -> AsyncGenerator[Any]:  # noqa: ANN401 - as gRPC has it
-            address, _ = split_peer(context.peer())
-            with self.under_way.exempt_stream(address):
+            with self.under_way.exempt_stream(client_address(context.peer())):
                 async with contextlib.aclosing(behaviour(request, context)) as responses:
                     async for response in responses:
                         yield response

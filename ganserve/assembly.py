@@ -169,14 +169,14 @@ def make_interceptor(
         max_deadline_seconds=config.max_deadline_seconds,
         max_calls=config.max_concurrent_calls,
         exempt_services=(HEALTH, reflection.SERVICE_NAME),
-        open_services=(HEALTH,),  # who probes has no token
+        open_services=(HEALTH,),  # probes have no token
         has_token=admission.has_token if admission and admission.needs_token else None,
         tracer=tracing,
         unread=unread,
     )
 
 
-def make_unfinished(config: ServerConfig, metrics: Metrics) -> UnfinishedRequests:
+def make_unfinished_requests(config: ServerConfig, metrics: Metrics) -> UnfinishedRequests:
     """Build what ends the calls of a port whose requests do not come whole."""
     refused = metrics.rejected_requests.labels(UnfinishedRequest.reason)
     return UnfinishedRequests(config.deadline_seconds, refused.inc)

@@ -67,7 +67,7 @@ def interpolate_latents(
 
 
 def truncate(latents: NDArray[np.float32], truncation: float) -> NDArray[np.float32]:
-    """Multiply the latents by `truncation` in float32."""
+    """Multiply latents [n, latent_dim] by `truncation` in float32."""
     return latents * np.float32(truncation)
 
 

@@ -19,7 +19,7 @@ from ganserve.api.service import ImageGenerationService, Limits
 from ganserve.assembly import (
     HEALTH,
     make_interceptor,
-    make_unfinished,
+    make_unfinished_requests,
     read_credentials,
     start_tracing,
 )
@@ -100,7 +100,8 @@ async def running(config: ServerConfig) -> AsyncIterator[RunningServer]:
     async with contextlib.AsyncExitStack() as stack:
         encoder = Encoder(config.encoder_threads or usable_cpus())
         stack.callback(encoder.close)
-        # It begins with its first call. The GPU must not wait for a CPU that encodes.
+        # It starts with its first call. Not at low priority, as threads that encode are: the GPU
+        # would wait for them.
         gpu_thread = ThreadPoolExecutor(1, "gpu", use_default_time_slices)
         stack.callback(gpu_thread.shutdown, wait=False)  # nothing of it is awaited any more
         server = RunningServer(
@@ -139,7 +140,7 @@ def make_grpc_server(
     grpc_server = make_aio_server(
         interceptors=[server.interceptor],
         options=[*grpc_options(config).items()],
-        unfinished=make_unfinished(config, server.metrics),
+        unfinished=make_unfinished_requests(config, server.metrics),
         direct_methods=DirectMethods(
             [
                 f"/{_IMAGE_GENERATION}/GenerateImages",
@@ -151,6 +152,15 @@ def make_grpc_server(
             unread=server.unread,
         ),
     )
+    add_services(grpc_server, config, server, encoder)
+    return grpc_server
+
+
+def add_services(
+    grpc_server: grpc.aio.Server, config: ServerConfig, server: RunningServer, encoder: Encoder
+) -> None:
+    """Add both protocols, health and reflection."""
+    index, admission, metrics = server.repository.index, server.admission, server.metrics
     limits = Limits(
         max_images=config.max_images_per_request,
         queue_size=config.queue_size,
@@ -158,18 +168,11 @@ def make_grpc_server(
         deadline_seconds=config.deadline_seconds,
     )
     image_generation_pb2_grpc.add_ImageGenerationServiceServicer_to_server(
-        ImageGenerationService(
-            server.repository.index, encoder, server.admission, server.metrics, limits
-        ),
-        grpc_server,
+        ImageGenerationService(index, encoder, admission, metrics, limits), grpc_server
     )
     open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
         OpenInferenceService(
-            server.repository.index,
-            server.admission,
-            server.metrics,
-            max_images=config.max_images_per_request,
-            deadline_seconds=config.deadline_seconds,
+            *(index, admission, metrics, limits),
             version_policy=config.version_policy,
             versions=config.versions,
             is_ready=lambda: server.why_not_ready() is None,
@@ -180,7 +183,6 @@ def make_grpc_server(
     reflection.enable_server_reflection(
         (_IMAGE_GENERATION, _OPEN_INFERENCE, HEALTH, reflection.SERVICE_NAME), grpc_server
     )
-    return grpc_server
 
 
 @contextlib.asynccontextmanager
@@ -195,7 +197,7 @@ async def open_health_port(config: ServerConfig, server: RunningServer) -> Async
     health_server = make_aio_server(
         interceptors=[interceptor],
         options=[*limits.items()],
-        unfinished=make_unfinished(config, server.metrics),
+        unfinished=make_unfinished_requests(config, server.metrics),
     )
     health_pb2_grpc.add_HealthServicer_to_server(server.health, health_server)
     try:

@@ -148,7 +148,7 @@ def _parse_source(
 
 def _parse_labels(
     inputs: Mapping[str, _Input], spec: ModelSpec, count: int
-) -> NDArray[np.int64] | None:
+) -> NDArray[np.int64] | None:  # [count]
     classes, given = len(spec.class_names), inputs.get("labels")
     if not classes:
         if given is not None:

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for the type checker only
 
 _metadata: ContextVar[CallMetadata] = ContextVar("metadata")
-_REFUSAL_SECONDS = 1.0  # for a status that stands behind nothing to leave, or it does not
+_REFUSAL_SECONDS = 1.0  # in which a status leaves that no messages go before, or never
 _EXPECTED_CODES = (
     grpc.StatusCode.OK,
     grpc.StatusCode.CANCELLED,
@@ -66,12 +66,20 @@ _KINDS = {
 class Interceptor(grpc.aio.ServerInterceptor):
     """Surrounds every call of every service, streams included.
 
-    Calls of `exempt_services` (health, reflection) have no deadline imposed, are answered while
-    the server drains, and are not waited for. They do not count among the `max_calls` under way,
-    as those do that were answered and whose replies are `unread`; of their streams, such as
-    watches, there may be as many again, an eighth of them from one address. Where there is
-    `has_token`, which is given a call's metadata, nothing else is answered, `open_services`
-    excepted.
+    Args:
+        metrics: Where calls are counted.
+        deadline_seconds: The deadline of calls whose callers set none.
+        max_deadline_seconds: How long any call may take.
+        max_calls: How many calls may be under way, those included that were answered and whose
+            replies are `unread`.
+        exempt_services: Such as health and reflection. Their calls have no deadline, are answered
+            while the server drains, and are not waited for. They do not count among `max_calls`;
+            of their streams, such as watches, there may be as many again, an eighth of them from
+            one client.
+        open_services: Those whose calls need no token.
+        has_token: Given a call's metadata, whether it may be answered; None where all may.
+        tracer: Begins the traces of calls, if there are any.
+        unread: Replies that have not left.
     """
 
     def __init__(
@@ -95,7 +103,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._tracer = tracer
         self._deadlines = Deadlines(deadline_seconds)
         self._longest_deadlines = Deadlines(max_deadline_seconds)
-        # For callers who may call, and, where that takes a token, for those who have none.
+        # By path: what answers, and, where a token is needed, what refuses callers without one.
         self._handlers: dict[str, tuple[Handler, Handler | None]] = {}
         # One for all methods that do not exist, or their names would become labels. It has no
         # series before the first such call.
@@ -292,7 +300,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             code = grpc.StatusCode.INTERNAL
         self._end(method, call, code, context)
         if isinstance(error, RequestError):
-            # Else it holds nothing, and strangers who are refused must take no places.
+            # Behind messages a status takes memory until it leaves, so it counts as a reply does.
             if has_messages and not method.exempt:
                 with self.under_way.unread.status():
                     await abort(context, to_status(error))

@@ -9,6 +9,7 @@ from importlib.metadata import version as installed_version
 
 from ganserve.api.inference_request import INPUTS, OUTPUT, parse_inference, parse_timeout_seconds
 from ganserve.api.request import check_one_reply, parse_version, rows_of
+from ganserve.api.service import Limits
 from ganserve.batching.entries import Generated
 from ganserve.calls import Context, note_request
 from ganserve.encoding import ImageFormat
@@ -38,9 +39,8 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         index: ModelIndex,
         admission: Admission,
         metrics: Metrics,
+        limits: Limits,
         *,
-        max_images: int,
-        deadline_seconds: float,
         version_policy: VersionPolicy,
         versions: Collection[tuple[str, int]],
         is_ready: Callable[[], bool],
@@ -48,8 +48,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         self._index = index
         self._admission = admission
         self._metrics = metrics
-        self._max_images = max_images
-        self._deadline_seconds = deadline_seconds
+        self._limits = limits
         self._version_policy = version_policy
         self._versions = versions
         self._is_ready = is_ready
@@ -108,11 +107,13 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
         """Generate all images, then answer."""
-        deadline = deadline_of(context, self._deadline_seconds, parse_timeout_seconds(request))
+        deadline = deadline_of(
+            context, self._limits.deadline_seconds, parse_timeout_seconds(request)
+        )
         number = parse_version("model_version", request.model_version)
         await self._index.wait_for_first_scan(request.model_name)
         with self._index.use(request.model_name, number) as (version, served):
-            generation = parse_inference(request, served.spec, max_images=self._max_images)
+            generation = parse_inference(request, served.spec, max_images=self._limits.max_images)
             check_one_reply("inputs", generation, served.spec)
             note_request(version.name, version.number, generation.count)
             with self._admission.taking_images(context, generation.count):

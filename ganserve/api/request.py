@@ -80,7 +80,7 @@ class GenerationRequest:
         return self.source.count
 
     @property
-    def seeds(self) -> NDArray[np.uint64]:
+    def seeds(self) -> NDArray[np.uint64]:  # [count], or [0]
         """The seed of each image; empty where images have none."""
         return self.source.seeds if isinstance(self.source, FromSeeds) else np.empty(0, np.uint64)
 
@@ -159,7 +159,7 @@ def check_finite(field: str, values: NDArray[np.float32]) -> None:
 
 
 def check_labels(field: str, labels: NDArray[np.int64], classes: int) -> None:
-    """Refuse labels of classes that the model does not have."""
+    """Refuse labels [n] of classes that the model does not have."""
     for label in (labels.min(), labels.max()):
         if not 0 <= label < classes:
             raise InvalidRequest(field, f"expected labels from 0 to {classes - 1}, got {label}")
@@ -228,7 +228,7 @@ def _parse_interpolation(interpolation: pb.Interpolation, max_images: int) -> Fr
 
 def _parse_labels(
     request: pb.GenerateImagesRequest, spec: ModelSpec, count: int
-) -> NDArray[np.int64] | None:
+) -> NDArray[np.int64] | None:  # [count]
     field, classes, given = "class_labels", len(spec.class_names), len(request.class_labels)
     if not classes:
         if given:

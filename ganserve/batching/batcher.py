@@ -25,6 +25,7 @@ from ganserve.cpus import lower_thread_priority
 from ganserve.errors import DeadlineExceeded, Overloaded, ShuttingDown
 from ganserve.metrics import AbandonReason, Metrics
 
+# Latents [n, latent_dim] and, of conditional models, labels [n] -> [n, height, width, channels].
 RunBatch = Callable[[NDArray[np.float32], NDArray[np.int64] | None], NDArray[np.uint8]]
 
 # gRPC and we read the clock at different moments: a caller cancelled this close to its deadline

@@ -44,14 +44,14 @@ class Entry:
 
     def __init__(
         self,
-        rows: NDArray[np.float32] | NDArray[np.uint64],
-        labels: NDArray[np.int64] | None,
+        rows: NDArray[np.float32] | NDArray[np.uint64],  # latents [n, latent_dim] or seeds [n]
+        labels: NDArray[np.int64] | None,  # [n]
         truncation: float,
         deadline: float,
         future: asyncio.Future[Generated],
     ) -> None:
-        self.rows = rows  # latents [n, latent_dim] or seeds [n]
-        self.labels = labels  # [n]
+        self.rows = rows
+        self.labels = labels
         self.truncation = truncation  # of the latents of seeds
         self.deadline = deadline  # on time.monotonic
         self.future = future
@@ -127,7 +127,7 @@ def _gather_latents(parts: list[Part], latent_dim: int) -> NDArray[np.float32]:
 
 
 def _draw(parts: list[Part], latent_dim: int) -> NDArray[np.float32]:
-    """The latents of seeds, each multiplied by the truncation of its entry."""
+    """The latents of seeds, [rows, latent_dim], each multiplied by the truncation of its entry."""
     seeds = [entry.rows[start:stop] for entry, start, stop in parts]
     latents = draw_latents(np.concatenate(seeds), latent_dim)
     if any(part.entry.truncation != 1.0 for part in parts):

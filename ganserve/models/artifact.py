@@ -114,7 +114,7 @@ def check_golden_image(
         )
 
 
-def _decode_png(image: GoldenImage, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _decode_png(image: GoldenImage, shape: tuple[int, ...]) -> NDArray[np.uint8]:  # of that shape
     height, width, channels = shape
     try:
         with Image.open(io.BytesIO(image.png), formats=["PNG"]) as png:

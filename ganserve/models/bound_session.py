@@ -83,7 +83,7 @@ class BoundSession:
         return self._executor.submit(function, *arguments, **settings).result()
 
     def run(self, names: Sequence[str], feeds: Feeds) -> list[NDArray[np.uint8]]:
-        """Generate one image for each row; the array is the caller's own."""
+        """Generate images [n, height, width, channels], one a row; the array is the caller's own."""
         assert list(names) == [_OUTPUT], names
         return [self.call(self.run_here, feeds)]
 

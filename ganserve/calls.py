@@ -46,11 +46,11 @@ class Tracer(Protocol):
     """Begins the traces of calls."""
 
     def begin(self, method: str, metadata: CallMetadata, peer: str) -> CallTrace | None:
-        """Tell of a call's begin; `method` is SERVICE/METHOD. None where it is not to be traced."""
+        """Begin a call's trace; `method` is SERVICE/METHOD. None where it is not to be traced."""
 
 
 class Call:
-    """One call, as far as log and trace tell of it."""
+    """What log and trace tell of one call."""
 
     __slots__ = ("began", "images", "model", "request_id", "trace", "version")
 

@@ -71,7 +71,7 @@ def lower_thread_priority() -> None:
 
 
 def use_default_time_slices() -> None:
-    """Give this thread slices of the system's choice, whatever that was which started it."""
+    """Give this thread slices of the system's choice, whatever it inherited."""
     _set_slice(0)
 
 

@@ -25,7 +25,7 @@ _LOADING_SECONDS = 1.0  # how long a scan is waited for before there may be anot
 
 
 class RunningServer:
-    """A server whose ports are open; `running` makes it.
+    """A server whose ports are open; `server.running` makes it.
 
     Attributes:
         address: HOST:PORT for calls.

@@ -215,9 +215,9 @@ async def open_health_port(config: ServerConfig, server: RunningServer) -> Async
 async def stop_grpc_server(grpc_server: grpc.aio.Server, server: RunningServer) -> None:
     """Refuse new calls, answer all others, close the port.
 
-    Connections are told to go at once: a client that looks at no health would else be refused on
-    its own for as long as another of its calls takes. That is a stop already, so it is left out
-    where no other may follow.
+    Connections are told to go at once: a client that does not watch the health would otherwise be
+    refused on its own connection for as long as another of its calls takes. That is a stop
+    already, so it is left out where no other may follow.
     """
     server.health.shut_down()
     server.interceptor.under_way.refuse_new()

@@ -23,7 +23,7 @@ class Generated(NamedTuple):
 class Entry:
     """One submission.
 
-    What is queued belongs to whoever holds the batcher's lock, what is done to the event loop.
+    `taken` is changed under the batcher's lock alone, what is done in the event loop alone.
     """
 
     __slots__ = (

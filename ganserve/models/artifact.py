@@ -83,7 +83,7 @@ def parse_metadata(text: str | None) -> Metadata:
         raise ModelError(
             f"metadata gan: expected at most {_LONGEST_TEXT} characters, got {len(text)}"
         )
-    # A comma or a bracket is before each value, be it within a text.
+    # Before each value stands a comma or a bracket; those within texts are counted too.
     if sum(map(text.count, ",[{")) > _MOST_VALUES:
         raise ModelError(f"metadata gan: expected at most {_MOST_VALUES} values, got more")
     try:

@@ -92,7 +92,7 @@ def _load(
 ) -> Model:
     wanted = resolve_device(device)
     file = read_checked_file(path, max_bytes)
-    # On the CPU first, wherever it is to run: what a GPU's options name stands in the graph.
+    # On the CPU first, wherever it is to run: a GPU's options depend on what the graph says.
     session = open_session(file, "cpu", threads)
     metadata = parse_metadata(session.get_modelmeta().custom_metadata_map.get("gan"))
     spec = read_spec(session, metadata, hashlib.sha256(file.content).hexdigest())

@@ -80,7 +80,7 @@ class ModelIndex:
                 version.idle.set()
 
     def describe(self, name: str, number: int | None) -> Version:
-        """Find a version in whatever state; the one that serves, or else the newest, if None.
+        """Find a version in any state; without a number the one that serves, or else the newest.
 
         Of several files that had its number it is the one that serves, or else the one on disk.
 

@@ -234,7 +234,7 @@ class Repository:
         await version.served.batcher.close()
         self.index.remove(version)
         self._series.forget(version, self.index.versions, self.index.names)
-        # Nobody waits for it: behind a load it may have to wait itself.
+        # Not awaited: it may have to wait until another model is loaded.
         self._loader.submit(_let_go, version)
         logger.info("model %s version %d is retired", version.name, version.number)
         self._on_change()

@@ -67,7 +67,7 @@ class RateLimiter:
         """Count images against a client's share, unless the queue turns out to be full.
 
         They count also where the caller leaves, or its deadline passes, before the model sees them:
-        they took room in the queue, which would else cost nothing to keep full.
+        they took room in the queue, and to keep it full would otherwise cost a client nothing.
 
         Raises:
             RateLimited: the share does not reach; says when it will.

@@ -16,7 +16,8 @@ from ganserve.errors import RequestError, ShuttingDown, UnfinishedRequest
 
 logger = logging.getLogger(__name__)
 
-# Beyond so many that have been coming for so long, which whole ones hardly do, the oldest go.
+# Of more than so many requests that have been coming for longer than this, which few honest ones
+# do, the oldest are refused.
 _MANY = 64
 _LONG_SECONDS = 1.0
 _BETWEEN_LOOKS = 1.0  # seconds, at most

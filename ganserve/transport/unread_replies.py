@@ -76,9 +76,9 @@ class UnreadReplies:
         return len(late)
 
     def _look_at_the_clock(self) -> float:
-        """Replies that are added before the next look count from the last moment before it.
+        """Replies that are added before the next look are given the time of that next look.
 
-        A look at the clock for each would cost as much as all else here.
+        To look at the clock for each would cost as much as all else here.
         """
         now = time.monotonic()
         latest = now + BETWEEN_LOOKS

@@ -58,7 +58,7 @@ class FromInterpolation:
     @property
     def count(self) -> int:
         """How many images."""
-        return self.frames_per_segment * (len(self.seeds) - 1) + 1
+        return _count_frames(len(self.seeds), self.frames_per_segment)
 
 
 Source = FromSeeds | FromLatents | FromInterpolation
@@ -221,9 +221,12 @@ def _parse_interpolation(interpolation: pb.Interpolation, max_images: int) -> Fr
         raise InvalidRequest(
             "interpolation.frames_per_segment", f"expected at least 1 frame, got {frames}"
         )
-    source = FromInterpolation(np.fromiter(interpolation.seeds, np.uint64, stations), frames)
-    check_count("interpolation", source.count, "frames in all", max_images)
-    return source
+    check_count("interpolation", _count_frames(stations, frames), "frames in all", max_images)
+    return FromInterpolation(np.fromiter(interpolation.seeds, np.uint64, stations), frames)
+
+
+def _count_frames(stations: int, frames_per_segment: int) -> int:
+    return frames_per_segment * (stations - 1) + 1
 
 
 def _parse_labels(

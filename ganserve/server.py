@@ -136,7 +136,7 @@ def make_grpc_server(
 ) -> grpc.aio.Server:
     """Build the gRPC server with all its services."""
     for service in _SERVICES:
-        server.interceptor.expect_calls(service)
+        server.interceptor.initialize_counters(service)
     grpc_server = make_aio_server(
         interceptors=[server.interceptor],
         options=[*grpc_options(config).items()],

@@ -109,10 +109,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
         # series before the first such call.
         self._unknown: Handler | None = None
 
-    def expect_calls(self, service: ServiceDescriptor) -> None:
-        """Begin the counters of a service's calls at 0, so that the first one is an increase.
+    def initialize_counters(self, service: ServiceDescriptor) -> None:
+        """Start the counters of a service's calls at 0, so that the first call is an increase.
 
-        A series that begins with what happened in its first moments shows no rate of that.
+        Of a series that starts at 1 no rate shows that first call.
         """
         for method in service.methods:
             grpc_type, _ = _KINDS[method.client_streaming, method.server_streaming]

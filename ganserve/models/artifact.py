@@ -90,8 +90,8 @@ def parse_metadata(text: str | None) -> Metadata:
         return Metadata.model_validate_json(text)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(shorten(part) for part in ("gan", *problem["loc"]))
-        got = "" if problem["type"] == "missing" else f", got {shorten(problem['input'])}"
+        where = ".".join(_shorten(part) for part in ("gan", *problem["loc"]))
+        got = "" if problem["type"] == "missing" else f", got {_shorten(problem['input'])}"
         raise ModelError(f"metadata {where}: {problem['msg']}{got}") from error
 
 
@@ -129,7 +129,7 @@ def _decode_png(image: GoldenImage, shape: tuple[int, ...]) -> NDArray[np.uint8]
         raise ModelError(f"golden image of seed {image.seed}: not a PNG: {error}") from error
 
 
-def shorten(value: object, limit: int = 80) -> str:
+def _shorten(value: object) -> str:
     """Keep a message to one line of fair length."""
     text = value if isinstance(value, str) else repr(value)  # `ModelError` escapes it
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -138,7 +138,7 @@ class ModelIndex:
         raise self._unknown_version(name, number)
 
     def _serving_version(self, name: str, number: int | None) -> Version | None:
-        serving = self.serving(name)
+        serving = self._serving.get(name, {})
         if number is None:
             return next(iter(serving.values()), None)
         return serving.get(number)

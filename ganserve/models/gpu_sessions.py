@@ -46,8 +46,8 @@ def open_on_gpu(
 ) -> BoundSession:
     """Open a session there, ready to serve at those of the batch sizes that may be used.
 
-    `check` raises where the session makes other images than it should. With the device `cpu` all is
-    the same, for tests.
+    `check` raises where the session makes other images than it should. The device may be `cpu` too,
+    so that tests can take the same way.
 
     Raises:
         ModelError: the model cannot be served as the settings want it.
@@ -61,7 +61,7 @@ def open_on_gpu(
 def with_graphs_if_possible(
     prepare: Callable[..., _Prepared], mode: CudaGraphs, digest: str
 ) -> _Prepared:
-    """What `prepare(cuda_graphs=...)` makes: with CUDA graphs, and with `auto` else without."""
+    """Call `prepare` for CUDA graphs; where that fails, and the mode is `auto`, for none."""
     if mode == "off":
         return prepare(cuda_graphs=False)
     try:

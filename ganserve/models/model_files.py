@@ -14,9 +14,10 @@ _PIECE_BYTES = 256 * 1024
 
 @dataclass(frozen=True)
 class Candidate:
-    """A version's file on disk. `stamp` changes with its content.
+    """A version's file on disk.
 
-    Where not even that can be read there is none, and loading it will say why.
+    `stamp` changes with the file's content. It is None where not even that can be read; loading the
+    file will say why.
     """
 
     name: str

@@ -11,7 +11,9 @@ _FIRST_SCAN_SECONDS = 2.0  # a CPU needs less; who must wait longer had better t
 
 
 class ModelIndex:
-    """The models of a repository, which alone changes it, in the event loop; calls look them up.
+    """The models of a repository, which alone changes the index; calls find their versions in it.
+
+    Of the event loop. Other threads may read its attributes, `serving_names` and `is_serving`.
 
     Attributes:
         names: the models on disk, sorted.
@@ -36,11 +38,11 @@ class ModelIndex:
 
     @property
     def serving_names(self) -> list[str]:
-        """The models of which some version serves; may be asked for in any thread."""
+        """The models of which some version serves."""
         return list(self._serving)
 
     def is_serving(self, name: str) -> bool:
-        """Whether some version of the model can be asked for; may be asked in any thread."""
+        """Whether some version of the model can be asked for."""
         return name in self._serving
 
     def serving(self, name: str) -> Mapping[int, Version]:

@@ -9,7 +9,7 @@ Refresh = Callable[[str, list[Candidate]], Awaitable[None]]
 
 
 class ModelTasks:
-    """One task a model, for as long as there is work; a model that is busy takes what is newest."""
+    """One task for each model with work to do; after each refresh it takes the newest scan alone."""
 
     def __init__(self, refresh: Refresh) -> None:
         """`refresh` is called with a model's name and what a scan found of it."""
@@ -40,7 +40,7 @@ class ModelTasks:
         return candidate not in self._found.get(candidate.name, [candidate])
 
     async def wait(self, seconds: float | None) -> None:
-        """Wait until no model is busy, for at most so long; None is for ever.
+        """Wait until no model is busy, at most so many seconds; None is for ever.
 
         Raises:
             Exception: that with which a task failed.

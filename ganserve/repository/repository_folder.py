@@ -72,7 +72,7 @@ class RepositoryFolder:
         return {name: candidates for name, candidates in chosen.items() if candidates}
 
     def _check_default(self, names: set[str], unreadable: Collection[str]) -> None:
-        """Say once that calls without a name fail, for the name may be misspelt."""
+        """Say once that the default model is missing: its name may be misspelt."""
         name = self._default_model
         is_missing = name is not None and name not in names and name not in unreadable
         if is_missing and not self._is_default_missing:

@@ -107,9 +107,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
         """Generate all images, then answer."""
-        deadline = deadline_of(
-            context, self._limits.deadline_seconds, parse_timeout_seconds(request)
-        )
+        deadline = deadline_of(context, *self._limits.deadlines, parse_timeout_seconds(request))
         number = parse_version("model_version", request.model_version)
         await self._index.wait_for_first_scan(request.model_name)
         with self._index.use(request.model_name, number) as (version, served):

@@ -44,7 +44,7 @@ class Limits:
     max_images: int
     queue_size: int  # images that may wait to be encoded
     chunk_bytes: int  # of pixels, in one message of a stream
-    deadline_seconds: float  # where the caller sets none
+    deadlines: tuple[float, float]  # in seconds: where the caller sets none, and the longest
 
 
 class ImageGenerationService(ImageGenerationServiceServicer):
@@ -73,7 +73,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         self, request: pb.GenerateImagesRequest, context: Context
     ) -> Reply:
         """Generate all images, then answer."""
-        deadline = deadline_of(context, self._limits.deadline_seconds)
+        deadline = deadline_of(context, *self._limits.deadlines)
         number = parse_version("model_version", request.model_version)
         await self._index.wait_for_first_scan(request.model_name)
         with self._index.use(request.model_name, number) as (version, served):
@@ -94,7 +94,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         self, request: pb.GenerateImagesRequest, context: Context
     ) -> AsyncIterator[Reply]:
         """Answer in chunks. While one is sent the next is made; a slow reader holds that up."""
-        deadline = deadline_of(context, self._limits.deadline_seconds)
+        deadline = deadline_of(context, *self._limits.deadlines)
         number = parse_version("model_version", request.model_version)
         await self._index.wait_for_first_scan(request.model_name)
         with self._index.use(request.model_name, number) as (version, served):

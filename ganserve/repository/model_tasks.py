@@ -9,7 +9,7 @@ Refresh = Callable[[str, list[Candidate]], Awaitable[None]]
 
 
 class ModelTasks:
-    """One task for each model with work to do; after each refresh it takes the newest scan alone."""
+    """One task for each model with work to do, which takes up the newest scan and no older one."""
 
     def __init__(self, refresh: Refresh) -> None:
         """`refresh` is called with a model's name and what a scan found of it."""

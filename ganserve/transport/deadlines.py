@@ -8,15 +8,18 @@ from grpc.aio import ServicerContext
 
 
 def deadline_of(
-    context: ServicerContext[Any, Any], default_seconds: float, *given: float | None
+    context: ServicerContext[Any, Any],
+    default_seconds: float,
+    longest_seconds: float,
+    *given: float | None,
 ) -> float:
     """When a call's time is up, on time.monotonic.
 
     That is the earliest of what the caller set in its own ways: gRPC's, and those `given` in
-    seconds; where there is none, the default.
+    seconds; where there is none, the default. It is no later than the longest time of any call.
     """
     limits = [seconds for seconds in (context.time_remaining(), *given) if seconds is not None]
-    return time.monotonic() + min(limits, default=default_seconds)
+    return time.monotonic() + min(longest_seconds, min(limits, default=default_seconds))
 
 
 class Deadlines:

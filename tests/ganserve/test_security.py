@@ -837,6 +837,19 @@ class TestLimits:
             await eventually(lambda: counted("grpc_server_handled_total", late) == 1)
             call.cancel()
 
+    async def test_what_the_longest_deadline_ends_is_abandoned_for_a_deadline(
+        self, repository, running_server
+    ):
+        settings = {"max_wait_seconds": 30, "deadline_seconds": 0.2, "max_deadline_seconds": 0.2}
+        async with running_server(repository, **settings) as server, connected(server) as stub:
+            assert (
+                await code_of(stub.GenerateImages(request(), timeout=3600))
+                is Code.DEADLINE_EXCEEDED
+            )
+            name = "ganserve_abandoned_images_total"
+            assert await metric(server, name, reason="deadline") == 1
+            assert await metric(server, name, reason="cancelled") == 0
+
     async def test_connections_beyond_the_limit_are_closed_and_the_others_go_on(
         self, repository, running_server
     ):

@@ -23,7 +23,6 @@ from ganserve.repository.model_index import ModelIndex
 from ganserve.repository.versions import ModelState, Version
 from ganserve.security.admission import Admission
 from ganserve.setting_values import VersionPolicy
-from ganserve.transport.deadlines import deadline_of
 
 # As Triton spells them, for clients that look.
 _PLATFORM = "onnxruntime_onnx"
@@ -107,7 +106,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
         """Generate all images, then answer."""
-        deadline = deadline_of(context, *self._limits.deadlines, parse_timeout_seconds(request))
+        deadline = self._limits.deadline_of(context, parse_timeout_seconds(request))
         number = parse_version("model_version", request.model_version)
         await self._index.wait_for_first_scan(request.model_name)
         with self._index.use(request.model_name, number) as (version, served):

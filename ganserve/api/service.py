@@ -22,7 +22,6 @@ from ganserve.metrics import Metrics
 from ganserve.repository.model_index import ModelIndex
 from ganserve.repository.versions import ModelState, Served, Version
 from ganserve.security.admission import Admission
-from ganserve.transport.deadlines import deadline_of
 from ganserve.transport.replies import Reply, reply_head
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
@@ -44,7 +43,18 @@ class Limits:
     max_images: int
     queue_size: int  # images that may wait to be encoded
     chunk_bytes: int  # of pixels, in one message of a stream
-    deadlines: tuple[float, float]  # in seconds: where the caller sets none, and the longest
+    deadline_seconds: float  # where the caller sets none
+    max_deadline_seconds: float  # whatever the caller sets
+
+    def deadline_of(self, context: Context, *given: float | None) -> float:
+        """When a call's time is up, on time.monotonic.
+
+        That is the earliest of what the caller set in its own ways: gRPC's, and those `given` in
+        seconds; where there is none, the default. No call gets more than the longest.
+        """
+        set_by_caller = [s for s in (context.time_remaining(), *given) if s is not None]
+        seconds = min(set_by_caller, default=self.deadline_seconds)
+        return time.monotonic() + min(seconds, self.max_deadline_seconds)
 
 
 class ImageGenerationService(ImageGenerationServiceServicer):
@@ -73,7 +83,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         self, request: pb.GenerateImagesRequest, context: Context
     ) -> Reply:
         """Generate all images, then answer."""
-        deadline = deadline_of(context, *self._limits.deadlines)
+        deadline = self._limits.deadline_of(context)
         number = parse_version("model_version", request.model_version)
         await self._index.wait_for_first_scan(request.model_name)
         with self._index.use(request.model_name, number) as (version, served):
@@ -94,7 +104,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         self, request: pb.GenerateImagesRequest, context: Context
     ) -> AsyncIterator[Reply]:
         """Answer in chunks. While one is sent the next is made; a slow reader holds that up."""
-        deadline = deadline_of(context, *self._limits.deadlines)
+        deadline = self._limits.deadline_of(context)
         number = parse_version("model_version", request.model_version)
         await self._index.wait_for_first_scan(request.model_name)
         with self._index.use(request.model_name, number) as (version, served):

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ganserve.transport.deadlines import Deadlines, deadline_of
+from ganserve.api.service import Limits
+from ganserve.transport.deadlines import Deadlines
 
 
 async def wait_for_ever(deadlines):
@@ -33,7 +34,8 @@ async def wait_for_ever(deadlines):
 def test_the_earliest_deadline_counts(monkeypatch, of_grpc, given, expected):
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     context = SimpleNamespace(time_remaining=lambda: of_grpc)
-    assert deadline_of(context, 60.0, 600.0, *given) == 1000.0 + expected
+    limits = Limits(1, 1, 1, deadline_seconds=60.0, max_deadline_seconds=600.0)
+    assert limits.deadline_of(context, *given) == 1000.0 + expected
 
 
 async def test_a_task_is_cancelled_when_its_time_is_up():

@@ -228,8 +228,8 @@ class Batcher:
             parts = self._take(share=False)
             if self._queue:
                 self._loop.call_soon(self._start_arrived)
-        self._delay.learn(alone=len(parts) == 1)
         if parts:
+            self._delay.learn(alone=len(parts) == 1)
             began = time.monotonic()
             try:
                 self._finish(self._run(parts))

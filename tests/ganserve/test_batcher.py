@@ -660,8 +660,9 @@ class SeenModel:
         """Never holds anything."""
 
 
-def submit(batcher, rows, **arguments):
-    return asyncio.ensure_future(batcher.submit(rows, deadline=time.monotonic() + 60, **arguments))
+def submit(batcher, rows, seconds=60.0, **arguments):
+    deadline = time.monotonic() + seconds
+    return asyncio.ensure_future(batcher.submit(rows, deadline=deadline, **arguments))
 
 
 async def become_quick(batcher):
@@ -807,6 +808,22 @@ async def test_how_long_one_batch_waited_takes_nothing_from_the_next():
             await asyncio.sleep(0)
         await asyncio.gather(first, submit(batcher, seeds(5)))
     assert [len(batch) for batch in model.batches] == [2]
+
+
+async def test_a_caller_that_is_late_has_no_other_wait_for_company():
+    model = SeenModel()
+    async with running(model, inline_seconds=60) as batcher:
+        await become_quick(batcher)
+        for _ in range(80):  # until requests that stay alone do not wait at all
+            await submit(batcher, seeds(1))
+        with pytest.raises(DeadlineExceeded):
+            await submit(batcher, seeds(2), seconds=0)
+        model.batches.clear()
+        first = submit(batcher, seeds(3))
+        for _ in range(4):
+            await asyncio.sleep(0)
+        await asyncio.gather(first, submit(batcher, seeds(4)))
+    assert [len(batch) for batch in model.batches] == [1, 1]
 
 
 async def test_a_fault_in_the_event_loop_fails_its_batch_alone():

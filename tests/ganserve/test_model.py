@@ -321,3 +321,15 @@ def test_a_device_that_works_is_told_from_one_that_does_not():
     assert can_use("cpu")
     available = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     assert available or not can_use("cuda")
+
+
+def test_auto_falls_back_to_the_cpu_where_the_build_knows_cuda_and_the_machine_has_none(
+    tmp_path, monkeypatch, caplog
+):
+    path = write_artifact(tmp_path)
+    monkeypatch.setattr("ganserve.models.model.resolve_device", lambda _: "cuda")
+    model = load(path, "auto")
+    assert model.spec.provider == "CPUExecutionProvider"
+    assert "device auto falls back to the CPU" in caplog.text
+    with pytest.raises(ProviderUnavailable, match="device cuda: expected CUDAExecutionProvider"):
+        load(path, "cuda")

@@ -23,6 +23,7 @@ from ganserve.assembly import (
     read_credentials,
     start_tracing,
 )
+from ganserve.calls import initialize_counters
 from ganserve.config import ServerConfig, explain_unknown
 from ganserve.cpus import usable_cpus, use_default_time_slices, use_short_time_slices
 from ganserve.encoding import Encoder
@@ -136,7 +137,7 @@ def make_grpc_server(
 ) -> grpc.aio.Server:
     """Build the gRPC server with all its services."""
     for service in _SERVICES:
-        server.interceptor.initialize_counters(service)
+        initialize_counters(server.metrics, service)
     grpc_server = make_aio_server(
         interceptors=[server.interceptor],
         options=[*grpc_options(config).items()],

@@ -12,10 +12,9 @@ from operator import methodcaller
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
-from google.protobuf.descriptor import ServiceDescriptor
 
 from ganserve.batching.batcher import DEADLINE_SLACK_SECONDS
-from ganserve.calls import Call, CallMetadata, Context, Method, Tracer, request_id_of
+from ganserve.calls import GRPC_TYPES, Call, CallMetadata, Context, Method, Tracer, request_id_of
 from ganserve.errors import (
     DeadlineExceeded,
     InternalError,
@@ -43,24 +42,6 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for the type c
 
 _metadata: ContextVar[CallMetadata] = ContextVar("metadata")
 _REFUSAL_SECONDS = 1.0  # in which a status leaves that no messages go before, or never
-_EXPECTED_CODES = (
-    grpc.StatusCode.OK,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.NOT_FOUND,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.UNAUTHENTICATED,
-    grpc.StatusCode.UNAVAILABLE,
-)
-# Whether requests and responses are streams: the label, and the attribute of a handler.
-_KINDS = {
-    (False, False): ("unary", "unary_unary"),
-    (False, True): ("server_stream", "unary_stream"),
-    (True, False): ("client_stream", "stream_unary"),
-    (True, True): ("bidi_stream", "stream_stream"),
-}
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
@@ -109,18 +90,6 @@ class Interceptor(grpc.aio.ServerInterceptor):
         # series before the first such call.
         self._unknown: Handler | None = None
 
-    def initialize_counters(self, service: ServiceDescriptor) -> None:
-        """Start the counters of a service's calls at 0, so that the first call is an increase.
-
-        Of a series that starts at 1 no rate shows that first call.
-        """
-        for method in service.methods:
-            grpc_type, _ = _KINDS[method.client_streaming, method.server_streaming]
-            labels = grpc_type, service.full_name, method.name
-            self._metrics.started.labels(*labels)
-            for code in _EXPECTED_CODES:
-                self._metrics.handled.labels(*labels, code.name)
-
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable["Handler | None"]],
@@ -153,12 +122,13 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     def _surround(self, path: str, handler: Handler) -> tuple[Handler, "Handler | None"]:
         _, service, name = path.split("/")
-        grpc_type, attribute = _KINDS[handler.request_streaming, handler.response_streaming]
+        kind = handler.request_streaming, handler.response_streaming
+        attribute = "_".join("stream" if is_stream else "unary" for is_stream in kind)
         behaviour = getattr(handler, attribute)
         build = getattr(grpc, f"{attribute}_rpc_method_handler")
         make_method = partial(
             Method,
-            *(self._metrics, grpc_type, service, name),
+            *(self._metrics, GRPC_TYPES[kind], service, name),
             exempt=service in self._exempt_services,
         )
         method = make_method(tracer=self._tracer)

@@ -92,7 +92,7 @@ class Batcher:
         self._chunks = ChunkAdmission(queue_size)
         self._delay = BatchDelay()
         self._changed = threading.Condition(threading.Lock())
-        self._queue = RowQueue(metrics)  # of the event loop and the workers
+        self._queue = RowQueue(metrics)  # used under the lock, but for `waiting`
         self._idle = 0  # workers waiting for work
         self._shared_at = 0.0  # when idle workers last were to share what waited
         self._closing = False

@@ -15,7 +15,7 @@ class ChunkAdmission:
 
     Those in the queue have half of it together, or one of them alone as much as it needs: the rest
     is for new calls. Room is reserved for the chunk that is next, or small calls would always take
-    it first. Of the event loop.
+    it first. Used in the event loop alone.
     """
 
     def __init__(self, queue_size: float) -> None:

@@ -8,7 +8,7 @@ from ganserve.metrics import Metrics
 
 
 class Results:
-    """Hands the images of one model to those who wait for them. Of the event loop."""
+    """Hands the images of one model to those who wait for them. Used in the event loop alone."""
 
     def __init__(
         self, image_shape: tuple[int, int, int], metrics: Metrics, model_name: str

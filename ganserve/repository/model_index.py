@@ -13,7 +13,7 @@ _FIRST_SCAN_SECONDS = 2.0  # a CPU needs less; who must wait longer had better t
 class ModelIndex:
     """The models of a repository, which alone changes the index; calls find their versions in it.
 
-    Of the event loop. Other threads may read its attributes, `serving_names` and `is_serving`.
+    Used in the event loop. Other threads may read its attributes, `serving_names` and `is_serving`.
 
     Attributes:
         names: the models on disk, sorted.

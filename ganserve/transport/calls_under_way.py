@@ -18,7 +18,7 @@ class CallsUnderWay:
     """Counts calls, at most `max_calls`, those among them that were answered and are `unread`.
 
     Streams that are exempt, such as health watches, count apart: there may be as many again, an
-    eighth of them from one client. Of the event loop.
+    eighth of them from one client. Used in the event loop alone.
     """
 
     def __init__(self, max_calls: int = sys.maxsize, unread: UnreadReplies | None = None) -> None:

@@ -46,7 +46,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
     ) -> None:
         self._index = index
         self._admission = admission
-        self._metrics = metrics
+        self._observe_encode_seconds = metrics.encode_seconds.labels(ImageFormat.RAW.value).observe
         self._limits = limits
         self._version_policy = version_policy
         self._versions = versions
@@ -151,8 +151,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
             raw_output_contents=[generated.pixels.tobytes()],
         )
         response.outputs.add(name=OUTPUT, datatype="UINT8", shape=generated.pixels.shape)
-        raw = self._metrics.encode_seconds.labels(ImageFormat.RAW.value)
-        raw.observe(time.perf_counter() - started)
+        self._observe_encode_seconds(time.perf_counter() - started)
         count = len(generated.pixels)
         version.count_images(count)
         return response

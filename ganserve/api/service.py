@@ -71,7 +71,6 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         self._index = index
         self._admission = admission
         self._encoder = encoder
-        self._metrics = metrics
         self._limits = limits
         # Looked up once: the look-up of a series costs more than its change.
         self._observe_encode_seconds = {

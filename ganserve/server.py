@@ -227,13 +227,13 @@ async def stop_grpc_server(grpc_server: grpc.aio.Server, server: RunningServer) 
     early = [asyncio.ensure_future(grpc_server.stop(_LONGEST_STOP_SECONDS))] if stops_again else []
     idle = asyncio.ensure_future(server.interceptor.under_way.wait_until_idle())
     stop_now = asyncio.ensure_future(server.stop_now.wait())
-    await _first_of(idle, stop_now)
+    await _either(idle, stop_now)
     idle.cancel()
     server.health.close()
     grace = 0 if server.stop_now.is_set() else _STOP_GRACE_SECONDS
     closing = asyncio.gather(*early, grpc_server.stop(grace), server.close_tracing(grace))
     # Clients that are suspended are waited for, too, and collectors that do not answer.
-    await _first_of(closing, stop_now)
+    await _either(closing, stop_now)
     stop_now.cancel()
     if not closing.done():
         server.give_up_tracing()
@@ -241,5 +241,5 @@ async def stop_grpc_server(grpc_server: grpc.aio.Server, server: RunningServer) 
     await closing
 
 
-async def _first_of(*ends: asyncio.Future[Any]) -> None:
+async def _either(*ends: asyncio.Future[Any]) -> None:
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

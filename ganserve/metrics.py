@@ -48,7 +48,7 @@ class Metrics:
             "grpc_server_handled_total", "Calls ended, by their status.", *_CALL_LABELS, "grpc_code"
         )
         self.handling_seconds = call_histogram(
-            "grpc_server_handling_seconds", "From a call's start to its end.", *_CALL_LABELS
+            "grpc_server_handling_seconds", "From a call's begin to its end.", *_CALL_LABELS
         )
         self.queue_seconds = call_histogram(
             "ganserve_queue_seconds", "From admission to the first model call with an image of it."

@@ -18,7 +18,7 @@ from ganserve.models.gpu_sessions import GpuSettings
 from ganserve.models.model import Model, load_model, load_on_gpu
 from ganserve.models.model_files import read_model_file
 from ganserve.models.model_spec import read_spec
-from ganserve.models.onnx_weights import part
+from ganserve.models.onnx_weights import split_weights
 from ganserve.models.runtime import open_session
 from ganserve.setting_values import Device
 from gantrain.export.half_precision import to_half
@@ -51,8 +51,8 @@ def open_model(
     """
     path = repository / NAMES[precision] / "1/model.onnx"
     if device != "cpu":
-        return load_model(path, device, threads=1, warm_batch_sizes=batch_sizes, gpu=gpu)
-    file = part(read_model_file(path, _LARGEST))
+        return load_model(path, device, threads=1, warm_batch_sizes=lambda _: batch_sizes, gpu=gpu)
+    file = split_weights(read_model_file(path, _LARGEST))
     session = open_session(file, "cpu", 1)
     metadata = parse_metadata(session.get_modelmeta().custom_metadata_map["gan"])
     return load_on_gpu(
@@ -77,7 +77,7 @@ def _write(folder: Path, model: onnx.ModelProto, precision: str) -> None:
 
 
 def _golden_images(model: onnx.ModelProto) -> list[dict[str, Any]]:
-    session = open_session(part(model.SerializeToString()), "cpu", 1)
+    session = open_session(split_weights(model.SerializeToString()), "cpu", 1)
     latents = draw_latents(np.arange(2, dtype=np.uint64), LATENT_DIM)
     images = session.run(["images"], {"latents": latents})[0]
     return [

@@ -33,7 +33,7 @@ import onnxruntime
 import torch
 from records import arguments_given, commit, cpu_information, processor, write_record
 
-from ganserve.models.onnx_weights import part
+from ganserve.models.onnx_weights import split_weights
 from ganserve.models.runtime import open_session
 from gantrain.export.artifact import export_run, reduce_precision
 from gantrain.export.onnx_graph import to_onnx
@@ -82,7 +82,7 @@ def time_in_turns(models: Mapping[str, bytes], latent_dim: int, turns: int) -> T
 
 def runner(content: bytes) -> Run:
     """A session as the server opens it, with one thread."""
-    session = open_session(part(content), "cpu", 1)
+    session = open_session(split_weights(content), "cpu", 1)
     return lambda latents: session.run(["images"], {"latents": latents})
 
 
@@ -126,7 +126,7 @@ def speed_rows(network: str, timings: Timings) -> list[str]:
 def quality_row(path: Path) -> str:
     """What an artifact says of itself."""
     content = path.read_bytes()
-    facts = read_artifact(open_session(part(content), "cpu", 1), path)["precision"]
+    facts = read_artifact(open_session(split_weights(content), "cpu", 1), path)["precision"]
     size = f"{len(content) / 1e6:.1f}"
     if facts["kind"] == "fp32":
         return f"| fp32 | {size} | - | - | - | - | - |"

@@ -14,7 +14,7 @@ import time
 import grpc
 import numpy as np
 
-from ganserve.cpus import run_when_woken
+from ganserve.cpus import use_short_time_slices
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 
@@ -75,7 +75,7 @@ async def open_loop(
     address: str, model: str, images: str, rate: str, seconds: str
 ) -> dict[str, object]:
     """Start calls at random times, whatever becomes of them."""
-    run_when_woken()  # what this client waits for a CPU is not the server's time
+    use_short_time_slices()  # what this client waits for a CPU is not the server's time
     message = request(model, int(images))
     answered, refused = [], []
     other: list[str] = []

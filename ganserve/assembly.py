@@ -1,4 +1,4 @@
-"""Hides how settings become parts: credentials, limits, the interceptor, models."""
+"""Settings become parts: credentials, limits, the interceptor, models."""
 
 import logging
 import math
@@ -104,38 +104,41 @@ def open_repository(
             gpu_thread, config.reproducibility, config.cuda_graphs, config.tensorrt_cache
         ),
     )
-
-    def start_batcher(name: str, model: Model) -> Batcher:
-        spec = model.spec
-        # Measured: on CPUs as many single-threaded calls as CPUs beat one call with all threads.
-        instances = config.instances or (cpus if spec.provider == CPU_PROVIDER else 1)
-        metrics.model_workers.labels(name).set(instances)
-        wanted = FIRST_PROVIDERS[resolve_device(config.device)]
-        metrics.wanted_provider_info.labels(config.device, wanted).set(1)
-        return Batcher(
-            model.run_batch,
-            (spec.height, spec.width, spec.channels),
-            metrics,
-            model_name=name,
-            latent_dim=spec.latent_dim,
-            inline_seconds=_INLINE_SECONDS if spec.provider == CPU_PROVIDER else 0.0,
-            max_batch_size=config.max_batch_size,
-            batch_sizes=model.batch_sizes or fixed_batch_sizes(config, spec.provider),
-            max_wait_seconds=config.max_wait_seconds,
-            queue_size=config.queue_size,
-            instances=instances,
-            on_batch=None if tracing is None else partial(tracing.note_batch, name),
-        )
-
     return Repository(
         config.models,
         load,
-        start_batcher,
+        partial(_start_batcher, config, metrics, tracing),
         metrics,
         default_model=config.default_model,
         version_policy=config.version_policy,
         versions=config.versions,
         on_change=on_change,
+    )
+
+
+def _start_batcher(
+    config: ServerConfig, metrics: Metrics, tracing: "Tracing | None", name: str, model: Model
+) -> Batcher:
+    spec = model.spec
+    is_on_cpu = spec.provider == CPU_PROVIDER
+    # Measured: on CPUs as many single-threaded calls as CPUs beat one call with all threads.
+    instances = config.instances or (usable_cpus() if is_on_cpu else 1)
+    metrics.model_workers.labels(name).set(instances)
+    wanted = FIRST_PROVIDERS[resolve_device(config.device)]
+    metrics.wanted_provider_info.labels(config.device, wanted).set(1)
+    return Batcher(
+        model.run_batch,
+        (spec.height, spec.width, spec.channels),
+        metrics,
+        model_name=name,
+        latent_dim=spec.latent_dim,
+        inline_seconds=_INLINE_SECONDS if is_on_cpu else 0.0,
+        max_batch_size=config.max_batch_size,
+        batch_sizes=model.batch_sizes or fixed_batch_sizes(config, spec.provider),
+        max_wait_seconds=config.max_wait_seconds,
+        queue_size=config.queue_size,
+        instances=instances,
+        on_batch=None if tracing is None else partial(tracing.note_batch, name),
     )
 
 
@@ -166,14 +169,14 @@ def make_interceptor(
         max_deadline_seconds=config.max_deadline_seconds,
         max_calls=config.max_concurrent_calls,
         exempt_services=(HEALTH, reflection.SERVICE_NAME),
-        open_services=(HEALTH,),  # who probes has no token
+        open_services=(HEALTH,),  # probes have no token
         has_token=admission.has_token if admission and admission.needs_token else None,
         tracer=tracing,
         unread=unread,
     )
 
 
-def make_unfinished(config: ServerConfig, metrics: Metrics) -> UnfinishedRequests:
+def make_unfinished_requests(config: ServerConfig, metrics: Metrics) -> UnfinishedRequests:
     """Build what ends the calls of a port whose requests do not come whole."""
     refused = metrics.rejected_requests.labels(UnfinishedRequest.reason)
     return UnfinishedRequests(config.deadline_seconds, refused.inc)

@@ -1,4 +1,4 @@
-"""Hides what is remembered of a call while it is answered: its id, its counts, its line in the log.
+"""What is remembered of a call while it is answered: its id, its counts, its line in the log.
 
 A call is answered in a task of its own and those it starts, so `current_call` finds it everywhere.
 """
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from urllib.parse import unquote
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc.aio import ServicerContext
 
 from ganserve.metrics import Metrics
@@ -26,6 +27,24 @@ CallMetadata = Iterable[tuple[str, str | bytes]] | None
 
 REQUEST_ID = "x-request-id"  # the metadata in which ids come and go
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+# The label of a method's kind, by whether its requests and its responses are streams.
+GRPC_TYPES = {
+    (False, False): "unary",
+    (False, True): "server_stream",
+    (True, False): "client_stream",
+    (True, True): "bidi_stream",
+}
+_EXPECTED_CODES = (
+    grpc.StatusCode.OK,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.UNAVAILABLE,
+)
 
 
 class CallTrace(Protocol):
@@ -46,11 +65,11 @@ class Tracer(Protocol):
     """Begins the traces of calls."""
 
     def begin(self, method: str, metadata: CallMetadata, peer: str) -> CallTrace | None:
-        """Tell of a call's begin; `method` is SERVICE/METHOD. None where it is not to be traced."""
+        """Begin a call's trace; `method` is SERVICE/METHOD. None where it is not to be traced."""
 
 
 class Call:
-    """One call, as far as log and trace tell of it."""
+    """What log and trace tell of one call."""
 
     __slots__ = ("began", "images", "model", "request_id", "trace", "version")
 
@@ -164,3 +183,16 @@ class Method:
             *(self.path, code.name, seconds, call.request_id),
             extra={"fields": fields},
         )
+
+
+def initialize_counters(metrics: Metrics, service: ServiceDescriptor) -> None:
+    """Start the counters of a service's calls at 0, so that the first call is an increase.
+
+    Of a series that starts at 1 no rate shows that first call.
+    """
+    for method in service.methods:
+        grpc_type = GRPC_TYPES[method.client_streaming, method.server_streaming]
+        labels = grpc_type, service.full_name, method.name
+        metrics.started.labels(*labels)
+        for code in _EXPECTED_CODES:
+            metrics.handled.labels(*labels, code.name)

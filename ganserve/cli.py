@@ -1,4 +1,4 @@
-"""Hides how the command line `ganserve` becomes function calls, output and exit codes.
+"""The command line `ganserve`: commands become function calls, output and exit codes.
 
 What takes long to import is imported where it is used, so that `--help` answers at once.
 """

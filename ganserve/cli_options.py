@@ -1,4 +1,4 @@
-"""Hides how the commands of `ganserve` are declared: flags, types, defaults, checks and help."""
+"""The commands of `ganserve` as declarations: flags, types, defaults, checks and help."""
 
 import argparse
 from collections.abc import Callable, Iterable

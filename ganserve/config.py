@@ -1,4 +1,4 @@
-"""Hides where a setting comes from: a flag, a GANSERVE_ variable or its default."""
+"""The settings of `ganserve serve`: each is a flag, a GANSERVE_ variable or its default."""
 
 import difflib
 import re

@@ -1,4 +1,4 @@
-"""Hides how many CPUs the process may really use, and which of its threads go first."""
+"""How many CPUs the process may really use, and which of its threads go first."""
 
 import contextlib
 import ctypes
@@ -49,8 +49,8 @@ def cgroup_quota(cgroups: Path = _CGROUPS, own_cgroup: Path = _OWN_CGROUP) -> fl
     return min(quotas)
 
 
-def run_when_woken() -> bool:
-    """Have this thread, and those it starts, run as soon as they are woken, in short slices.
+def use_short_time_slices() -> bool:
+    """Have this thread, and those it starts, run in short slices, as soon as they are woken.
 
     Else the event loop waits for the model's threads at each step of a call where they keep all
     CPUs busy. False where the system refuses; before 6.12 Linux takes it and does nothing.
@@ -58,20 +58,20 @@ def run_when_woken() -> bool:
     return _set_slice(_SHORT_SLICE_NANOSECONDS)
 
 
-def let_others_first() -> None:
+def lower_thread_priority() -> None:
     """Lower this thread's priority as far as it goes, so that the event loop answers at once.
 
     Within its container, service or session only: the system shares CPUs between these first.
     """
     if sys.platform == "linux":  # elsewhere it would be that of the whole process
-        work_long()
+        use_default_time_slices()
         thread = threading.get_native_id()
         with contextlib.suppress(OSError):  # forbidden: then not
             os.setpriority(os.PRIO_PROCESS, thread, _NICENESS)
 
 
-def work_long() -> None:
-    """Give this thread slices of the system's choice, whatever that was which started it."""
+def use_default_time_slices() -> None:
+    """Give this thread slices of the system's choice, whatever it inherited."""
     _set_slice(0)
 
 

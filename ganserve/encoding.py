@@ -1,4 +1,4 @@
-"""Hides how pixels become PNG, JPEG or WebP files, and the threads that do it."""
+"""Pixels become PNG, JPEG or WebP files, in threads of their own."""
 
 import asyncio
 import enum
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ganserve.cpus import let_others_first
+from ganserve.cpus import lower_thread_priority
 from ganserve.png import encode_pngs
 
 # Handing work to a thread costs about as much as encoding a small image, so a thread gets several.
@@ -89,7 +89,7 @@ class Encoder:
         self.pending_images = 0
         self._closed = False
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, "encode", let_others_first)
+        self._pool = ThreadPoolExecutor(threads, "encode", lower_thread_priority)
 
     async def encode(
         self, pixels: NDArray[np.uint8], image_format: ImageFormat, quality: int | None = None

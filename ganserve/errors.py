@@ -1,4 +1,4 @@
-"""Hides how a failure becomes a gRPC status: the failures a caller may see, and their details."""
+"""The failures that a caller may see, each with its gRPC status and details."""
 
 import math
 import random

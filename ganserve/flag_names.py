@@ -1,4 +1,4 @@
-"""Hides how messages about settings name the flags that people typed."""
+"""Error messages about settings, in the names of the flags that people typed."""
 
 import re
 from collections.abc import Callable, Collection

@@ -1,4 +1,4 @@
-"""Hides how many images are laid out as one picture that is pleasant to look at."""
+"""Many images laid out as one picture that is pleasant to look at."""
 
 import math
 

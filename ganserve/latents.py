@@ -1,4 +1,4 @@
-"""Hides how seeds become latents: the contract `philox4x32-10/box-muller/1` of docs/artifact.md.
+"""Seeds become latents by the contract `philox4x32-10/box-muller/1` of docs/artifact.md.
 
 Philox4x32-10 is the counter-based generator of Salmon et al., "Parallel random numbers: as easy as
 1, 2, 3" (2011). Each seed has a stream of its own, so a latent depends on its seed alone.
@@ -26,9 +26,8 @@ Words = NDArray[np.uint64]  # 32-bit words, kept in 64 bits so that products are
 def draw_latents(
     seeds: NDArray[np.uint64],  # [n]
     latent_dim: int,
-    truncation: float = 1.0,
 ) -> NDArray[np.float32]:  # [n, latent_dim]
-    """Draw the latents of each seed, multiplied by `truncation`."""
+    """Draw the latents of each seed."""
     blocks = -(-latent_dim // 4)
     key = np.empty((2, len(seeds), 1), np.uint64)
     key[0, :, 0], key[1, :, 0] = seeds & _LOW_32, seeds >> _32
@@ -39,15 +38,13 @@ def draw_latents(
         counter[0] = np.arange(blocks, dtype=np.uint64)
         words = philox4x32(counter, key)
     normals = _box_muller(words)  # [n, blocks, 4]
-    latents = normals.reshape(len(seeds), blocks * 4)[:, :latent_dim]
-    return truncate(latents, truncation)
+    return np.ascontiguousarray(normals.reshape(len(seeds), blocks * 4)[:, :latent_dim])
 
 
 def interpolate_latents(
     seeds: NDArray[np.uint64],  # [stations], at least two
     frames_per_segment: int,
     latent_dim: int,
-    truncation: float = 1.0,
 ) -> NDArray[np.float32]:  # [frames_per_segment * (stations - 1) + 1, latent_dim]
     """Walk from the latents of each seed to those of the next in spherical steps.
 
@@ -66,13 +63,12 @@ def interpolate_latents(
     from_start = np.where(parallel, 1 - t, np.sin((1 - t) * angles) / sines)
     from_end = np.where(parallel, t, np.sin(t * angles) / sines)
     frames = (from_start * starts + from_end * ends).astype(np.float32)
-    walk = np.concatenate([frames.reshape(-1, latent_dim), stations[-1:]])
-    return truncate(walk, truncation)
+    return np.concatenate([frames.reshape(-1, latent_dim), stations[-1:]])
 
 
 def truncate(latents: NDArray[np.float32], truncation: float) -> NDArray[np.float32]:
-    """Multiply the latents by `truncation` in float32."""
-    return np.ascontiguousarray(latents * np.float32(truncation))
+    """Multiply latents [n, latent_dim] by `truncation` in float32."""
+    return latents * np.float32(truncation)
 
 
 def philox4x32(

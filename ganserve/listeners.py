@@ -1,4 +1,4 @@
-"""Hides which addresses a host stands for, on machines with and without IPv6."""
+"""The addresses that a host stands for, on machines with and without IPv6."""
 
 import contextlib
 import errno

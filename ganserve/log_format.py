@@ -1,4 +1,4 @@
-"""Hides what a line of the log looks like: words for people, or JSON for programs."""
+"""The lines of the log: words for people, or JSON for programs."""
 
 import datetime as dt
 import json

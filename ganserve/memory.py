@@ -1,4 +1,4 @@
-"""Hides the C library's habit of giving large buffers back to the kernel after each use."""
+"""The C library's memory: large buffers stay for the next use, or are given back on demand."""
 
 import ctypes
 import sys
@@ -25,9 +25,9 @@ def keep_large_buffers() -> bool:
 def return_free_memory() -> bool:
     """Give what is free back to the system at once, such as that of a model that was let go.
 
-    To be called in the thread that allocated it: glibc gives threads memory of their own and, below
-    the threshold set above, keeps the end of it; of other threads only what lies before the end is
-    given back. False where the C library is not glibc.
+    Call it in the thread that allocated it. glibc gives each thread memory of its own, and keeps
+    the end of that up to the threshold set above; of other threads' memory only what lies before
+    the end is given back. False where the C library is not glibc.
     """
     libc = ctypes.CDLL(None)
     if sys.platform != "linux" or not hasattr(libc, "malloc_trim"):

@@ -1,6 +1,5 @@
-"""Hides how metrics are kept: every metric in one class."""
+"""Every metric of the server, in one class."""
 
-import contextlib
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -32,7 +31,7 @@ class Metrics:
         def counter(name: str, what: str, *labels: str) -> Counter:
             return Counter(name, what, labels, registry=registry)
 
-        # Written by the event loop alone, and at every call.
+        # Those of calls are written by the event loop alone, at every call.
         def call_counter(name: str, what: str, *labels: str) -> SingleWriterCounter:
             return SingleWriterCounter(name, what, labels, registry=registry)
 
@@ -43,9 +42,6 @@ class Metrics:
 
         def gauge(name: str, what: str, *labels: str) -> Gauge:
             return Gauge(name, what, labels, registry=registry)
-
-        def seconds(name: str, what: str, *labels: str) -> Histogram:
-            return Histogram(name, what, labels, registry=registry, buckets=SECONDS_BUCKETS)
 
         self.started = call_counter("grpc_server_started_total", "Calls begun.", *_CALL_LABELS)
         self.handled = call_counter(
@@ -112,8 +108,12 @@ class Metrics:
             "Versions on disk that could not be loaded and are not tried again as they are.",
             "model",
         )
-        self.model_load_seconds = seconds(
-            "ganserve_model_load_seconds", "Reading, checking and warming up a version.", "model"
+        self.model_load_seconds = Histogram(
+            "ganserve_model_load_seconds",
+            "Reading, checking and warming up a version.",
+            ["model"],
+            registry=registry,
+            buckets=SECONDS_BUCKETS,
         )
         self.certificate_expiry = gauge(
             "ganserve_certificate_expiry_timestamp_seconds",
@@ -125,17 +125,3 @@ class Metrics:
             "Changed files of certificates or tokens, taken over or refused.",
             *("credential", "outcome"),
         )
-
-    def forget_version(self, model: str, version: int) -> None:
-        """Drop the count of a version's images."""
-        with contextlib.suppress(KeyError):
-            self.images.remove(model, str(version))
-
-    def forget_model(self, model: str) -> None:
-        """Drop every series of a model."""
-        for metric in (
-            *(self.compute_seconds, self.batch_images, self.images, self.padding_images),
-            *(self.model_info, self.model_ready, self.model_loads, self.model_load_seconds),
-            *(self.model_workers, self.model_failed_versions),
-        ):
-            metric.remove_by_labels({"model": model})

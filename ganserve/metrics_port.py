@@ -1,4 +1,4 @@
-"""Hides the HTTP port: metrics, liveness and readiness, for whoever asks in whatever way."""
+"""The HTTP port: metrics, liveness and readiness."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ from ganserve.listeners import open_listeners
 
 logger = logging.getLogger(__name__)
 
-# Probes and scrapes last milliseconds; whoever holds more open than this is up to no good.
+# Probes and scrapes last milliseconds; nobody who means well holds more open than this.
 _MOST_CONNECTIONS = 64
 _LONGEST_HEAD = 16 * 1024  # bytes of a request and its headers
 # Pages of metrics that are made anew. One takes the time of several small calls, and Python's lock.
@@ -74,8 +74,8 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
             logger.error("a request of %s failed", client_address, exc_info=error)
 
 
-class _Head(io.BufferedIOBase):
-    """The begin of what a client sends; the standard library would read megabytes of headers."""
+class _LimitedReader(io.BufferedIOBase):
+    """The first bytes of a request; the standard library would read megabytes of headers."""
 
     def __init__(self, file: io.BufferedIOBase) -> None:
         self._file = file
@@ -100,7 +100,7 @@ class _QuietHandler(WSGIRequestHandler):
     def setup(self) -> None:
         """Read no more than a request without a body needs."""
         super().setup()
-        self.rfile = _Head(self.rfile)
+        self.rfile = _LimitedReader(self.rfile)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - inherited name
         """Scrapes and probes are no events."""

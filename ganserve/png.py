@@ -1,4 +1,4 @@
-"""Hides how pixels become PNG files, fast: Paeth's filter in NumPy, deflated by ISA-L.
+"""Pixels become PNG files, fast: Paeth's filter in NumPy, deflated by ISA-L.
 
 The files follow the PNG specification (third edition, W3C 2025): one IDAT chunk, every row with
 the filter of Alan Paeth ("Image file compression made easy", Graphics Gems II, 1991).

@@ -1,4 +1,4 @@
-"""Hides what a running server knows of itself: alive, ready, draining, and what it looks after."""
+"""A running server: alive, ready or draining, and what it refreshes meanwhile."""
 
 import asyncio
 import contextlib
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LIVENESS_SECONDS = 5.0
-_LOADING_SECONDS = 1.0  # how long a look is waited for before there may be another
+_LOADING_SECONDS = 1.0  # how long a scan is waited for before there may be another
 
 
 class RunningServer:
-    """A server whose ports are open; `running` makes it.
+    """A server whose ports are open; `server.running` makes it.
 
     Attributes:
         address: HOST:PORT for calls.
         metrics_port: the port for HTTP.
         health_address: HOST:PORT for health checks alone; empty where there is no such port.
         metrics: what that port shows.
-        hurry: set it to cut draining short.
+        stop_now: set it to cut draining short.
         unread: replies that have not left.
     """
 
@@ -49,7 +49,7 @@ class RunningServer:
         self.metrics_port = 0
         self.health_address = ""
         self.metrics = metrics
-        self.hurry = asyncio.Event()
+        self.stop_now = asyncio.Event()
         self.health = Health()
         self.admission = Admission(tokens, make_rate_limiter(config))
         self.unread = UnreadReplies(config.deadline_seconds, config.max_deadline_seconds)
@@ -61,14 +61,15 @@ class RunningServer:
         self._models = config.models
         self._poll_seconds = config.poll_seconds
         self._credentials = [files for files in (certificate, tokens) if files is not None]
-        self._look_at_models, self._look_at_credentials = asyncio.Event(), asyncio.Event()
+        self._refresh_models_now = asyncio.Event()
+        self._refresh_credentials_now = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()
         self._draining = False
         self._watching: list[asyncio.Task[None]] = []
 
     async def wait_until_ready(self) -> None:
-        """Return when a model serves, and all were looked at.
+        """Return when a model serves, and all were tried.
 
         Raises:
             StartupError: none can ever serve.
@@ -93,20 +94,20 @@ class RunningServer:
         self.health.shut_down()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self.hurry.wait()
+                await self.stop_now.wait()
         self.interceptor.under_way.refuse_new()
 
     def watch(self) -> None:
-        """Begin to look at the repository, and the files of credentials, now and again."""
+        """Begin to refresh the models and the credentials from their files now and again."""
         self._watching = [
             self._loop.create_task(self._refresh_for_ever()),
             self._loop.create_task(self._refresh_credentials_for_ever()),
         ]
 
-    def look_now(self) -> None:
-        """Do not wait for the next look."""
-        self._look_at_models.set()
-        self._look_at_credentials.set()
+    def refresh_now(self) -> None:
+        """Do not wait for the time of the next refresh."""
+        self._refresh_models_now.set()
+        self._refresh_credentials_now.set()
 
     async def stop_watching(self) -> None:
         """Leave models and credentials as they are."""
@@ -138,18 +139,19 @@ class RunningServer:
         """What is missing for calls to be answered; None if nothing is."""
         if self._draining:
             return "draining"
-        if not self.repository.settled:
+        index = self.repository.index
+        if not index.settled:
             return "loading models"
-        if not any(map(self.repository.is_serving, self.repository.names)):
-            return "no model could be loaded" if self.repository.names else "there is no model"
+        if not any(map(index.is_serving, index.names)):
+            return "no model could be loaded" if index.names else "there is no model"
         return None
 
     async def _refresh_for_ever(self) -> None:
         said: str | None = None
-        patience: float | None = None  # all models are there before the server is ready
+        timeout: float | None = None  # all models are there before the server is ready
         while True:
-            await self.repository.refresh(patience)
-            patience = _LOADING_SECONDS
+            await self.repository.refresh(timeout)
+            timeout = _LOADING_SECONDS
             reason = said if self.repository.is_loading else self.why_not_ready()
             # One line a change, not one a poll; draining has a line of its own.
             if reason not in (None, said) and not self._draining:
@@ -159,28 +161,28 @@ class RunningServer:
                     "not serving: %s in %s; looking again %s", reason, self._models, again
                 )
             said = reason
-            await self._pause(self._look_at_models)
+            await self._pause(self._refresh_models_now)
 
     async def _refresh_credentials_for_ever(self) -> None:
         while True:
-            await self._pause(self._look_at_credentials)
+            await self._pause(self._refresh_credentials_now)
             for files in self._credentials:
                 await asyncio.to_thread(files.refresh)
 
-    async def _pause(self, look_now: asyncio.Event) -> None:
-        """Wait for the time of the next look, or for who wants one now."""
+    async def _pause(self, refresh_now: asyncio.Event) -> None:
+        """Wait for the time of the next refresh, or until it is wanted now."""
         with contextlib.suppress(TimeoutError):
             # `wait_for` of Python 3.11 loses a cancellation that comes together with the event.
             async with asyncio.timeout(self._poll_seconds or None):
-                await look_now.wait()
-        look_now.clear()
+                await refresh_now.wait()
+        refresh_now.clear()
 
     def _publish_health(self) -> None:
         """Bring the health service up to date with the repository."""
-        names = self.repository.names
-        for name in names:
-            self.health.set(name, self.repository.is_serving(name))
-        self.health.keep_only({READINESS, *names})
+        index = self.repository.index
+        for name in index.names:
+            self.health.set(name, index.is_serving(name))
+        self.health.keep_only({READINESS, *index.names})
         is_ready = self.why_not_ready() is None
         self.health.set(READINESS, is_ready)
         if is_ready and not self._ready.is_set():

@@ -1,4 +1,4 @@
-"""Hides how the images that `ganserve generate` asks for get to disk, all from one version."""
+"""The images that `ganserve generate` asks for get to disk, all from one version."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Hides how seeds are written on the command line: `0,7,12-15`."""
+"""Seeds as they are written on the command line: `0,7,12-15`."""
 
 import re
 from typing import Annotated

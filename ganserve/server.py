@@ -1,4 +1,4 @@
-"""Hides the life of the server: load, warm up, listen, serve, drain, stop. The parts meet here."""
+"""The life of the server: load, warm up, listen, serve, drain, stop. The parts meet here."""
 
 import asyncio
 import contextlib
@@ -19,12 +19,13 @@ from ganserve.api.service import ImageGenerationService, Limits
 from ganserve.assembly import (
     HEALTH,
     make_interceptor,
-    make_unfinished,
+    make_unfinished_requests,
     read_credentials,
     start_tracing,
 )
+from ganserve.calls import initialize_counters
 from ganserve.config import ServerConfig, explain_unknown
-from ganserve.cpus import run_when_woken, usable_cpus, work_long
+from ganserve.cpus import usable_cpus, use_default_time_slices, use_short_time_slices
 from ganserve.encoding import Encoder
 from ganserve.inference.v2 import open_inference_pb2, open_inference_pb2_grpc
 from ganserve.log_format import set_up_logging
@@ -65,19 +66,19 @@ async def serve(config: ServerConfig) -> None:
         logger.warning(line)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a time stamp for each series
     keep_large_buffers()
-    run_when_woken()  # before any other thread starts, for gRPC's and the event loop's are to alike
+    use_short_time_slices()  # before other threads start: gRPC's are to inherit it
     async with running(config) as server:
         stop = asyncio.Event()
 
         def on_signal() -> None:
             if stop.is_set():
-                server.hurry.set()
+                server.stop_now.set()
             stop.set()
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_signal)
-        loop.add_signal_handler(signal.SIGHUP, server.look_now)
+        loop.add_signal_handler(signal.SIGHUP, server.refresh_now)
         await server.serve_until(stop)
         await server.drain(config.drain_seconds)
     logger.info("stopped")
@@ -100,8 +101,9 @@ async def running(config: ServerConfig) -> AsyncIterator[RunningServer]:
     async with contextlib.AsyncExitStack() as stack:
         encoder = Encoder(config.encoder_threads or usable_cpus())
         stack.callback(encoder.close)
-        # It begins with its first call. The GPU must not wait for a CPU that encodes.
-        gpu_thread = ThreadPoolExecutor(1, "gpu", work_long)
+        # It starts with its first call. Not at low priority, as threads that encode are: the GPU
+        # would wait for them.
+        gpu_thread = ThreadPoolExecutor(1, "gpu", use_default_time_slices)
         stack.callback(gpu_thread.shutdown, wait=False)  # nothing of it is awaited any more
         server = RunningServer(
             config, metrics, certificate, tokens, start_tracing(config), gpu_thread
@@ -135,11 +137,11 @@ def make_grpc_server(
 ) -> grpc.aio.Server:
     """Build the gRPC server with all its services."""
     for service in _SERVICES:
-        server.interceptor.expect_calls(service)
+        initialize_counters(server.metrics, service)
     grpc_server = make_aio_server(
         interceptors=[server.interceptor],
         options=[*grpc_options(config).items()],
-        unfinished=make_unfinished(config, server.metrics),
+        unfinished=make_unfinished_requests(config, server.metrics),
         direct_methods=DirectMethods(
             [
                 f"/{_IMAGE_GENERATION}/GenerateImages",
@@ -151,25 +153,28 @@ def make_grpc_server(
             unread=server.unread,
         ),
     )
+    add_services(grpc_server, config, server, encoder)
+    return grpc_server
+
+
+def add_services(
+    grpc_server: grpc.aio.Server, config: ServerConfig, server: RunningServer, encoder: Encoder
+) -> None:
+    """Add both protocols, health and reflection."""
+    index, admission, metrics = server.repository.index, server.admission, server.metrics
     limits = Limits(
         max_images=config.max_images_per_request,
         queue_size=config.queue_size,
         chunk_bytes=config.chunk_bytes,
         deadline_seconds=config.deadline_seconds,
+        max_deadline_seconds=config.max_deadline_seconds,
     )
     image_generation_pb2_grpc.add_ImageGenerationServiceServicer_to_server(
-        ImageGenerationService(
-            server.repository, encoder, server.admission, server.metrics, limits
-        ),
-        grpc_server,
+        ImageGenerationService(index, encoder, admission, metrics, limits), grpc_server
     )
     open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
         OpenInferenceService(
-            server.repository,
-            server.admission,
-            server.metrics,
-            max_images=config.max_images_per_request,
-            deadline_seconds=config.deadline_seconds,
+            *(index, admission, metrics, limits),
             version_policy=config.version_policy,
             versions=config.versions,
             is_ready=lambda: server.why_not_ready() is None,
@@ -180,7 +185,6 @@ def make_grpc_server(
     reflection.enable_server_reflection(
         (_IMAGE_GENERATION, _OPEN_INFERENCE, HEALTH, reflection.SERVICE_NAME), grpc_server
     )
-    return grpc_server
 
 
 @contextlib.asynccontextmanager
@@ -195,7 +199,7 @@ async def open_health_port(config: ServerConfig, server: RunningServer) -> Async
     health_server = make_aio_server(
         interceptors=[interceptor],
         options=[*limits.items()],
-        unfinished=make_unfinished(config, server.metrics),
+        unfinished=make_unfinished_requests(config, server.metrics),
     )
     health_pb2_grpc.add_HealthServicer_to_server(server.health, health_server)
     try:
@@ -213,24 +217,24 @@ async def open_health_port(config: ServerConfig, server: RunningServer) -> Async
 async def stop_grpc_server(grpc_server: grpc.aio.Server, server: RunningServer) -> None:
     """Refuse new calls, answer all others, close the port.
 
-    Connections are told to go at once: a client that looks at no health would else be refused on
-    its own for as long as another of its calls takes. That is a stop already, so it is left out
-    where no other may follow.
+    Connections are told to go at once: a client that does not watch the health would otherwise be
+    refused on its own connection for as long as another of its calls takes. That is a stop
+    already, so it is left out where no other may follow.
     """
     server.health.shut_down()
     server.interceptor.under_way.refuse_new()
     stops_again = may_stop_again(grpc_server)
     early = [asyncio.ensure_future(grpc_server.stop(_LONGEST_STOP_SECONDS))] if stops_again else []
     idle = asyncio.ensure_future(server.interceptor.under_way.wait_until_idle())
-    hurry = asyncio.ensure_future(server.hurry.wait())
-    await _either(idle, hurry)
+    stop_now = asyncio.ensure_future(server.stop_now.wait())
+    await _either(idle, stop_now)
     idle.cancel()
     server.health.close()
-    grace = 0 if server.hurry.is_set() else _STOP_GRACE_SECONDS
+    grace = 0 if server.stop_now.is_set() else _STOP_GRACE_SECONDS
     closing = asyncio.gather(*early, grpc_server.stop(grace), server.close_tracing(grace))
     # Clients that are suspended are waited for, too, and collectors that do not answer.
-    await _either(closing, hurry)
-    hurry.cancel()
+    await _either(closing, stop_now)
+    stop_now.cancel()
     if not closing.done():
         server.give_up_tracing()
         await grpc_server.stop(0)  # without effect where none may follow

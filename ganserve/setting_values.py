@@ -1,4 +1,4 @@
-"""Hides how the values of settings are written, and which of them mean something."""
+"""The types of settings: how their values are written, and which of them mean something."""
 
 import re
 from typing import Annotated, Literal
@@ -21,7 +21,7 @@ _VERSION = re.compile(r"(.+):([1-9][0-9]{0,17})")
 
 
 def refuse_service_link(value: object) -> object:
-    """Let through what may be a port.
+    """Return the value, which may be a port.
 
     Raises:
         ValueError: it is what Kubernetes sets for a Service.
@@ -63,10 +63,10 @@ def parse_sizes(text: object) -> object:
 
 
 def check_endpoint(endpoint: str) -> str:
-    """Let through where a collector listens.
+    """Return the address of a collector.
 
     Raises:
-        ValueError: it is no address of that kind.
+        ValueError: it is none.
     """
     if not _ENDPOINT.fullmatch(endpoint):
         raise ValueError(f"expected http://HOST:PORT or https://HOST:PORT, got {endpoint!r}")

@@ -1,4 +1,4 @@
-"""Hides counters and histograms that one thread writes: no locks, at a fraction of the cost.
+"""Counters and histograms that one thread writes: no locks, at a fraction of the cost.
 
 They look like those of `prometheus_client`, which lock at every step so that any thread may write.
 Here the event loop alone writes, and a scrape in another thread reads what is there: every number
@@ -66,14 +66,6 @@ class SingleWriterCounter(Collector):
         """The series of these label values; keep it, for the look-up costs more than counting."""
         assert len(values) == len(self._labelnames), values
         return self._series.setdefault(values, CounterSeries())
-
-    def remove(self, *values: str) -> None:
-        """Show a series no more.
-
-        Raises:
-            KeyError: there is none with these label values.
-        """
-        del self._series[values]
 
     def remove_by_labels(self, labels: Mapping[str, str]) -> None:
         """Show all series no more that have these values of these labels."""

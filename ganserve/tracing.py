@@ -1,4 +1,4 @@
-"""Hides OpenTelemetry: calls, their stages and the batches they ride in become spans, sent by OTLP.
+"""OpenTelemetry: calls, their stages and their batches become spans, sent by OTLP.
 
 Imported only where traces are asked for. Names and values follow the semantic conventions for RPC
 (https://opentelemetry.io/docs/specs/semconv/rpc/), release candidate of 2025; those of our own
@@ -38,7 +38,7 @@ from ganserve.calls import Call, CallMetadata, split_peer
 
 logger = logging.getLogger(__name__)
 
-_COMPLAINT_SECONDS = 300.0
+_SECONDS_BETWEEN_LINES = 300.0
 # Those that tell of the server's troubles, not of its callers' mistakes.
 _ERROR_CODES = {
     *(grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED),
@@ -61,8 +61,8 @@ class Tracing:
             endpoint: where the collector listens: http://HOST:PORT, or https.
             sample_ratio: the share of calls to trace where the caller's context does not decide.
         """
-        self._complaints = _Complaints()
-        self._complaints.begin()
+        self._log_limiter = _LogLimiter()
+        self._log_limiter.begin()
         self._exporter = OTLPSpanExporter(endpoint)
         self._processor = BatchSpanProcessor(self._exporter)
         self._closed = False
@@ -105,8 +105,10 @@ class Tracing:
 
     def note_batch(self, model: str, batch: Batch, error: Exception | None = None) -> None:
         """Tell of a model call, and of the time that its rows waited for it."""
-        riders = [(part, traced) for part in batch.parts if (traced := _traced(part)) is not None]
-        if not riders:
+        traced_parts = [
+            (part, traced) for part in batch.parts if (traced := _traced(part)) is not None
+        ]
+        if not traced_parts:
             return
         rows = batch.rows
         offset = time.time_ns() - time.monotonic_ns()
@@ -121,7 +123,7 @@ class Tracing:
             },
             start_time=offset + int(batch.started_at * 1e9),
         )
-        for (entry, start, stop), traced in riders:
+        for (entry, start, stop), traced in traced_parts:
             if start == 0:
                 waited = batch.started_at - entry.admitted_at
                 traced.add_stage("queue", entry.admitted_at, waited)
@@ -148,7 +150,7 @@ class Tracing:
             logger.warning("the last traces could not be sent within %g s", seconds)
             self._exporter.shutdown()  # ends the attempt that is under way
             sending.join(1.0)
-        self._complaints.end()
+        self._log_limiter.end()
 
     def give_up(self) -> None:
         """Have a `close` in another thread end now, whatever is left."""
@@ -217,15 +219,15 @@ def _traced(part: Part) -> TracedCall | None:
     return traced
 
 
-class _Complaints(logging.Handler):
+class _LogLimiter(logging.Handler):
     """Passes on what OpenTelemetry logs, but seldom: a collector that is away is no news each time.
 
-    Of warnings and of errors one line each is logged in a while.
+    Of warnings and of errors one line each is logged in five minutes.
     """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._said_at: dict[int, float] = {}
+        self._next_at: dict[int, float] = {}  # by level, on time.monotonic
 
     def begin(self) -> None:
         """Listen instead of those that listened so far."""
@@ -242,7 +244,7 @@ class _Complaints(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Pass a line on, unless another was not long ago."""
         now = time.monotonic()
-        if now < self._said_at.get(record.levelno, -_COMPLAINT_SECONDS) + _COMPLAINT_SECONDS:
+        if now < self._next_at.get(record.levelno, 0.0):
             return
-        self._said_at[record.levelno] = now
+        self._next_at[record.levelno] = now + _SECONDS_BETWEEN_LINES
         logger.warning("traces: %s", record.getMessage())

@@ -1,4 +1,4 @@
-"""Hides protobuf's form, where making messages of it would copy or cost to no end."""
+"""Protobuf's wire format, for where making messages of it would copy or cost too much."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -91,13 +91,13 @@ def check_fields(
     most: int,
     inside: Callable[[Any], Mapping[int, Any]] = message_fields,
 ) -> None:
-    """Let through a message of a kind with at most so many fields, those within its fields too.
+    """Refuse a message with more than so many fields, those within its fields included.
 
-    Making a message of it takes time and memory for each, be it of two bytes.
+    Parsing it takes time and memory for each field, even one of two bytes.
 
     Args:
         content: the message.
-        kind: its descriptor, or what else `inside` knows.
+        kind: its descriptor, or another name for it that `inside` knows.
         most: how many fields it may have.
         inside: the fields of a kind that are looked into, and of which kind they are.
 

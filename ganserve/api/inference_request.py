@@ -1,4 +1,4 @@
-"""Hides the tensors of the Open Inference Protocol: they become a checked request, as ours do."""
+"""The tensors of a `ModelInferRequest` become the same checked value as our own requests."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ def parse_inference(
     inputs = _find_inputs(request)
     _check_raw_contents(request)
     source = _parse_source(inputs, spec, max_images)
-    count = len(source.seeds if isinstance(source, FromSeeds) else source.latents)
+    count = source.count
     return GenerationRequest(
         count=count,
         source=source,
@@ -150,7 +150,7 @@ def _parse_source(
 
 def _parse_labels(
     inputs: Mapping[str, _Input], spec: ModelSpec, count: int
-) -> NDArray[np.int64] | None:
+) -> NDArray[np.int64] | None:  # [count]
     classes, given = len(spec.class_names), inputs.get("labels")
     if not classes:
         if given is not None:

@@ -1,4 +1,4 @@
-"""Hides what surrounds every call: its status, its deadline, its metrics and its log line."""
+"""What surrounds every call: its status, its deadline, its metrics and its log line."""
 
 import asyncio
 import contextlib
@@ -12,10 +12,9 @@ from operator import methodcaller
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
-from google.protobuf.descriptor import ServiceDescriptor
 
 from ganserve.batching.batcher import DEADLINE_SLACK_SECONDS
-from ganserve.calls import Call, CallMetadata, Context, Method, Tracer, request_id_of, split_peer
+from ganserve.calls import GRPC_TYPES, Call, CallMetadata, Context, Method, Tracer, request_id_of
 from ganserve.errors import (
     DeadlineExceeded,
     InternalError,
@@ -24,6 +23,7 @@ from ganserve.errors import (
     to_status,
 )
 from ganserve.metrics import Metrics
+from ganserve.security.admission import client_address
 from ganserve.transport.calls_under_way import CallsUnderWay
 from ganserve.transport.deadlines import Deadlines
 from ganserve.transport.messages import (
@@ -41,36 +41,26 @@ logger = logging.getLogger(__name__)
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for the type checker only
 
 _metadata: ContextVar[CallMetadata] = ContextVar("metadata")
-_REFUSAL_SECONDS = 1.0  # for a status that stands behind nothing to leave, or it does not
-_EXPECTED_CODES = (
-    grpc.StatusCode.OK,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.NOT_FOUND,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.UNAUTHENTICATED,
-    grpc.StatusCode.UNAVAILABLE,
-)
-# Whether requests and responses are streams: the label, and the attribute of a handler.
-_KINDS = {
-    (False, False): ("unary", "unary_unary"),
-    (False, True): ("server_stream", "unary_stream"),
-    (True, False): ("client_stream", "stream_unary"),
-    (True, True): ("bidi_stream", "stream_stream"),
-}
+_REFUSAL_SECONDS = 1.0  # in which a status leaves that no messages go before, or never
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
     """Surrounds every call of every service, streams included.
 
-    Calls of `exempt_services` (health, reflection) have no deadline imposed, are answered while
-    the server drains, and are not waited for. They do not count among the `max_calls` under way,
-    as those do that were answered and whose replies are `unread`; of their streams, such as
-    watches, there may be as many again, an eighth of them from one address. Where there is
-    `has_token`, which is given a call's metadata, nothing else is answered, `open_services`
-    excepted.
+    Args:
+        metrics: Where calls are counted.
+        deadline_seconds: The deadline of calls whose callers set none.
+        max_deadline_seconds: How long any call may take.
+        max_calls: How many calls may be under way, those included that were answered and whose
+            replies are `unread`.
+        exempt_services: Such as health and reflection. Their calls have no deadline, are answered
+            while the server drains, and are not waited for. They do not count among `max_calls`;
+            of their streams, such as watches, there may be as many again, an eighth of them from
+            one client.
+        open_services: Those whose calls need no token.
+        has_token: Given a call's metadata, whether it may be answered; None where all may.
+        tracer: Begins the traces of calls, if there are any.
+        unread: Replies that have not left.
     """
 
     def __init__(
@@ -94,23 +84,11 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._tracer = tracer
         self._deadlines = Deadlines(deadline_seconds)
         self._longest_deadlines = Deadlines(max_deadline_seconds)
-        # For callers who may call, and, where that takes a token, for those who have none.
+        # By path: what answers, and, where a token is needed, what refuses callers without one.
         self._handlers: dict[str, tuple[Handler, Handler | None]] = {}
         # One for all methods that do not exist, or their names would become labels. It has no
         # series before the first such call.
         self._unknown: Handler | None = None
-
-    def expect_calls(self, service: ServiceDescriptor) -> None:
-        """Begin the counters of a service's calls at 0, so that the first one is an increase.
-
-        A series that begins with what happened in its first moments shows no rate of that.
-        """
-        for method in service.methods:
-            grpc_type, _ = _KINDS[method.client_streaming, method.server_streaming]
-            labels = grpc_type, service.full_name, method.name
-            self._metrics.started.labels(*labels)
-            for code in _EXPECTED_CODES:
-                self._metrics.handled.labels(*labels, code.name)
 
     async def intercept_service(
         self,
@@ -144,12 +122,13 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     def _surround(self, path: str, handler: Handler) -> tuple[Handler, "Handler | None"]:
         _, service, name = path.split("/")
-        grpc_type, attribute = _KINDS[handler.request_streaming, handler.response_streaming]
+        kind = handler.request_streaming, handler.response_streaming
+        attribute = "_".join("stream" if is_stream else "unary" for is_stream in kind)
         behaviour = getattr(handler, attribute)
         build = getattr(grpc, f"{attribute}_rpc_method_handler")
         make_method = partial(
             Method,
-            *(self._metrics, grpc_type, service, name),
+            *(self._metrics, GRPC_TYPES[kind], service, name),
             exempt=service in self._exempt_services,
         )
         method = make_method(tracer=self._tracer)
@@ -226,8 +205,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self, behaviour: Callable[[Any, Context], AsyncGenerator[Any]]
     ) -> Callable[[Any, Context], AsyncGenerator[Any]]:
         async def count(request: Any, context: Context) -> AsyncGenerator[Any]:  # noqa: ANN401 - as gRPC has it
-            address, _ = split_peer(context.peer())
-            with self.under_way.exempt_stream(address):
+            with self.under_way.exempt_stream(client_address(context.peer())):
                 async with contextlib.aclosing(behaviour(request, context)) as responses:
                     async for response in responses:
                         yield response
@@ -292,7 +270,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             code = grpc.StatusCode.INTERNAL
         self._end(method, call, code, context)
         if isinstance(error, RequestError):
-            # Else it holds nothing, and strangers who are refused must take no places.
+            # Behind messages a status takes memory until it leaves, so it counts as a reply does.
             if has_messages and not method.exempt:
                 with self.under_way.unread.status():
                     await abort(context, to_status(error))

@@ -1,4 +1,4 @@
-"""Hides the Open Inference Protocol: the same work as our own service, behind tensors.
+"""The Open Inference Protocol: the same work as our own service, behind tensors.
 
 https://github.com/kserve/open-inference-protocol, version 2, with Triton's ModelConfig.
 """
@@ -9,6 +9,7 @@ from importlib.metadata import version as installed_version
 
 from ganserve.api.inference_request import INPUTS, OUTPUT, parse_inference, parse_timeout_seconds
 from ganserve.api.request import check_one_reply, parse_version, rows_of
+from ganserve.api.service import Limits
 from ganserve.batching.entries import Generated
 from ganserve.calls import Context, note_request
 from ganserve.encoding import ImageFormat
@@ -18,11 +19,10 @@ from ganserve.inference.v2 import open_inference_pb2 as pb
 from ganserve.inference.v2.open_inference_pb2_grpc import GRPCInferenceServiceServicer
 from ganserve.metrics import Metrics
 from ganserve.models.model_spec import ModelSpec
-from ganserve.repository.repository import Repository
+from ganserve.repository.model_index import ModelIndex
 from ganserve.repository.versions import ModelState, Version
 from ganserve.security.admission import Admission
 from ganserve.setting_values import VersionPolicy
-from ganserve.transport.deadlines import deadline_of
 
 # As Triton spells them, for clients that look.
 _PLATFORM = "onnxruntime_onnx"
@@ -35,21 +35,19 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
 
     def __init__(
         self,
-        repository: Repository,
+        index: ModelIndex,
         admission: Admission,
         metrics: Metrics,
+        limits: Limits,
         *,
-        max_images: int,
-        deadline_seconds: float,
         version_policy: VersionPolicy,
         versions: Collection[tuple[str, int]],
         is_ready: Callable[[], bool],
     ) -> None:
-        self._repository = repository
+        self._index = index
         self._admission = admission
-        self._metrics = metrics
-        self._max_images = max_images
-        self._deadline_seconds = deadline_seconds
+        self._observe_encode_seconds = metrics.encode_seconds.labels(ImageFormat.RAW.value).observe
+        self._limits = limits
         self._version_policy = version_policy
         self._versions = versions
         self._is_ready = is_ready
@@ -82,7 +80,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         """Describe a model's tensors, the batch included."""
         number = parse_version("version", request.version)
         version, spec = self._find(request.name, number)
-        versions = (v for v in self._repository.versions if v.name == version.name)
+        versions = (v for v in self._index.versions if v.name == version.name)
         return pb.ModelMetadataResponse(
             name=version.name,
             versions=[str(v.number) for v in versions if v.state is ModelState.READY],
@@ -108,11 +106,11 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
         """Generate all images, then answer."""
-        deadline = deadline_of(context, self._deadline_seconds, parse_timeout_seconds(request))
+        deadline = self._limits.deadline_of(context, parse_timeout_seconds(request))
         number = parse_version("model_version", request.model_version)
-        await self._repository.wait_for_first_look(request.model_name)
-        with self._repository.use(request.model_name, number) as (version, served):
-            generation = parse_inference(request, served.spec, max_images=self._max_images)
+        await self._index.wait_for_first_scan(request.model_name)
+        with self._index.use(request.model_name, number) as (version, served):
+            generation = parse_inference(request, served.spec, max_images=self._limits.max_images)
             check_one_reply("inputs", generation, served.spec)
             note_request(version.name, version.number, generation.count)
             with self._admission.taking_images(context, generation.count):
@@ -124,7 +122,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
 
     def _is_model_ready(self, name: str, number: int | None) -> bool:
         try:
-            with self._repository.use(name, number, field="name"):
+            with self._index.use(name, number, field="name"):
                 return True
         except (UnknownModel, Loading):
             return False
@@ -135,7 +133,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         Raises:
             UnknownModel, Loading: there is none, or not yet, or no more.
         """
-        version = self._repository.describe(name, number)
+        version = self._index.describe(name, number)
         if version.served is None or version.state is not ModelState.READY:
             problem = version.error or f"is {version.state.value}"
             raise Loading(f"model {version.name!r} version {version.number}: {problem}")
@@ -153,8 +151,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
             raw_output_contents=[generated.pixels.tobytes()],
         )
         response.outputs.add(name=OUTPUT, datatype="UINT8", shape=generated.pixels.shape)
-        raw = self._metrics.encode_seconds.labels(ImageFormat.RAW.value)
-        raw.observe(time.perf_counter() - started)
+        self._observe_encode_seconds(time.perf_counter() - started)
         count = len(generated.pixels)
         version.count_images(count)
         return response

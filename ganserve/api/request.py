@@ -1,4 +1,4 @@
-"""Hides the protobuf request: it becomes a value that cannot be wrong, or an InvalidRequest."""
+"""A `GenerateImagesRequest` becomes a checked value, or an error that names the field."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from ganserve.encoding import ImageFormat
 from ganserve.errors import InvalidRequest
-from ganserve.latents import draw_latents, interpolate_latents, truncate
+from ganserve.latents import interpolate_latents, truncate
+from ganserve.models.model_files import parse_version_number
 from ganserve.models.model_spec import ModelSpec
 from ganserve.v1 import image_generation_pb2 as pb
 
@@ -29,12 +30,22 @@ class FromSeeds:
 
     seeds: NDArray[np.uint64]  # [count]
 
+    @property
+    def count(self) -> int:
+        """How many images."""
+        return len(self.seeds)
+
 
 @dataclass(frozen=True)
 class FromLatents:
     """One image a row."""
 
     latents: NDArray[np.float32]  # [count, latent_dim]
+
+    @property
+    def count(self) -> int:
+        """How many images."""
+        return len(self.latents)
 
 
 @dataclass(frozen=True)
@@ -44,20 +55,28 @@ class FromInterpolation:
     seeds: NDArray[np.uint64]  # [stations], at least two
     frames_per_segment: int
 
+    @property
+    def count(self) -> int:
+        """How many images."""
+        return _count_frames(len(self.seeds), self.frames_per_segment)
+
+
+Source = FromSeeds | FromLatents | FromInterpolation
+
 
 @dataclass(frozen=True)
 class GenerationRequest:
     """What to generate, checked against the model that will do it."""
 
     count: int
-    source: FromSeeds | FromLatents | FromInterpolation
+    source: Source
     labels: NDArray[np.int64] | None  # [count], conditional models only
     truncation: float
     format: ImageFormat
     quality: int | None
 
     @property
-    def seeds(self) -> NDArray[np.uint64]:
+    def seeds(self) -> NDArray[np.uint64]:  # [count], or [0]
         """The seed of each image; empty where images have none."""
         return self.source.seeds if isinstance(self.source, FromSeeds) else np.empty(0, np.uint64)
 
@@ -70,8 +89,8 @@ def parse_request(
     Raises:
         InvalidRequest: names the field, what was expected and what came.
     """
-    count, source = _parse_source(request, spec, max_images)
-    image_format = _parse_format(request)
+    source = _parse_source(request, spec, max_images)
+    count, image_format = source.count, _parse_format(request)
     return GenerationRequest(
         count=count,
         source=source,
@@ -82,40 +101,32 @@ def parse_request(
     )
 
 
-def latents_of(
-    generation: GenerationRequest, latent_dim: int
-) -> NDArray[np.float32]:  # [count, latent_dim]
-    """Draw, or take, the latents that were asked for."""
-    match generation.source:
-        case FromSeeds(seeds):
-            return draw_latents(seeds, latent_dim, generation.truncation)
-        case FromLatents(latents):
-            return truncate(latents, generation.truncation)
-        case FromInterpolation(seeds, frames_per_segment):
-            return interpolate_latents(seeds, frames_per_segment, latent_dim, generation.truncation)
-
-
 def rows_of(
     generation: GenerationRequest, latent_dim: int
 ) -> tuple[NDArray[np.uint64] | NDArray[np.float32], float]:
-    """What a batcher takes, and the truncation that is still to come.
+    """What a batcher takes, seeds [count] or latents [count, latent_dim], and their truncation.
 
     Seeds stay seeds, for their latents cost less when drawn with those of others; all else becomes
-    latents.
+    latents, which are truncated here.
     """
-    if isinstance(generation.source, FromSeeds):
-        return generation.source.seeds, generation.truncation
-    return latents_of(generation, latent_dim), 1.0
+    match generation.source:
+        case FromSeeds(seeds):
+            return seeds, generation.truncation
+        case FromLatents(latents):
+            return truncate(latents, generation.truncation), 1.0
+        case FromInterpolation(seeds, frames_per_segment):
+            latents = interpolate_latents(seeds, frames_per_segment, latent_dim)
+            return truncate(latents, generation.truncation), 1.0
 
 
 def parse_version(field: str, text: str) -> int | None:
     """Read a model's version; None for the newest."""
     if text == "":
         return None
-    # More digits than any version has would make the conversion itself costly.
-    if not (text.isascii() and text.isdigit() and text[0] != "0" and len(text) <= 18):
+    number = parse_version_number(text)
+    if number is None:
         raise InvalidRequest(field, f"expected a positive integer, got {text[:40]!r}")
-    return int(text)
+    return number
 
 
 def check_count(field: str, count: int, what: str, max_images: int) -> int:
@@ -145,7 +156,7 @@ def check_finite(field: str, values: NDArray[np.float32]) -> None:
 
 
 def check_labels(field: str, labels: NDArray[np.int64], classes: int) -> None:
-    """Refuse labels of classes that the model does not have."""
+    """Refuse labels [n] of classes that the model does not have."""
     for label in (labels.min(), labels.max()):
         if not 0 <= label < classes:
             raise InvalidRequest(field, f"expected labels from 0 to {classes - 1}, got {label}")
@@ -158,14 +169,12 @@ def check_truncation(field: str, truncation: float) -> float:
     return truncation
 
 
-def _parse_source(
-    request: pb.GenerateImagesRequest, spec: ModelSpec, max_images: int
-) -> tuple[int, FromSeeds | FromLatents | FromInterpolation]:
+def _parse_source(request: pb.GenerateImagesRequest, spec: ModelSpec, max_images: int) -> Source:
     match request.WhichOneof("source"):
         case "seeds":
             values = request.seeds.values
             count = check_count("seeds.values", len(values), "seeds", max_images)
-            return count, FromSeeds(np.fromiter(values, np.uint64, count))
+            return FromSeeds(np.fromiter(values, np.uint64, count))
         case "seed_range":
             start = request.seed_range.start
             count = check_count("seed_range.count", request.seed_range.count, "seeds", max_images)
@@ -174,7 +183,7 @@ def _parse_source(
                     "seed_range",
                     f"expected seeds up to 2^64 - 1, got start {start} and count {count}",
                 )
-            return count, FromSeeds(np.fromiter(range(start, start + count), np.uint64, count))
+            return FromSeeds(np.fromiter(range(start, start + count), np.uint64, count))
         case "latents":
             return _parse_latents(request.latents, spec.latent_dim, max_images)
         case "interpolation":
@@ -185,9 +194,7 @@ def _parse_source(
             )
 
 
-def _parse_latents(
-    latents: pb.Latents, latent_dim: int, max_images: int
-) -> tuple[int, FromLatents]:
+def _parse_latents(latents: pb.Latents, latent_dim: int, max_images: int) -> FromLatents:
     if latents.latent_dim not in (0, latent_dim):
         raise InvalidRequest(
             "latents.latent_dim", f"expected the model's, {latent_dim}, got {latents.latent_dim}"
@@ -200,12 +207,10 @@ def _parse_latents(
     count = check_count(field, length // latent_dim, "rows", max_images)
     values = np.fromiter(latents.values, np.float32, length)
     check_finite(field, values)
-    return count, FromLatents(values.reshape(count, latent_dim))
+    return FromLatents(values.reshape(count, latent_dim))
 
 
-def _parse_interpolation(
-    interpolation: pb.Interpolation, max_images: int
-) -> tuple[int, FromInterpolation]:
+def _parse_interpolation(interpolation: pb.Interpolation, max_images: int) -> FromInterpolation:
     stations, frames = len(interpolation.seeds), interpolation.frames_per_segment
     if stations < 2:
         raise InvalidRequest("interpolation.seeds", f"expected at least 2 seeds, got {stations}")
@@ -213,15 +218,17 @@ def _parse_interpolation(
         raise InvalidRequest(
             "interpolation.frames_per_segment", f"expected at least 1 frame, got {frames}"
         )
-    count = frames * (stations - 1) + 1
-    check_count("interpolation", count, "frames in all", max_images)
-    seeds = np.fromiter(interpolation.seeds, np.uint64, stations)
-    return count, FromInterpolation(seeds, frames)
+    check_count("interpolation", _count_frames(stations, frames), "frames in all", max_images)
+    return FromInterpolation(np.fromiter(interpolation.seeds, np.uint64, stations), frames)
+
+
+def _count_frames(stations: int, frames_per_segment: int) -> int:
+    return frames_per_segment * (stations - 1) + 1
 
 
 def _parse_labels(
     request: pb.GenerateImagesRequest, spec: ModelSpec, count: int
-) -> NDArray[np.int64] | None:
+) -> NDArray[np.int64] | None:  # [count]
     field, classes, given = "class_labels", len(spec.class_names), len(request.class_labels)
     if not classes:
         if given:

@@ -1,4 +1,4 @@
-"""Hides the way from a call to its images: each RPC is the table of contents of its work."""
+"""The service `ganserve.v1.ImageGenerationService`: each RPC reads as the steps of its work."""
 
 import asyncio
 import contextlib
@@ -19,10 +19,9 @@ from ganserve.calls import Context, current_trace, note_request
 from ganserve.encoding import Encoder, ImageFormat
 from ganserve.errors import Overloaded
 from ganserve.metrics import Metrics
-from ganserve.repository.repository import Repository
+from ganserve.repository.model_index import ModelIndex
 from ganserve.repository.versions import ModelState, Served, Version
 from ganserve.security.admission import Admission
-from ganserve.transport.deadlines import deadline_of
 from ganserve.transport.replies import Reply, reply_head
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
@@ -45,6 +44,17 @@ class Limits:
     queue_size: int  # images that may wait to be encoded
     chunk_bytes: int  # of pixels, in one message of a stream
     deadline_seconds: float  # where the caller sets none
+    max_deadline_seconds: float  # whatever the caller sets
+
+    def deadline_of(self, context: Context, *given: float | None) -> float:
+        """When a call's time is up, on time.monotonic.
+
+        That is the earliest of what the caller set in its own ways: gRPC's, and those `given` in
+        seconds; where there is none, the default. No call gets more than the longest.
+        """
+        set_by_caller = [s for s in (context.time_remaining(), *given) if s is not None]
+        seconds = min(set_by_caller, default=self.deadline_seconds)
+        return time.monotonic() + min(seconds, self.max_deadline_seconds)
 
 
 class ImageGenerationService(ImageGenerationServiceServicer):
@@ -52,16 +62,15 @@ class ImageGenerationService(ImageGenerationServiceServicer):
 
     def __init__(
         self,
-        repository: Repository,
+        index: ModelIndex,
         encoder: Encoder,
         admission: Admission,
         metrics: Metrics,
         limits: Limits,
     ) -> None:
-        self._repository = repository
+        self._index = index
         self._admission = admission
         self._encoder = encoder
-        self._metrics = metrics
         self._limits = limits
         # Looked up once: the look-up of a series costs more than its change.
         self._observe_encode_seconds = {
@@ -73,10 +82,10 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         self, request: pb.GenerateImagesRequest, context: Context
     ) -> Reply:
         """Generate all images, then answer."""
-        deadline = deadline_of(context, self._limits.deadline_seconds)
+        deadline = self._limits.deadline_of(context)
         number = parse_version("model_version", request.model_version)
-        await self._repository.wait_for_first_look(request.model_name)
-        with self._repository.use(request.model_name, number) as (version, served):
+        await self._index.wait_for_first_scan(request.model_name)
+        with self._index.use(request.model_name, number) as (version, served):
             generation = parse_request(request, served.spec, max_images=self._limits.max_images)
             check_one_reply("format", generation, served.spec)
             note_request(version.name, version.number, generation.count)
@@ -94,45 +103,30 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         self, request: pb.GenerateImagesRequest, context: Context
     ) -> AsyncIterator[Reply]:
         """Answer in chunks. While one is sent the next is made; a slow reader holds that up."""
-        deadline = deadline_of(context, self._limits.deadline_seconds)
+        deadline = self._limits.deadline_of(context)
         number = parse_version("model_version", request.model_version)
-        await self._repository.wait_for_first_look(request.model_name)
-        with self._repository.use(request.model_name, number) as (version, served):
+        await self._index.wait_for_first_scan(request.model_name)
+        with self._index.use(request.model_name, number) as (version, served):
             generation = parse_request(request, served.spec, max_images=self._limits.max_images)
             note_request(version.name, version.number, generation.count)
             self._check_encoder(generation)
             with self._admission.taking_images(context, generation.count):
-                rows, truncation = rows_of(generation, served.spec.latent_dim)
-                labels = generation.labels
-                chunk_images = max(1, self._limits.chunk_bytes // served.spec.image_bytes)
-
-                async def make(first: int) -> Reply:
-                    chunk = slice(first, first + chunk_images)
-                    generated = await served.batcher.submit(
-                        rows[chunk],
-                        None if labels is None else labels[chunk],
-                        deadline=deadline,
-                        truncation=truncation,
-                        admitted=first > 0,
-                    )
-                    return await self._respond(version, served, generation, generated, first=first)
-
-                starts = range(0, generation.count, chunk_images)
+                chunks = self._make_chunks(version, served, generation, deadline)
                 # Closed here, or what is made ahead would outlast a call whose caller leaves.
-                async with contextlib.aclosing(one_ahead(make, starts)) as replies:
-                    async for first, reply in replies:
+                async with contextlib.aclosing(chunks) as replies:
+                    async for reply in replies:
                         # Before it is sent: a caller that leaves may have received it.
-                        version.count_images(min(chunk_images, generation.count - first))
+                        version.count_images(reply.message.count)
                         yield reply
 
     async def ListModels(self, _: pb.ListModelsRequest, __: Context) -> pb.ListModelsResponse:
         """Describe every version that has a state."""
-        return pb.ListModelsResponse(models=map(describe_version, self._repository.versions))
+        return pb.ListModelsResponse(models=map(describe_version, self._index.versions))
 
     async def GetModel(self, request: pb.GetModelRequest, _: Context) -> pb.GetModelResponse:
         """Describe one version."""
         number = parse_version("version", request.version)
-        version = self._repository.describe(request.name, number)
+        version = self._index.describe(request.name, number)
         return pb.GetModelResponse(model=describe_version(version))
 
     def _check_encoder(self, generation: GenerationRequest) -> None:
@@ -148,6 +142,27 @@ class ImageGenerationService(ImageGenerationServiceServicer):
                 f"{self._limits.queue_size}",
                 retry_seconds=_ENCODER_RETRY_SECONDS,
             )
+
+    def _make_chunks(
+        self, version: Version, served: Served, generation: GenerationRequest, deadline: float
+    ) -> AsyncGenerator[Reply]:
+        """The replies of a stream, each of at most the chunk size but of one image at least."""
+        rows, truncation = rows_of(generation, served.spec.latent_dim)
+        labels = generation.labels
+        chunk_images = max(1, self._limits.chunk_bytes // served.spec.image_bytes)
+
+        async def make(first: int) -> Reply:
+            chunk = slice(first, first + chunk_images)
+            generated = await served.batcher.submit(
+                rows[chunk],
+                None if labels is None else labels[chunk],
+                deadline=deadline,
+                truncation=truncation,
+                continues=first > 0,
+            )
+            return await self._respond(version, served, generation, generated, first=first)
+
+        return prefetch(make, range(0, generation.count, chunk_images))
 
     async def _respond(
         self,
@@ -192,18 +207,18 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         )
 
 
-async def one_ahead(
+async def prefetch(
     make: Callable[[int], Coroutine[Any, Any, Reply]], starts: Sequence[int]
-) -> AsyncGenerator[tuple[int, Reply]]:
+) -> AsyncGenerator[Reply]:
     """Make one reply after the other, the next while the consumer is busy with the last."""
     loop = asyncio.get_running_loop()
     task = loop.create_task(make(starts[0]))
     try:
-        for index, start in enumerate(starts):
+        for start in starts[1:]:
             reply = await task
-            if index + 1 < len(starts):
-                task = loop.create_task(make(starts[index + 1]))
-            yield start, reply
+            task = loop.create_task(make(start))
+            yield reply
+        yield await task
     finally:
         task.cancel()
         await asyncio.wait([task])

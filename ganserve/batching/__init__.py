@@ -1,1 +1,1 @@
-"""Rows of many calls share model calls: the queue, its order, and the model's threads."""
+"""Dynamic batching: the queue in front of a model, its order, and the threads that run it."""

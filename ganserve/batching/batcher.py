@@ -1,10 +1,10 @@
-"""Hides the queue and the model's threads: callers await their images, batches form by themselves.
+"""Dynamic batching: callers await their images, and the rows of many calls share model calls.
 
 Worker threads take batches from one bounded queue: what waits while a model call runs forms the
 next batch. Requests take turns, so a large one, split over several calls, does not hold up a small
-one. All waiting is on one condition; nothing polls. Threads change places once a batch, not once a
-request: what arrives in one turn of the event loop enters the queue together, the latents of a
-batch are drawn together, and its answers return together.
+one. All waiting is on one condition; nothing polls. Work passes between the event loop and the
+workers once a batch, not once a request: what arrives in one turn of the event loop enters the
+queue together, the latents of a batch are drawn together, and its images return together.
 """
 
 import asyncio
@@ -15,16 +15,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ganserve.batching.answers import Answers, refuse
-from ganserve.batching.call_times import CallTimes
+from ganserve.batching.batch_delay import BatchDelay
+from ganserve.batching.chunk_admission import ChunkAdmission
 from ganserve.batching.entries import Batch, Entry, Generated, Part, gather
-from ganserve.batching.further_parts import FurtherParts
-from ganserve.batching.growth import Growth
+from ganserve.batching.latency_estimate import LatencyEstimate
+from ganserve.batching.results import Results, fail
 from ganserve.batching.row_queue import RowQueue
-from ganserve.cpus import let_others_first
+from ganserve.cpus import lower_thread_priority
 from ganserve.errors import DeadlineExceeded, Overloaded, ShuttingDown
 from ganserve.metrics import AbandonReason, Metrics
 
+# Latents [n, latent_dim] and, of conditional models, labels [n] -> [n, height, width, channels].
 RunBatch = Callable[[NDArray[np.float32], NDArray[np.int64] | None], NDArray[np.uint8]]
 
 # gRPC and we read the clock at different moments: a caller cancelled this close to its deadline
@@ -63,7 +64,7 @@ class Batcher:
             batch_sizes: The only sizes the model is called with; batches are padded up to the
                 next one. The largest is `max_batch_size`. None: every size, nothing is padded.
             max_wait_seconds: How long the oldest row may wait for its batch to fill up.
-            queue_size: Rows that may wait; where one further part is larger, its rows.
+            queue_size: Rows that may wait; where one chunk of a stream is larger, its rows.
             instances: Model calls at the same time.
             inline_seconds: Model calls that are expected to be shorter than this are made in the
                 event loop where no worker is busy: changing threads would take longer.
@@ -82,20 +83,20 @@ class Batcher:
         self._inline_seconds = inline_seconds
         self._on_batch = on_batch
 
-        self._answers = Answers(image_shape, metrics, model_name)
+        self._results = Results(image_shape, metrics, model_name)
         self._abandoned_images = metrics.abandoned_images
 
         self._loop = asyncio.get_running_loop()
         self._arrived: list[Entry] = []  # in this turn of the event loop, on the way to the queue
         self._arrived_rows = 0
-        self._further_parts = FurtherParts(queue_size)
-        self._growth = Growth()
+        self._chunks = ChunkAdmission(queue_size)
+        self._delay = BatchDelay()
         self._changed = threading.Condition(threading.Lock())
-        self._queue = RowQueue(metrics)  # of the event loop and the workers
+        self._queue = RowQueue(metrics)  # used under the lock, but for `waiting`
         self._idle = 0  # workers waiting for work
         self._shared_at = 0.0  # when idle workers last were to share what waited
         self._closing = False
-        self._call_times = CallTimes()
+        self._latency = LatencyEstimate()
         self._workers = [
             threading.Thread(target=self._work, name=f"{model_name}-{index}", daemon=True)
             for index in range(instances)
@@ -110,13 +111,13 @@ class Batcher:
         *,
         deadline: float,  # on time.monotonic
         truncation: float = 1.0,
-        admitted: bool = False,
+        continues: bool = False,
     ) -> Generated:
         """Wait for the images of these seeds or latents.
 
         The latents of seeds are multiplied by `truncation`; given ones are taken as they are.
-        `admitted` marks a further part of a call that was admitted before: where the queue is full
-        it waits for room.
+        `continues` marks a further chunk of a call that was admitted before: where the queue is
+        full it waits for room.
 
         Raises:
             Overloaded: the queue is full.
@@ -124,23 +125,23 @@ class Batcher:
             DeadlineExceeded: the deadline passed before the last row reached the model.
         """
         entry = Entry(rows, labels, truncation, deadline, self._loop.create_future())
-        self._admit(entry, admitted)
+        self._admit(entry, continues)
         try:
-            return await entry.answer
+            return await entry.future
         except asyncio.CancelledError:
             on_time = time.monotonic() < deadline - DEADLINE_SLACK_SECONDS
             self._abandon(entry, "cancelled" if on_time else "deadline")
             raise
         finally:
-            if admitted:
-                self._further_parts.end(entry)
-            if self._further_parts:
-                self._let_in()
+            if continues:
+                self._chunks.end(entry)
+            if self._chunks:
+                self._admit_chunks()
 
     async def close(self) -> None:
         """Refuse what is new, answer what was accepted, stop the workers."""
-        self._further_parts.lift_limit()
-        self._let_in()
+        self._chunks.lift_limit()
+        self._admit_chunks()
         self._enqueue_arrived()
         with self._changed:
             self._closing = True
@@ -148,16 +149,16 @@ class Batcher:
         for worker in self._workers:
             await asyncio.to_thread(worker.join)
 
-    def _admit(self, entry: Entry, admitted: bool) -> None:
+    def _admit(self, entry: Entry, continues: bool) -> None:
         if self._closing:
             raise ShuttingDown("the model is being taken out of service")
-        if admitted:
-            self._further_parts.add(entry)
-            self._let_in()
+        if continues:
+            self._chunks.add(entry)
+            self._admit_chunks()
             return
-        waiting = self._waiting() + self._further_parts.kept_rows()
+        waiting = self._waiting() + self._chunks.reserved_rows()
         if waiting + entry.size > self._queue_size:
-            wait = waiting * self._call_times.seconds_per_row / self._instances
+            wait = waiting * self._latency.seconds_per_row / self._instances
             raise Overloaded(
                 f"the queue is full: {waiting} images wait, {entry.size} more would pass the "
                 f"limit of {self._queue_size}",
@@ -165,9 +166,9 @@ class Batcher:
             )
         self._arrive(entry)
 
-    def _let_in(self) -> None:
-        """Let further parts enter; called whenever rows have left the queue or a part has ended."""
-        while (entry := self._further_parts.let_in(self._waiting())) is not None:
+    def _admit_chunks(self) -> None:
+        """Let chunks enter; called whenever rows have left the queue or a chunk has ended."""
+        while (entry := self._chunks.admit(self._waiting())) is not None:
             self._arrive(entry)
 
     def _waiting(self) -> int:
@@ -193,7 +194,7 @@ class Batcher:
 
     def _abandon(self, entry: Entry, reason: AbandonReason) -> None:
         """Take out what is left of an entry whose caller has gone."""
-        if entry in self._further_parts:
+        if entry in self._chunks:
             self._abandoned_images.labels(reason).inc(entry.size)
             return
         self._enqueue_arrived()
@@ -204,10 +205,10 @@ class Batcher:
         """Bring what arrived to the model: here and now if that is quick, else by a worker."""
         waiting = self._waiting()
         is_quick = self._is_quick(waiting)
-        if is_quick and waiting < self._max_batch_size and self._is_growing():
+        if is_quick and waiting < self._max_batch_size and self._should_wait():
             self._loop.call_soon(self._start_arrived)
             return
-        self._growth.end()
+        self._delay.reset()
         self._enqueue_arrived(notify=not is_quick)
         if is_quick:
             self._run_inline()
@@ -215,20 +216,20 @@ class Batcher:
     def _is_quick(self, rows: int) -> bool:
         if self._idle < self._instances or self._max_wait_seconds:
             return False
-        return self._call_times.expect(min(rows, self._max_batch_size)) <= self._inline_seconds
+        return self._latency.expect(min(rows, self._max_batch_size)) <= self._inline_seconds
 
-    def _is_growing(self) -> bool:
+    def _should_wait(self) -> bool:
         arrived = self._arrived
-        return bool(arrived) and self._growth.goes_on(self._arrived_rows, arrived[0].admitted_at)
+        return bool(arrived) and self._delay.should_wait(self._arrived_rows, arrived[0].admitted_at)
 
     def _run_inline(self) -> None:
         """Run one batch; the event loop takes another turn before the next."""
         with self._changed:
-            parts = self._take(alone=True)
+            parts = self._take(share=False)
             if self._queue:
                 self._loop.call_soon(self._start_arrived)
-        self._growth.learn(alone=len(parts) == 1)
         if parts:
+            self._delay.learn(alone=len(parts) == 1)
             began = time.monotonic()
             try:
                 self._finish(self._run(parts))
@@ -238,7 +239,7 @@ class Batcher:
     # From here on in the worker threads.
 
     def _work(self) -> None:
-        let_others_first()
+        lower_thread_priority()
         while parts := self._next_parts():
             began = time.monotonic()
             try:
@@ -252,47 +253,45 @@ class Batcher:
 
     def _next_parts(self) -> list[Part]:
         """Wait for rows and take them; empty when closing and nothing is left."""
+        parts: list[Part] = []
         with self._changed:
-            while True:
-                patience = self._patience()
-                if self._queue and patience <= 0:
-                    if parts := self._take():
-                        break
-                elif self._closing:
-                    return []
+            while not parts and (self._queue or not self._closing):
+                wait_seconds = self._seconds_to_wait()
+                if self._queue and wait_seconds <= 0:
+                    parts = self._take(share=True)
                 else:
                     self._idle += 1
-                    self._changed.wait(patience if self._queue else None)
+                    self._changed.wait(wait_seconds if self._queue else None)
                     self._idle -= 1
             if self._queue and self._idle:
                 self._changed.notify()
-            return parts
+        return parts
 
-    def _patience(self) -> float:
-        """How long the batch that could be taken now should wait for more, in seconds."""
+    def _seconds_to_wait(self) -> float:
+        """How long the batch that could be taken now should wait for more rows."""
         if not self._queue or self._closing or self._queue.waiting >= self._max_batch_size:
             return 0.0
-        oldest = self._queue.oldest() if self._max_wait_seconds else 0.0
+        oldest = self._queue.oldest_admitted_at() if self._max_wait_seconds else 0.0
         if oldest <= self._shared_at:  # left for another worker, not to wait for more
             return 0.0
         return oldest + self._max_wait_seconds - time.monotonic()
 
-    def _take(self, *, alone: bool = False) -> list[Part]:
-        """Take one batch off the queue; the lock is held.
+    def _take(self, *, share: bool) -> list[Part]:
+        """Take one batch off the queue; the lock is held. Empty where all that waited was late.
 
-        Idle workers share what waits, except with a caller that is to be `alone`; but halves of a
-        batch are as small as pays off.
+        To `share` is to leave idle workers theirs, but no less than half a full batch is taken:
+        smaller ones do not pay off.
         """
-        share = self._queue.waiting if alone else -(-self._queue.waiting // (1 + self._idle))
-        room = min(self._max_batch_size, max(share, -(-self._max_batch_size // 2)))
-        parts, late = self._queue.take(room)
-        if self._idle and not alone:
+        rows = -(-self._queue.waiting // (1 + self._idle)) if share else self._queue.waiting
+        most_rows = min(self._max_batch_size, max(rows, -(-self._max_batch_size // 2)))
+        parts, late = self._queue.take(most_rows)
+        if self._idle and share:
             self._shared_at = time.monotonic()
-        if self._further_parts:
-            self._loop.call_soon_threadsafe(self._let_in)
+        if self._chunks:
+            self._loop.call_soon_threadsafe(self._admit_chunks)
         for entry in late:
             error = DeadlineExceeded("the deadline passed before the images were generated")
-            self._loop.call_soon_threadsafe(refuse, entry, error)
+            self._loop.call_soon_threadsafe(fail, entry, error)
         return parts
 
     def _run(self, parts: list[Part]) -> Batch:
@@ -315,12 +314,12 @@ class Batcher:
         for part in parts:
             error = RuntimeError("the model failed on a batch")
             error.__cause__ = cause
-            self._loop.call_soon_threadsafe(refuse, part.entry, error)
+            self._loop.call_soon_threadsafe(fail, part.entry, error)
 
     # In the event loop again.
 
     def _finish(self, batch: Batch) -> None:
-        self._answers.hand_out(batch)
-        self._call_times.note(batch.rows, batch.seconds)
+        self._results.deliver(batch)
+        self._latency.update(batch.rows, batch.seconds)
         if self._on_batch is not None:
             self._on_batch(batch, None)

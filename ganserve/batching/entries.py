@@ -1,4 +1,4 @@
-"""Hides what waits in a queue and what a model call takes of it: entries, their rows, batches."""
+"""What waits in a queue, and what a model call takes of it: entries, their rows, batches."""
 
 import asyncio
 import time
@@ -23,15 +23,15 @@ class Generated(NamedTuple):
 class Entry:
     """One submission.
 
-    What is queued belongs to whoever holds the batcher's lock, what is done to the event loop.
+    `taken` is changed under the batcher's lock alone, what is done in the event loop alone.
     """
 
     __slots__ = (
         "admitted_at",
-        "answer",
         "compute_seconds",
         "deadline",
         "done",
+        "future",
         "labels",
         "pixels",
         "queue_seconds",
@@ -44,17 +44,17 @@ class Entry:
 
     def __init__(
         self,
-        rows: NDArray[np.float32] | NDArray[np.uint64],
-        labels: NDArray[np.int64] | None,
+        rows: NDArray[np.float32] | NDArray[np.uint64],  # latents [n, latent_dim] or seeds [n]
+        labels: NDArray[np.int64] | None,  # [n]
         truncation: float,
         deadline: float,
-        answer: asyncio.Future[Generated],
+        future: asyncio.Future[Generated],
     ) -> None:
-        self.rows = rows  # latents [n, latent_dim] or seeds [n]
-        self.labels = labels  # [n]
+        self.rows = rows
+        self.labels = labels
         self.truncation = truncation  # of the latents of seeds
         self.deadline = deadline  # on time.monotonic
-        self.answer = answer
+        self.future = future
         self.admitted_at = time.monotonic()
         self.size = len(rows)
         self.taken = 0  # rows handed to the model
@@ -127,7 +127,7 @@ def _gather_latents(parts: list[Part], latent_dim: int) -> NDArray[np.float32]:
 
 
 def _draw(parts: list[Part], latent_dim: int) -> NDArray[np.float32]:
-    """The latents of seeds, each multiplied by the truncation of its entry."""
+    """The latents of seeds, [rows, latent_dim], each multiplied by the truncation of its entry."""
     seeds = [entry.rows[start:stop] for entry, start, stop in parts]
     latents = draw_latents(np.concatenate(seeds), latent_dim)
     if any(part.entry.truncation != 1.0 for part in parts):

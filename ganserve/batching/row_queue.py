@@ -1,4 +1,4 @@
-"""Hides the order in which rows get their turn: what waits for a model, and what a call takes."""
+"""The queue in front of a model: the rows that wait, taken round-robin from their requests."""
 
 import time
 from collections import deque
@@ -29,15 +29,15 @@ class RowQueue:
         self._entries.extend(entries)
         self._count(rows)
 
-    def oldest(self) -> float:
+    def oldest_admitted_at(self) -> float:
         """When the entry that waits for longest was admitted, on time.monotonic."""
         return min(entry.admitted_at for entry in self._entries)
 
     def take(self, most_rows: int) -> tuple[list[Part], list[Entry]]:
         """Take rows for one model call, and take out what is too late.
 
-        Each entry gets its turn; what is left of it waits behind the others. Also returned are the
-        entries whose deadlines have passed, which the event loop had no time to notice.
+        Round-robin: what is left of an entry waits behind the others. Also returned are the entries
+        whose deadlines have passed, which the event loop had no time to notice.
         """
         parts: list[Part] = []
         late: list[Entry] = []

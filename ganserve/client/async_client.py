@@ -1,4 +1,4 @@
-"""Hides channel, retries and messages behind coroutines that take seeds and return images."""
+"""The client for event loops: coroutines that take seeds and return images."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Hides what gRPC does for a client by itself: further attempts, and several servers in turn."""
+"""What gRPC does for a client by itself: further attempts, and several servers in turn."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Hides how a client shows who it is and learns whom it talks to: TLS and tokens."""
+"""TLS and tokens: how a client shows who it is and learns whom it talks to."""
 
 from dataclasses import dataclass
 from pathlib import Path

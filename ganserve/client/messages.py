@@ -1,4 +1,4 @@
-"""Hides how a question to a server becomes a message, its reply an array, its failure an error."""
+"""What is asked becomes a message, a reply an array, and a failure an error that says why."""
 
 import contextlib
 import inspect

@@ -1,4 +1,4 @@
-"""Hides the message in which a server lists its models: each version becomes a plain value."""
+"""The message in which a server lists its models: each version becomes a plain value."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple

@@ -1,4 +1,4 @@
-"""Hides when a call that a busy server refused is made again: as late as the server asks for."""
+"""A call that a busy server refused is made again as late as the server asks for."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Hides of which calls a stream is made: no image comes twice, none is left out.
+"""The calls that a stream is made of: no image comes twice, none is left out.
 
 A long stream takes several calls, one after the other, each of them within what servers allow; and
 where a server is lost, another one goes on.

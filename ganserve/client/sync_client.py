@@ -1,4 +1,4 @@
-"""Hides channel, retries and messages behind calls that take seeds and return images."""
+"""The client for threads: calls that take seeds and return images."""
 
 import contextlib
 import queue

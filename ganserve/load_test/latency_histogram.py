@@ -1,4 +1,4 @@
-"""Hides how any number of times is kept in little memory: counts of them in log-linear buckets.
+"""Any number of times in little memory: counts of them in log-linear buckets.
 
 The idea of HdrHistogram (Tene, http://hdrhistogram.org): buckets of equal width within each power
 of two, so that every time is kept to the same three significant digits, however long it is, and

@@ -1,4 +1,4 @@
-"""Hides how one process offers its share of the load and notes what becomes of every call.
+"""One process offers its share of the load and notes what becomes of every call.
 
 Closed loop: a fixed number of calls is under way at any time, so a slow server is asked less.
 Open loop: calls start at random times of a given mean rate, whatever the server does, and their

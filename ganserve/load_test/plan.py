@@ -1,4 +1,4 @@
-"""Hides what the processes of a load test tell each other: a share each, and what came of it."""
+"""What the processes of a load test tell each other: a share each, and what came of it."""
 
 from dataclasses import dataclass, field, replace
 from typing import Self

@@ -1,4 +1,4 @@
-"""Hides how a sweep is drawn: latency over throughput, as PNG, with matplotlib."""
+"""A sweep as a picture: latency over throughput, as PNG, with matplotlib."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Hides how answers are verified: what each seed's image must be, and whether a reply holds it.
+"""Verified answers: what each seed's image must be, and whether a reply holds it.
 
 The images are asked for one at a time before there is load. Under load the same seeds come back in
 many overlapping groups, so that an image that depended on its batch, its place in it or its

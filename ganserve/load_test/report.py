@@ -1,4 +1,4 @@
-"""Hides how the tallies of a load test become figures, warnings and a table."""
+"""The tallies of a load test become figures, warnings and a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Hides how a load test goes: references, connections, one process or several, figures.
+"""A load test as a whole: references, connections, one process or several, figures.
 
 The load is offered by this process, or by several others where one Python process is too slow.
 """

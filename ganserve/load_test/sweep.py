@@ -1,4 +1,4 @@
-"""Hides how load is raised step by step, when that is enough, and where the knee is.
+"""A sweep: load is raised step by step until that is enough, and the knee is found.
 
 The knee is the load of highest power, throughput over mean latency, among those that were carried:
 beyond it latency grows faster than throughput (Kleinrock, "Power and deterministic rules of thumb

@@ -1,4 +1,4 @@
-"""Hides the processes of a load test: started, begun at the same moment, heard out, ended.
+"""The processes of a load test: started, begun at the same moment, heard out, ended.
 
 Each reads its plan as a line of JSON, connects, says so, waits for the moment to begin and answers
 with its tally. Whatever else comes, be it the end of the pipe, makes it stop: no process outlives

@@ -1,4 +1,4 @@
-"""Hides the artifact's metadata and its known answers, as docs/artifact.md defines them."""
+"""An artifact's metadata and its golden images, as docs/artifact.md defines them."""
 
 import base64
 import hashlib
@@ -28,7 +28,7 @@ def _decode_base64(text: object) -> bytes:
 
 
 class GoldenImage(BaseModel):
-    """One known answer."""
+    """One image that the model must make again."""
 
     seed: Annotated[int, Field(ge=0, lt=2**64)]
     label: Annotated[int, Field(ge=0)] | None = None
@@ -44,7 +44,7 @@ class Tolerance(BaseModel):
 
 
 class Golden(BaseModel):
-    """The known answers."""
+    """The golden images, and how far off they may be."""
 
     images: Annotated[list[GoldenImage], Field(min_length=1, max_length=_MOST_GOLDEN_IMAGES)]
     tolerance: Tolerance
@@ -83,15 +83,15 @@ def parse_metadata(text: str | None) -> Metadata:
         raise ModelError(
             f"metadata gan: expected at most {_LONGEST_TEXT} characters, got {len(text)}"
         )
-    # A comma or a bracket is before each value, be it within a text.
+    # Before each value stands a comma or a bracket; those within texts are counted too.
     if sum(map(text.count, ",[{")) > _MOST_VALUES:
         raise ModelError(f"metadata gan: expected at most {_MOST_VALUES} values, got more")
     try:
         return Metadata.model_validate_json(text)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(shorten(part) for part in ("gan", *problem["loc"]))
-        got = "" if problem["type"] == "missing" else f", got {shorten(problem['input'])}"
+        where = ".".join(_shorten(part) for part in ("gan", *problem["loc"]))
+        got = "" if problem["type"] == "missing" else f", got {_shorten(problem['input'])}"
         raise ModelError(f"metadata {where}: {problem['msg']}{got}") from error
 
 
@@ -114,7 +114,7 @@ def check_golden_image(
         )
 
 
-def _decode_png(image: GoldenImage, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _decode_png(image: GoldenImage, shape: tuple[int, ...]) -> NDArray[np.uint8]:  # of that shape
     height, width, channels = shape
     try:
         with Image.open(io.BytesIO(image.png), formats=["PNG"]) as png:
@@ -129,7 +129,7 @@ def _decode_png(image: GoldenImage, shape: tuple[int, ...]) -> NDArray[np.uint8]
         raise ModelError(f"golden image of seed {image.seed}: not a PNG: {error}") from error
 
 
-def shorten(value: object, limit: int = 80) -> str:
+def _shorten(value: object) -> str:
     """Keep a message to one line of fair length."""
     text = value if isinstance(value, str) else repr(value)  # `ModelError` escapes it
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,4 +1,4 @@
-"""Hides which sizes of a batch give each of its images the same bits."""
+"""The search for batch sizes at which each image has the same bits."""
 
 from collections.abc import Callable, Iterable, Sequence
 

@@ -1,4 +1,4 @@
-"""Hides the buffers of a session on a GPU: a call copies in, runs, and copies out.
+"""A session with buffers of its own on a GPU: a call copies in, runs, and copies out.
 
 ONNX Runtime would else allocate for each call, and could not replay it as a CUDA graph, which reads
 and writes the addresses that it was captured with.
@@ -43,8 +43,8 @@ class _Buffers(NamedTuple):
 class BoundSession:
     """A session that is called with a few batch sizes alone; `run` is `InferenceSession`'s.
 
-    Its buffers are of one thread at a time: of the one that loads the model, until `hand_over`
-    gives it to a thread that serves. That is one thread for all models of a GPU, and not a lock,
+    One thread at a time owns its buffers: the one that loads the model, until `hand_over` gives
+    them to the one that serves. That is one thread for all models of a GPU, and not a lock,
     because ONNX Runtime keeps CUDA graphs with the thread that captured them, and because no other
     thread may call CUDA while one captures.
     """
@@ -77,18 +77,18 @@ class BoundSession:
         *arguments: _Arguments.args,
         **settings: _Arguments.kwargs,
     ) -> _Result:
-        """Call a function in the thread that this session is of now, and wait for it."""
+        """Call a function in the thread that owns this session now, and wait for it."""
         if self._executor is None:
             return function(*arguments, **settings)
         return self._executor.submit(function, *arguments, **settings).result()
 
     def run(self, names: Sequence[str], feeds: Feeds) -> list[NDArray[np.uint8]]:
-        """Generate one image for each row; the array is the caller's own."""
+        """Generate images [n, height, width, channels], one a row, in an array of the caller's."""
         assert list(names) == [_OUTPUT], names
         return [self.call(self.run_here, feeds)]
 
     def run_here(self, feeds: Feeds) -> NDArray[np.uint8]:
-        """The same in the calling thread, which must be the one that this session is of."""
+        """The same in the calling thread, which must own this session."""
         rows, largest = len(feeds["latents"]), self.batch_sizes[-1]
         if rows > largest:
             first = {name: values[:largest] for name, values in feeds.items()}
@@ -110,7 +110,7 @@ class BoundSession:
         The first one is captured, which takes ONNX Runtime three runs.
         """
         assert self._cuda_graphs
-        graph = self.batch_sizes.index(size) + 1 if use else _NO_GRAPH  # 0 is not for us
+        graph = self.batch_sizes.index(size) + 1 if use else _NO_GRAPH  # 0 is ONNX Runtime's own
         self._options[size] = self._options_of(graph)
 
     def keep_only(self, batch_sizes: Sequence[int]) -> None:

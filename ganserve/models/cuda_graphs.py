@@ -1,4 +1,4 @@
-"""Hides at which batch sizes calls are CUDA graphs: where they can be captured, and are quicker."""
+"""The batch sizes at which calls are CUDA graphs: where they can be captured, and are quicker."""
 
 import time
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Hides how a model gets onto a GPU: options, buffers, batch sizes that agree, CUDA graphs."""
+"""The way of a model onto a GPU: options, buffers, batch sizes that agree, CUDA graphs."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from ganserve.models.batch_sizes import find_agreeing_sizes
 from ganserve.models.bound_session import BoundSession
 from ganserve.models.cuda_graphs import choose_graphs
 from ganserve.models.model_spec import ModelSpec, make_feeds, runner_of_rows
-from ganserve.models.onnx_weights import PartedFile
+from ganserve.models.onnx_weights import SplitFile
 from ganserve.models.providers import choose_providers, engine_folder
 from ganserve.models.runtime import one_line, open_session, runtime_version
 from ganserve.setting_values import CudaGraphs, Device, Reproducibility
@@ -35,7 +35,7 @@ class GpuSettings:
 
 
 def open_on_gpu(
-    file: PartedFile,
+    file: SplitFile,
     spec: ModelSpec,
     check: Callable[[BoundSession], None],
     *,
@@ -46,8 +46,8 @@ def open_on_gpu(
 ) -> BoundSession:
     """Open a session there, ready to serve at those of the batch sizes that may be used.
 
-    `check` raises where the session makes other images than it should. With the device `cpu` all is
-    the same, for tests.
+    `check` raises where the session makes other images than it should. The device may be `cpu` too,
+    so that tests can take the same way.
 
     Raises:
         ModelError: the model cannot be served as the settings want it.
@@ -61,7 +61,7 @@ def open_on_gpu(
 def with_graphs_if_possible(
     prepare: Callable[..., _Prepared], mode: CudaGraphs, digest: str
 ) -> _Prepared:
-    """What `prepare(cuda_graphs=...)` makes: with CUDA graphs, and with `auto` else without."""
+    """Call `prepare` for CUDA graphs; where that fails, and the mode is `auto`, for none."""
     if mode == "off":
         return prepare(cuda_graphs=False)
     try:
@@ -76,7 +76,7 @@ def with_graphs_if_possible(
 
 
 def _prepare(
-    file: PartedFile,
+    file: SplitFile,
     spec: ModelSpec,
     check: Callable[[BoundSession], None],
     device: Device,

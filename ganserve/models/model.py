@@ -1,4 +1,4 @@
-"""Hides how an artifact file becomes a checked, warm model on its device, or a clear error."""
+"""An artifact's file becomes a checked, warm model on its device, or a clear error."""
 
 import hashlib
 import logging
@@ -20,7 +20,7 @@ from ganserve.models.gpu_sessions import GpuSettings, open_on_gpu
 from ganserve.models.model_files import read_model_file
 from ganserve.models.model_spec import ModelSpec, make_feeds, read_spec, runner_of_rows
 from ganserve.models.onnx_file import check_fields, check_format, check_onnx_file
-from ganserve.models.onnx_weights import PartedFile, part
+from ganserve.models.onnx_weights import SplitFile, split_weights
 from ganserve.models.providers import FIRST_PROVIDERS
 from ganserve.models.runtime import Session, one_line, open_session, resolve_device
 from ganserve.setting_values import Device
@@ -54,86 +54,91 @@ def load_model(
     device: Device,
     *,
     threads: int,
-    warm_batch_sizes: Sequence[int] | Callable[[str], Sequence[int]] = (1,),
+    warm_batch_sizes: Callable[[str], Sequence[int]] = lambda _: (1,),
     max_bytes: int = 2**30,
     gpu: GpuSettings | None = None,
 ) -> Model:
     """Read, check and warm up an artifact.
 
-    The sizes to warm up may depend on the provider; on a GPU they are the only ones it is called
-    with.
+    Args:
+        path: The artifact's file.
+        device: What it is to run on; `auto` falls back to the CPU.
+        threads: Within one call, on the CPU.
+        warm_batch_sizes: Given a provider's name, the sizes to warm up; on a GPU they are the only
+            ones that the model is called with.
+        max_bytes: How large the file may be.
+        gpu: How models run on a GPU. Its `reproducibility` counts on the CPU too.
 
     Raises:
         ModelError: the file cannot be served.
         UnreadableModel: it cannot be read, which may pass.
         ProviderUnavailable: it could, but not on this device.
     """
-    sizes_of = warm_batch_sizes if callable(warm_batch_sizes) else lambda _: warm_batch_sizes
     try:
-        wanted = resolve_device(device)
-        file = read_checked_file(path, max_bytes)
-        # On the CPU first, wherever it is to run: what a GPU's options name stands in the graph.
-        session = open_session(file, "cpu", threads)
-        metadata = parse_metadata(session.get_modelmeta().custom_metadata_map.get("gan"))
-        spec = read_spec(session, metadata, hashlib.sha256(file.content).hexdigest())
-        if wanted != "cpu":
-            try:
-                return load_on_gpu(
-                    file,
-                    replace(spec, provider=FIRST_PROVIDERS[wanted]),
-                    metadata.golden,
-                    device=wanted,
-                    batch_sizes=sizes_of(FIRST_PROVIDERS[wanted]),
-                    threads=threads,
-                    settings=gpu or GpuSettings(ThreadPoolExecutor(1)),
-                )
-            except ProviderUnavailable as error:
-                if device != "auto":
-                    raise
-                logger.warning("%s; device auto falls back to the CPU", error)
-        model = Model(spec, session)
-        check_golden(model, metadata.golden)
-        strict = gpu is None or gpu.reproducibility == "strict"
-        warm_up(model, sizes_of(spec.provider), strict=strict)
+        return _load(path, device, threads, warm_batch_sizes, max_bytes, gpu)
     except ModelError as error:
         raise type(error)(error.problem, path) from error
     except Exception as error:  # the file is not ours to trust, ONNX Runtime raises many kinds
         raise ModelError(f"cannot be run: {one_line(error)}", path) from error
+
+
+def _load(
+    path: Path,
+    device: Device,
+    threads: int,
+    warm_batch_sizes: Callable[[str], Sequence[int]],
+    max_bytes: int,
+    gpu: GpuSettings | None,
+) -> Model:
+    wanted = resolve_device(device)
+    file = read_checked_file(path, max_bytes)
+    # On the CPU first, wherever it is to run: a GPU's options depend on what the graph says.
+    session = open_session(file, "cpu", threads)
+    metadata = parse_metadata(session.get_modelmeta().custom_metadata_map.get("gan"))
+    spec = read_spec(session, metadata, hashlib.sha256(file.content).hexdigest())
+    if wanted != "cpu":
+        try:
+            return load_on_gpu(
+                file,
+                replace(spec, provider=FIRST_PROVIDERS[wanted]),
+                metadata.golden,
+                device=wanted,
+                batch_sizes=warm_batch_sizes(FIRST_PROVIDERS[wanted]),
+                threads=threads,
+                settings=gpu or GpuSettings(ThreadPoolExecutor(1)),
+            )
+        except ProviderUnavailable as error:
+            if device != "auto":
+                raise
+            logger.warning("%s; device auto falls back to the CPU", error)
+    model = Model(spec, session)
+    check_golden(model, metadata.golden)
+    strict = gpu is None or gpu.reproducibility == "strict"
+    warm_up(model, warm_batch_sizes(spec.provider), strict=strict)
     return model
 
 
-def read_checked_file(path: Path, max_bytes: int) -> PartedFile:
+def read_checked_file(path: Path, max_bytes: int) -> SplitFile:
     """Read a model's file, and look through it before ONNX Runtime sees any of it.
 
     Raises:
         UnreadableModel: it cannot be read.
-        ModelError: it holds what no model may hold.
+        ModelError: it is no file, too large, or holds what no model may hold.
     """
-    content = read_content(path, max_bytes)
+    try:
+        content = read_model_file(path, max_bytes)
+    except OSError as error:  # of all failures to load a model the one worth another attempt
+        raise UnreadableModel(f"cannot be read: {error.strerror}") from error
     check_fields(content)
-    file = part(content)
+    file = split_weights(content)
     check_onnx_file(file.outline)
     for handed_over in (file.graph, file.content):  # other bytes than those looked through
         check_format(handed_over)
     return file
 
 
-def read_content(path: Path, max_bytes: int) -> memoryview:
-    """The bytes of a model's file.
-
-    Raises:
-        UnreadableModel: it cannot be read; of other failures while a model is loaded this tells
-            those that are worth another attempt.
-        ModelError: it is no file, or too large.
-    """
-    try:
-        return read_model_file(path, max_bytes)
-    except OSError as error:
-        raise UnreadableModel(f"cannot be read: {error.strerror}") from error
-
-
 def load_on_gpu(
-    file: PartedFile,
+    file: SplitFile,
     spec: ModelSpec,
     golden: Golden,
     *,

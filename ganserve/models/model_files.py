@@ -1,4 +1,4 @@
-"""Hides the layout of the repository's folder: NAME/VERSION/model.onnx."""
+"""The layout of the repository's folder, NAME/VERSION/model.onnx, and how its files are read."""
 
 import os
 import stat
@@ -14,9 +14,10 @@ _PIECE_BYTES = 256 * 1024
 
 @dataclass(frozen=True)
 class Candidate:
-    """A version's file on disk. `stamp` changes with its content.
+    """A version's file on disk.
 
-    Where not even that can be read there is none, and loading it will say why.
+    `stamp` changes with the file's content. It is None where not even that can be read; loading the
+    file will say why.
     """
 
     name: str
@@ -121,9 +122,16 @@ def _candidates(folder: Path) -> list[Candidate]:
     return sorted(candidates, key=lambda candidate: -candidate.version)
 
 
+def parse_version_number(text: str) -> int | None:
+    """The number that a folder's name, or a request, gives a version; None if it is none."""
+    # More digits than any version has would make the conversion itself costly.
+    is_number = text.isascii() and text.isdigit() and text[0] != "0" and len(text) <= 18
+    return int(text) if is_number else None
+
+
 def _candidate(name: str, folder: Path) -> Candidate | None:
-    number = folder.name
-    if not (number.isascii() and number.isdigit() and number[0] != "0" and len(number) <= 18):
+    number = parse_version_number(folder.name)
+    if number is None:
         return None
     path = folder / "model.onnx"
     try:
@@ -131,5 +139,5 @@ def _candidate(name: str, folder: Path) -> Candidate | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError:  # such as another user's folder; it may be there, so what serves of it stays
-        return Candidate(name, int(number), path, None)
-    return Candidate(name, int(number), path, (status.st_ino, status.st_size, status.st_mtime_ns))
+        return Candidate(name, number, path, None)
+    return Candidate(name, number, path, (status.st_ino, status.st_size, status.st_mtime_ns))

@@ -1,4 +1,4 @@
-"""Hides what an artifact says of itself: its graph's inputs and output, and its metadata."""
+"""What callers may know of a model, read from its graph's inputs and output and its metadata."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,7 +97,10 @@ def runner_of_rows(session: Session | BoundSession, spec: ModelSpec, count: int)
 
 
 def make_feeds(spec: ModelSpec, size: int, variant: int = 0) -> dict[str, NDArray[Any]]:
-    """Some inputs for a batch of that size, other ones for each variant."""
+    """Inputs for a batch: latents [size, latent_dim] and, of conditional models, labels [size].
+
+    Each variant has other ones.
+    """
     seeds = np.arange(variant * size, (variant + 1) * size, dtype=np.uint64)
     feeds: dict[str, NDArray[Any]] = {"latents": draw_latents(seeds, spec.latent_dim)}
     if spec.class_names:

@@ -1,4 +1,4 @@
-"""Hides what an ONNX file may hold: a file from elsewhere is looked through before it is run.
+"""What an ONNX file may hold: a file from elsewhere is checked before it is run.
 
 ONNX Runtime would follow paths that stand in a file and run operators of every domain it knows, one
 of which (`EPContext`) opens files and runs machine code. Some of the standard's repeat others for

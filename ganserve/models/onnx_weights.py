@@ -1,4 +1,4 @@
-"""Hides how weights reach ONNX Runtime uncopied: a file is parted into its graph and their places.
+"""Weights reach ONNX Runtime uncopied: a file is split into its graph and their places in it.
 
 Where protobuf reads a whole file, and ONNX Runtime again, weights are copied under Python's lock,
 and every call that is under way waits for it. So long weights are cut out of the graph and handed
@@ -18,10 +18,10 @@ WEIGHTS_NAME = "weights"  # under which the graph asks for the file's bytes
 _SHORTEST = 1024  # bytes; ONNX Runtime looks into shorter ones while it reads the graph
 
 
-class PartedFile(NamedTuple):
+class SplitFile(NamedTuple):
     """An ONNX file and what is left of it without its long weights.
 
-    A file that cannot be parted, for whatever reason, is all three.
+    A file that cannot be split, for whatever reason, is all three.
     """
 
     content: bytes | memoryview
@@ -29,38 +29,38 @@ class PartedFile(NamedTuple):
     graph: bytes  # the weights replaced by their places in `content`
 
     @property
-    def is_parted(self) -> bool:
+    def is_split(self) -> bool:
         """Whether ONNX Runtime needs the content beside the graph."""
         return self.graph is not self.content
 
 
-def part(content: bytes | memoryview) -> PartedFile:
-    """Part an ONNX file. Never fails: what is no such file is left whole.
+def split_weights(content: bytes | memoryview) -> SplitFile:
+    """Take the long weights out of an ONNX file. Never fails: what is no such file stays whole.
 
     It takes Python some time and memory for each field of the graph and its weights.
     """
     try:
-        return _part(content)
+        return _split(content)
     except Malformed:  # others will say so better
         whole = bytes(content)
-        return PartedFile(whole, whole, whole)
+        return SplitFile(whole, whole, whole)
 
 
-def _part(content: bytes | memoryview) -> PartedFile:
+def _split(content: bytes | memoryview) -> SplitFile:
     outline, graph = [], []
     for field in read_fields(content, 0, len(content)):
         if field.is_message(_GRAPH):
             fields = read_fields(content, field.body, field.end)
-            inner = [_part_graph_field(content, f) for f in fields]
+            inner = [_split_graph_field(content, f) for f in fields]
             outline.append(delimited(_GRAPH, b"".join(without for without, _ in inner)))
             graph.append(delimited(_GRAPH, b"".join(placed for _, placed in inner)))
         else:
             outline.append(_copy(content, field))
             graph.append(outline[-1])
-    return PartedFile(content, b"".join(outline), b"".join(graph))
+    return SplitFile(content, b"".join(outline), b"".join(graph))
 
 
-def _part_graph_field(content: bytes | memoryview, field: Field) -> tuple[bytes, bytes]:
+def _split_graph_field(content: bytes | memoryview, field: Field) -> tuple[bytes, bytes]:
     """A field of the graph without its weights, and with their place; as it is, if it has none."""
     if field.is_message(_INITIALIZER):
         inner = [*read_fields(content, field.body, field.end)]

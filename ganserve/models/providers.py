@@ -1,4 +1,4 @@
-"""Hides what ONNX Runtime's execution providers are asked for: their names and options.
+"""The execution providers of ONNX Runtime: their names, and the options they are given.
 
 All values are text. The options of CUDA are those of `CUDAExecutionProviderInfo`, those of TensorRT
 of `TensorrtExecutionProviderInfo`; either refuses a name that it does not know.

@@ -1,4 +1,4 @@
-"""Hides ONNX Runtime: which build is installed, and how a session is opened on a device or not."""
+"""ONNX Runtime: which build is installed, and how a session is opened on a device, or is not."""
 
 import importlib.metadata
 import importlib.util
@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from ganserve.errors import ModelError, ProviderUnavailable, StartupError, escape
-from ganserve.models.onnx_weights import WEIGHTS_NAME, PartedFile
+from ganserve.models.onnx_weights import WEIGHTS_NAME, SplitFile
 from ganserve.models.providers import CPU_PROVIDER, CUDA_PROVIDER, FIRST_PROVIDERS, Provider
 from ganserve.setting_values import Device
 
@@ -77,7 +77,7 @@ def resolve_device(device: Device) -> Device:
 
 
 def open_session(
-    file: PartedFile,
+    file: SplitFile,
     device: Device,
     threads: int,
     *,
@@ -95,9 +95,9 @@ def open_session(
     options = session_options(threads)
     options.use_deterministic_compute = deterministic
     graph = file.graph
-    if file.is_parted and device == "tensorrt":  # which parses the model itself
+    if file.is_split and device == "tensorrt":  # which parses the model itself
         graph = bytes(file.content)
-    elif file.is_parted:
+    elif file.is_split:
         options.add_external_initializers_from_files_in_memory(
             [WEIGHTS_NAME], [file.content], [len(file.content)]
         )

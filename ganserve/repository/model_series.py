@@ -1,6 +1,5 @@
-"""Hides which series of metrics there are for models and versions, and when they go."""
+"""The time series of models and versions in the metrics: when they begin, and when they go."""
 
-import contextlib
 from collections import deque
 from collections.abc import Collection
 
@@ -30,8 +29,7 @@ class ModelSeries:
     def hide(self, name: str) -> None:
         """Show no state of a model that is not there any more."""
         for gauge in (self._metrics.model_ready, self._metrics.model_failed_versions):
-            with contextlib.suppress(KeyError):
-                gauge.remove(name)
+            gauge.remove_by_labels({"model": name})
 
     def begin(self, version: Version, seconds: float) -> None:
         """Show that a version serves, after so many seconds of loading."""
@@ -60,13 +58,23 @@ class ModelSeries:
         while len(self._counted) > _COUNTED_VERSIONS:
             oldest = self._counted.popleft()
             if oldest not in known and oldest not in self._counted:
-                self._metrics.forget_version(*oldest)
+                self._forget_images(*oldest)
         if version.name not in names and all(name != version.name for name, _ in known):
             self.forget_model(version.name)
 
     def forget_model(self, name: str) -> None:
         """Drop all that there is of a model that is gone with all of its versions."""
-        self._metrics.forget_model(name)
+        metrics = self._metrics
+        for metric in (
+            *(metrics.compute_seconds, metrics.batch_images, metrics.images),
+            *(metrics.padding_images, metrics.model_info, metrics.model_ready),
+            *(metrics.model_loads, metrics.model_load_seconds, metrics.model_workers),
+            metrics.model_failed_versions,
+        ):
+            metric.remove_by_labels({"model": name})
+
+    def _forget_images(self, name: str, number: int) -> None:
+        self._metrics.images.remove_by_labels({"model": name, "version": str(number)})
 
 
 def _info_labels(version: Version) -> tuple[str, ...]:

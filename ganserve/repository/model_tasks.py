@@ -1,4 +1,4 @@
-"""Hides how models are brought up to date beside each other, each one's looks in their order."""
+"""Models are brought up to date beside each other, each after its scans in their order."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,10 +9,10 @@ Refresh = Callable[[str, list[Candidate]], Awaitable[None]]
 
 
 class ModelTasks:
-    """One task a model, for as long as there is work; a model that is busy takes what is newest."""
+    """One task for each model with work to do, which takes up the newest scan and no older one."""
 
     def __init__(self, refresh: Refresh) -> None:
-        """`refresh` is called with a model's name and what a look found of it."""
+        """`refresh` is called with a model's name and what a scan found of it."""
         self._refresh = refresh
         self._found: dict[str, list[Candidate]] = {}  # that no task has taken up yet
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -23,7 +23,7 @@ class ModelTasks:
         return {name for name, task in self._tasks.items() if not task.done()}
 
     def begin(self, name: str, candidates: list[Candidate]) -> None:
-        """Bring a model up to what a look found, now or as soon as its task has time.
+        """Bring a model up to what a scan found, now or as soon as its task has time.
 
         Raises:
             Exception: that with which its last task failed.
@@ -36,11 +36,11 @@ class ModelTasks:
             self._tasks[name] = asyncio.get_running_loop().create_task(self._follow(name))
 
     def is_outdated(self, candidate: Candidate) -> bool:
-        """Whether a later look has found the file gone or replaced."""
+        """Whether a later scan has found the file gone or replaced."""
         return candidate not in self._found.get(candidate.name, [candidate])
 
     async def wait(self, seconds: float | None) -> None:
-        """Wait until no model is busy, for at most so long; None is for ever.
+        """Wait until no model is busy, at most so many seconds; None is for ever.
 
         Raises:
             Exception: that with which a task failed.

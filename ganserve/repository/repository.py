@@ -1,37 +1,27 @@
-"""Hides the life of models: which versions there are, which serves, how one follows another."""
+"""The life of models: versions are found on disk, loaded, put into service, retired."""
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ganserve.batching.batcher import Batcher
-from ganserve.cpus import let_others_first
-from ganserve.errors import (
-    InvalidRequest,
-    Loading,
-    ModelError,
-    ProviderUnavailable,
-    StartupError,
-    UnknownModel,
-    UnreadableModel,
-)
+from ganserve.cpus import lower_thread_priority
+from ganserve.errors import ModelError, ProviderUnavailable, StartupError, UnreadableModel
 from ganserve.memory import return_free_memory
 from ganserve.metrics import Metrics
 from ganserve.models.model import Model
 from ganserve.models.model_files import Candidate, can_be_read
+from ganserve.repository.model_index import ModelIndex
 from ganserve.repository.model_series import ModelSeries
 from ganserve.repository.model_tasks import ModelTasks
 from ganserve.repository.repository_folder import RepositoryFolder
-from ganserve.repository.versions import ModelState, Served, Version, newest
+from ganserve.repository.versions import ModelState, Served, Version
 from ganserve.setting_values import VersionPolicy
 
 logger = logging.getLogger(__name__)
-
-_FIRST_LOOK_SECONDS = 2.0  # a CPU needs less; who must wait longer had better try elsewhere
 
 
 class Repository:
@@ -43,6 +33,9 @@ class Repository:
 
     `load` is called in a thread; `start_batcher` and `on_change`, called whenever a version
     changes its state, in the event loop.
+
+    Attributes:
+        index: where calls find their versions.
     """
 
     def __init__(
@@ -62,109 +55,40 @@ class Repository:
         self._load = load
         self._start_batcher = start_batcher
         self._series = ModelSeries(metrics)
-        self._default_model = default_model
+        self.index = ModelIndex(default_model)
         self._version_policy = version_policy
         self._on_change = on_change
-        self._names: list[str] = []
-        self._versions: list[Version] = []
-        # By name and number, newest first. Threads ask as well, so a model's dict never changes:
-        # another takes its place.
-        self._serving: dict[str, dict[int, Version]] = {}
         self._retirements: set[asyncio.Task[None]] = set()
         self._tasks = ModelTasks(self._refresh_model)
         # One thread for all: each would keep memory of its own that a model leaves behind.
         self._loader = ThreadPoolExecutor(
-            max_workers=1, thread_name_prefix="models", initializer=let_others_first
+            max_workers=1, thread_name_prefix="models", initializer=lower_thread_priority
         )
         self._loading = asyncio.Lock()  # a version that waits has no state, and may still change
-        self.settled = False  # all models were looked at once
-        self._first_look_over = asyncio.Event()  # or it failed
-
-    @property
-    def names(self) -> list[str]:
-        """The models on disk, sorted."""
-        return self._names
-
-    @property
-    def versions(self) -> list[Version]:
-        """All versions that have a state, by name, newest first."""
-        return sorted(self._versions, key=lambda version: (version.name, -version.number))
 
     @property
     def is_loading(self) -> bool:
-        """Whether what a look found is still being taken up."""
+        """Whether what a scan found is still being taken up."""
         return bool(self._tasks.names)
 
-    def is_serving(self, name: str) -> bool:
-        """Whether some version of the model can be asked for."""
-        return name in self._serving
+    async def refresh(self, timeout_seconds: float | None = None) -> None:
+        """Scan the folder once: load what is new, retire what is gone.
 
-    async def wait_for_first_look(self, name: str) -> None:
-        """Let a call that came early wait for the first models, for at most two seconds.
-
-        The ports are open while they load, and not every client asks for the health beforehand.
-        """
-        over = self._first_look_over
-        if not over.is_set() and (name or self._default_model) not in self._serving:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_FIRST_LOOK_SECONDS):
-                    await over.wait()
-
-    @contextlib.contextmanager
-    def use(
-        self, name: str, number: int | None, *, field: str = "model_name"
-    ) -> Iterator[tuple[Version, Served]]:
-        """Keep a version from being dropped while a call uses it; `field` is where its name came.
-
-        Raises:
-            InvalidRequest: no name is given and there is no default.
-            UnknownModel: there is no such model or version, or other versions of it serve.
-            Loading: no version of it serves yet.
-        """
-        version = self._find_serving(name, number, field)
-        assert version.served is not None
-        version.calls += 1
-        try:
-            yield version, version.served
-        finally:
-            version.calls -= 1
-            if version.calls == 0 and version.state is ModelState.RETIRING:
-                version.idle.set()
-
-    def describe(self, name: str, number: int | None) -> Version:
-        """Find a version in whatever state; the one that serves, or else the newest, if None.
-
-        Of several files that had its number it is the one that serves, or else the one on disk.
-
-        Raises:
-            InvalidRequest: as `use`.
-            UnknownModel: there is no such model or version.
-            Loading: it is not known yet what versions there are.
-        """
-        name = self._resolve_name("name", name)
-        if version := self._serving_version(name, number):
-            return version
-        known = [v for v in self.versions if v.name == name and number in (None, v.number)]
-        if not known:
-            raise self._unknown_version(name, number)
-        return min(known, key=lambda version: version.state is ModelState.RETIRING)
-
-    async def refresh(self, patience_seconds: float | None = None) -> None:
-        """Look at the folder once: load what is new, retire what is gone.
-
-        Return when that is done. Where it takes longer than `patience_seconds` it goes on, and
-        another look may come meanwhile: models wait for each other only to be loaded.
+        Return when that is done. Where it takes longer than `timeout_seconds` it goes on, and
+        another scan may come meanwhile: models wait for each other only to be loaded.
 
         Raises:
             StartupError: the first models cannot run on the device that was asked for.
         """
         try:
-            await self._look(patience_seconds)
+            scanned = await self._folder.scan()
+            if scanned is not None:
+                await self._take_up(*scanned, timeout_seconds)
         except BaseException:
             await self.stop_loading()
             raise
         finally:
-            self._first_look_over.set()
+            self.index.first_scan_over.set()
 
     async def stop_loading(self) -> None:
         """Leave the models as they are."""
@@ -173,115 +97,77 @@ class Repository:
     async def close(self) -> None:
         """Retire everything; return when the last call was answered."""
         await self.stop_loading()
-        while self._serving:
-            for version in self._serving.popitem()[1].values():
-                self._retire(version)
+        for name in self.index.serving_names:
+            self._keep_serving(name, set())
         await asyncio.gather(*self._retirements)
         self._loader.shutdown(wait=False, cancel_futures=True)  # what loads now is of no use
 
-    async def _look(self, patience_seconds: float | None) -> None:
-        seen = await self._folder.look()
-        if seen is None:
-            return
-        found, unreadable = seen
-        self._names = sorted({*found, *(name for name in self._names if name in unreadable)})
-        known = {*found, *self._serving, *(version.name for version in self._versions)}
-        for name in sorted(name for name in known | self._tasks.names if name not in unreadable):
+    async def _take_up(
+        self,
+        found: Mapping[str, list[Candidate]],
+        unreadable: Collection[str],
+        timeout_seconds: float | None,
+    ) -> None:
+        """Bring each model up to what a scan found; those whose folders are unreadable stay."""
+        index = self.index
+        known = {*index.serving_names, *(version.name for version in index.versions)}
+        index.names = sorted({*found, *(name for name in index.names if name in unreadable)})
+        for name in sorted({*found, *known, *self._tasks.names} - {*unreadable}):
             self._tasks.begin(name, found.get(name, []))
-        await self._tasks.wait(patience_seconds)
-        self.settled = self.settled or not self._tasks.names
+        await self._tasks.wait(timeout_seconds)
+        index.settled = index.settled or not self._tasks.names
         self._on_change()
-
-    def _resolve_name(self, field: str, name: str) -> str:
-        name = name or self._default_model or ""
-        if name in self._names:
-            return name
-        if not self._names or not self.settled:
-            raise Loading("no model has been loaded yet")
-        there_are = ", ".join(self._names)
-        if name:
-            raise UnknownModel(f"model {name[:80]!r}: expected one of {there_are}")
-        if len(self._names) > 1:
-            raise InvalidRequest(field, f"expected one of {there_are}, got none")
-        return self._names[0]
-
-    def _find_serving(self, name: str, number: int | None, field: str) -> Version:
-        name = self._resolve_name(field, name)
-        if version := self._serving_version(name, number):
-            return version
-        if name not in self._serving:
-            asked = (v for v in self.versions if v.name == name and number in (None, v.number))
-            if failed := next((version for version in asked if version.error), None):
-                raise Loading(f"model {name!r} version {failed.number}: {failed.error}")
-        raise self._unknown_version(name, number)
-
-    def _serving_version(self, name: str, number: int | None) -> Version | None:
-        serving = self._serving.get(name, {})
-        if number is None:
-            return newest(serving) if serving else None
-        return serving.get(number)
-
-    def _unknown_version(self, name: str, number: int | None) -> UnknownModel | Loading:
-        """What to answer where a version does not serve or, if none serves, has no state."""
-        known = [v for v in self.versions if v.name == name and v.state is not ModelState.RETIRING]
-        more_may_come = not self.settled or any(v.state is ModelState.LOADING for v in known)
-        numbers = [*self._serving.get(name, {})] or [v.number for v in known if not more_may_come]
-        if number is None or not numbers:
-            return Loading(f"model {name!r}: is being loaded")
-        one_of = "one of " if len(numbers) > 1 else ""
-        there_are = ", ".join(map(str, numbers))
-        return UnknownModel(f"model {name!r} version {number}: expected {one_of}{there_are}")
 
     async def _refresh_model(self, name: str, candidates: list[Candidate]) -> None:
         """Bring those of these candidates, newest first, into service that the policy wants."""
         await self._forget_failures(name, candidates)
         stay = set()
         for candidate in candidates:
-            if self._version_of(candidate) is None:
-                async with self._loading:
-                    if self._tasks.is_outdated(candidate):
-                        return  # a later look follows, which found something else
-                    await self._load_version(candidate)
+            if self._version_of(candidate) is None and not await self._load_in_turn(candidate):
+                return  # a later scan follows, which found something else
             # Also where it is not this candidate that serves, but the file which this one replaced.
-            if candidate.version in self._serving.get(name, {}):
+            if candidate.version in self.index.serving(name):
                 stay.add(candidate.version)
                 if self._version_policy == "latest":
                     break
         self._keep_serving(name, stay)
-        self._show_failures(name)
-        if all(version.name != name for version in self._versions):
+        versions = [version for version in self.index.versions if version.name == name]
+        failed = [version for version in versions if version.state is ModelState.FAILED]
+        self._series.show_failed(name, len(failed))
+        if not versions:
             self._series.forget_model(name)  # no version is left whose retirement would do so
         elif not candidates:
             self._series.hide(name)
 
+    async def _load_in_turn(self, candidate: Candidate) -> bool:
+        """Load a version once no other loads; False if the file is gone or replaced by then."""
+        async with self._loading:
+            is_wanted = not self._tasks.is_outdated(candidate)
+            if is_wanted:
+                await self._load_version(candidate)
+        return is_wanted
+
     def _keep_serving(self, name: str, numbers: set[int]) -> None:
         """Retire all other versions of a model."""
-        serving = self._serving.get(name, {})
+        serving = self.index.serving(name)
         kept = {number: version for number, version in serving.items() if number in numbers}
-        if kept:
-            self._serving[name] = kept
-        elif serving:
-            del self._serving[name]
+        self.index.serve(name, kept)
+        if serving and not kept:
             self._series.show_ready(name, False)
-        for number in serving.keys() - numbers:
+        for number in serving.keys() - kept.keys():
             self._retire(serving[number])
 
     async def _forget_failures(self, name: str, candidates: list[Candidate]) -> None:
         """Leave only those that a further attempt would come to as well."""
-        failed = [v for v in self._versions if v.name == name and v.state is ModelState.FAILED]
-        for version in failed:
-            if version.candidate not in candidates or (
+        for version in self.index.versions:
+            if version.name == name and version.state is ModelState.FAILED:
+                is_gone = version.candidate not in candidates
                 # Rights and volumes come back, and the file is the same as before.
-                version.unreadable and await asyncio.to_thread(can_be_read, version.candidate.path)
-            ):
-                self._versions.remove(version)
-
-    def _show_failures(self, name: str) -> None:
-        failed = (v for v in self._versions if v.name == name and v.state is ModelState.FAILED)
-        self._series.show_failed(name, len([*failed]))
+                if is_gone or (version.unreadable and await _can_be_read(version)):
+                    self.index.remove(version)
 
     def _version_of(self, candidate: Candidate) -> Version | None:
-        for version in self._versions:
+        for version in self.index.versions:
             if version.candidate == candidate and version.state is not ModelState.RETIRING:
                 return version
         return None
@@ -289,8 +175,8 @@ class Repository:
     async def _load_version(self, candidate: Candidate) -> None:
         """Load a version and put it into service, or keep why it could not be."""
         version = Version(candidate)
-        self._versions.append(version)
-        self._series.show_ready(version.name, version.name in self._serving)
+        self.index.add(version)
+        self._series.show_ready(version.name, self.index.is_serving(version.name))
         self._on_change()
         started = time.monotonic()
         try:
@@ -306,9 +192,8 @@ class Repository:
     def _put_into_service(self, version: Version, model: Model, seconds: float) -> None:
         version.served = Served(model.spec, self._start_batcher(version.name, model))
         version.state = ModelState.READY
-        serving = self._serving.get(version.name, {})
-        added = serving | {version.number: version}
-        self._serving[version.name] = dict(sorted(added.items(), reverse=True))
+        serving = self.index.serving(version.name)
+        self.index.serve(version.name, {**serving, version.number: version})
         if self._version_policy == "latest":
             self._keep_serving(version.name, {version.number})
         if version.number in serving:
@@ -325,7 +210,7 @@ class Repository:
         version.error = error.problem
         version.unreadable = isinstance(error, UnreadableModel)
         self._series.fail(version)
-        if isinstance(error, ProviderUnavailable) and not self.settled:
+        if isinstance(error, ProviderUnavailable) and not self.index.settled:
             raise StartupError(str(error)) from error
         logger.error(
             "model %s version %d cannot be served until its file %s: %s",
@@ -347,12 +232,16 @@ class Repository:
         await version.idle.wait()
         assert version.served is not None
         await version.served.batcher.close()
-        self._versions.remove(version)
-        self._series.forget(version, self._versions, self._names)
-        # Nobody waits for it: behind a load it may have to wait itself.
+        self.index.remove(version)
+        self._series.forget(version, self.index.versions, self.index.names)
+        # Not awaited: it may have to wait until another model is loaded.
         self._loader.submit(_let_go, version)
         logger.info("model %s version %d is retired", version.name, version.number)
         self._on_change()
+
+
+async def _can_be_read(version: Version) -> bool:
+    return await asyncio.to_thread(can_be_read, version.candidate.path)
 
 
 def _let_go(version: Version) -> None:

@@ -1,11 +1,11 @@
-"""Hides what of the repository's folder may serve: what is there, and is named where names count.
+"""Scans of the repository's folder: the versions that are there and may serve.
 
-What is wrong with the folder is logged once an outage, not once a look.
+What is wrong with the folder is logged once an outage, not once a scan.
 """
 
 import asyncio
 import logging
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from ganserve.models.model_files import Candidate, scan
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class RepositoryFolder:
-    """A folder `NAME/VERSION/model.onnx` that is looked at again and again.
+    """A folder `NAME/VERSION/model.onnx` that is scanned again and again.
 
     Args:
         root: the folder.
@@ -35,7 +35,7 @@ class RepositoryFolder:
         self._problems: set[str] = set()
         self._missing: set[tuple[str, int]] = set()  # wanted, but not there
 
-    async def look(self) -> tuple[dict[str, list[Candidate]], Container[str]] | None:
+    async def scan(self) -> tuple[dict[str, list[Candidate]], Collection[str]] | None:
         """Find what may serve, newest first, by model.
 
         Returns:
@@ -57,7 +57,7 @@ class RepositoryFolder:
         self,
         wanted: frozenset[tuple[str, int]],
         found: dict[str, list[Candidate]],
-        unreadable: Container[str],
+        unreadable: Collection[str],
     ) -> dict[str, list[Candidate]]:
         """Leave only what is wanted; say what of it is not there."""
         there_are = {(name, c.version) for name, candidates in found.items() for c in candidates}
@@ -71,8 +71,8 @@ class RepositoryFolder:
         }
         return {name: candidates for name, candidates in chosen.items() if candidates}
 
-    def _check_default(self, names: set[str], unreadable: Container[str]) -> None:
-        """Say once that calls without a name fail, for the name may be misspelt."""
+    def _check_default(self, names: set[str], unreadable: Collection[str]) -> None:
+        """Say once that the default model is missing: its name may be misspelt."""
         name = self._default_model
         is_missing = name is not None and name not in names and name not in unreadable
         if is_missing and not self._is_default_missing:

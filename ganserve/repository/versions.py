@@ -1,4 +1,4 @@
-"""Hides what a version of a model is: its file, its state, what serves it, who uses it."""
+"""A version of a model: its file, its state, what serves it, how many calls use it."""
 
 import asyncio
 import enum
@@ -49,8 +49,3 @@ class Version:
     def number(self) -> int:
         """The version's number."""
         return self.candidate.version
-
-
-def newest(serving: dict[int, Version]) -> Version:
-    """Of versions by their numbers, the newest first, the newest."""
-    return next(iter(serving.values()))

@@ -1,4 +1,4 @@
-"""Hides who may call and how much: tokens, and each client's share of the images."""
+"""Who may call and how much: tokens, and each client's share of the images."""
 
 import contextlib
 import ipaddress
@@ -7,9 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from urllib.parse import unquote
 
-from ganserve.calls import CallMetadata, Context
+from ganserve.calls import CallMetadata, Context, split_peer
 from ganserve.errors import Overloaded, RateLimited
 from ganserve.security.credentials import Tokens
 
@@ -68,7 +67,7 @@ class RateLimiter:
         """Count images against a client's share, unless the queue turns out to be full.
 
         They count also where the caller leaves, or its deadline passes, before the model sees them:
-        they took room in the queue, which would else cost nothing to keep full.
+        they took room in the queue, and to keep it full would otherwise cost a client nothing.
 
         Raises:
             RateLimited: the share does not reach; says when it will.
@@ -118,7 +117,7 @@ class Admission:
             token = self._identify(self._tokens, context.invocation_metadata())
             if token is not None:  # else it was taken off the list within this call
                 return token.hex()
-        return peer_address(context.peer())
+        return client_address(context.peer())
 
     def _identify(self, tokens: Tokens, metadata: CallMetadata) -> bytes | None:
         for name, value in metadata or ():
@@ -127,17 +126,14 @@ class Admission:
         return None
 
 
-def peer_address(peer: str) -> str:
-    """Cut a peer, as gRPC names it, down to what stays the same over a client's connections.
+def client_address(peer: str) -> str:
+    """What stays the same of a peer, as gRPC names it, over all connections of a client.
 
     Of an IPv6 address that is the network of 64 bits, for a client may use all of its addresses.
     """
-    kind, _, rest = unquote(peer).partition(":")
-    host, _, _ = rest.rpartition(":")
-    if kind != "ipv6":
-        return host or peer
+    host, _ = split_peer(peer)
     try:
-        address = ipaddress.IPv6Address(host.strip("[]"))
+        address = ipaddress.IPv6Address(host)
     except ValueError:
         return host
     if address.ipv4_mapped is not None:

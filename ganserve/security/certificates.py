@@ -1,4 +1,4 @@
-"""Hides what makes a certificate one that gRPC clients can use: PEM, a trial, kinds of keys."""
+"""Certificates that gRPC's clients can use: their PEM, a trial handshake, kinds of keys."""
 
 import re
 import ssl

@@ -1,4 +1,4 @@
-"""Hides where certificates and tokens come from: files, read anew when they change.
+"""Certificates and tokens come from files, which are read anew when they change.
 
 What a file says is used only once it was found right. A changed file that is wrong is reported and
 changes nothing: a server goes on with the certificate and the tokens that it has.

@@ -1,4 +1,4 @@
-"""Hides how calls are taken off gRPC's core: many at a time, where grpc.aio asks for one.
+"""Calls are taken off gRPC's core many at a time, where grpc.aio asks for one.
 
 A call that nobody has asked for waits in the core. grpc.aio asks for one, is woken through another
 thread, and asks for the next; so on a busy machine single images trickle in and their batches stay

@@ -1,4 +1,4 @@
-"""Hides how many calls are under way, which are refused for that, and when the last has ended."""
+"""The number of calls under way: which are refused for it, and when the last has ended."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from ganserve.errors import ShuttingDown, TooManyCalls
 from ganserve.transport.unread_replies import UnreadReplies
 
-_MANY_EXEMPT_STREAMS = 64  # that one address may have, be it more than its share
+_MANY_EXEMPT_STREAMS = 64  # that one client may have, even beyond its share
 _TOO_MANY_CALLS_RETRY_SECONDS = 0.5  # nobody can know: calls take from a millisecond to minutes
 _MOST_UNREAD_BYTES = 512 * 2**20  # with gRPC's copy a gigabyte, half of what deploy/base allows
 
@@ -18,7 +18,7 @@ class CallsUnderWay:
     """Counts calls, at most `max_calls`, those among them that were answered and are `unread`.
 
     Streams that are exempt, such as health watches, count apart: there may be as many again, an
-    eighth of them from one address. Of the event loop.
+    eighth of them from one client. Used in the event loop alone.
     """
 
     def __init__(self, max_calls: int = sys.maxsize, unread: UnreadReplies | None = None) -> None:

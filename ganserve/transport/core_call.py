@@ -1,4 +1,4 @@
-"""Hides how one call of gRPC's core ends: answered, refused, dropped, or left by its caller.
+"""One call of gRPC's core, and how it ends: answered, refused, dropped, or left by its caller.
 
 To its handler it is what `grpc.aio.ServicerContext` is, as far as the handlers here need it.
 """

@@ -1,26 +1,11 @@
-"""Hides when a call's time is up, also where its caller does not say."""
+"""Deadlines that the server imposes on calls, where their callers set none or one too late."""
 
 import asyncio
-import time
 from typing import Any
-
-from grpc.aio import ServicerContext
-
-
-def deadline_of(
-    context: ServicerContext[Any, Any], default_seconds: float, *given: float | None
-) -> float:
-    """When a call's time is up, on time.monotonic.
-
-    That is the earliest of what the caller set in its own ways: gRPC's, and those `given` in
-    seconds; where there is none, the default.
-    """
-    limits = [seconds for seconds in (context.time_remaining(), *given) if seconds is not None]
-    return time.monotonic() + min(limits, default=default_seconds)
 
 
 class Deadlines:
-    """The deadline of calls whose callers set none: one timer for all, for it is as long for each.
+    """A deadline for calls: one timer for all, for it is equally long for each.
 
     A call is its task, which is cancelled when its time is up.
     """

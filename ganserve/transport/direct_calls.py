@@ -1,11 +1,11 @@
-"""Hides how the calls that matter most for speed are taken and answered, past grpc.aio.
+"""The calls that matter most for speed are taken and answered past grpc.aio.
 
 grpc.aio gives each call several tasks and futures, and each of its steps a change of threads; that
 is most of what an empty call costs. Here the event loop itself takes calls and their messages off
 gRPC's core, and answers each in one task and one step. Only while nothing comes a thread waits for
 it: that hands the loop what comes, and sleeps until the loop has nothing left to take. Only methods
-with one request and one response are taken so, and of their context only what handlers here ask for
-exists. Everything else of the server is grpc.aio's own.
+with one request and one response are taken so, and their context has only what the handlers here
+use. Everything else of the server is grpc.aio's own.
 
 What this stands on is private to gRPC, but its own servers for threads stand on it too.
 """
@@ -175,8 +175,8 @@ class DirectCalls:
         end = cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)
         event.call.start_server_batch((end,), call.closed)
         if method not in self._open_methods and not self._may_call(event.invocation_metadata):
-            # Strangers fill no memory with their messages. They stay strangers, for a token that
-            # becomes known only now would have the handler answer the empty message.
+            # The message of a caller without a token is not read, so that it fills no memory. The
+            # token is taken off: were it to become known only now, the handler would answer b"".
             call.details = CallDetails(method, _without_token(event.invocation_metadata))
             return partial(call.begin, self._answer, b"")
         self._unfinished.add(call)

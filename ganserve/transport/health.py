@@ -1,4 +1,4 @@
-"""Hides the health protocol: the newest status of each service, checked or watched."""
+"""The health protocol: the newest status of each service, checked or watched."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection

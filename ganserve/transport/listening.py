@@ -1,4 +1,4 @@
-"""Hides how a gRPC port is taken, and the limits that gRPC itself keeps on its connections."""
+"""gRPC's ports, and the limits that gRPC itself keeps on its connections."""
 
 import math
 

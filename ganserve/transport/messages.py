@@ -1,4 +1,4 @@
-"""Hides what may go wrong with a call's messages: garbage, readers who are slow, or leave."""
+"""What may go wrong with a call's messages: garbage, readers who are slow, or leave."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable

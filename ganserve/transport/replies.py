@@ -1,4 +1,4 @@
-"""Hides how a reply becomes bytes: what never changes is kept, and pixels are copied once."""
+"""A reply becomes bytes: what never changes is kept, and pixels are copied once."""
 
 import functools
 from typing import NamedTuple
@@ -13,7 +13,7 @@ _PIXELS_TAG = tag(pb.GenerateImagesResponse.PIXELS_FIELD_NUMBER, BYTES)
 
 
 class Reply(NamedTuple):
-    """A `GenerateImagesResponse`, as far as gRPC needs to know."""
+    """A `GenerateImagesResponse` to gRPC, which only serializes it."""
 
     head: bytes  # the fields that all replies of a model have in common
     message: pb.GenerateImagesResponse  # the others, but for the pixels

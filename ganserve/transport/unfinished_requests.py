@@ -1,4 +1,4 @@
-"""Hides how long requests may take to come, and that few may be half there for long.
+"""Limits on requests that have not come whole: how long they may take, and how many may wait.
 
 gRPC keeps what has come of a request in memory, up to the largest that is accepted, and waits for
 the rest as long as its caller likes.
@@ -16,7 +16,8 @@ from ganserve.errors import RequestError, ShuttingDown, UnfinishedRequest
 
 logger = logging.getLogger(__name__)
 
-# Beyond so many that have been coming for so long, which whole ones hardly do, the oldest go.
+# Of more than so many requests that have been coming for longer than this, which few honest ones
+# do, the oldest are refused.
 _MANY = 64
 _LONG_SECONDS = 1.0
 _BETWEEN_LOOKS = 1.0  # seconds, at most

@@ -1,4 +1,4 @@
-"""Hides which replies have not left the server yet, and how long they may take.
+"""Replies that have not left the server yet, and how long they may take.
 
 gRPC takes a reply at once and sends it as fast as it is read. Until then it is in memory, so calls
 whose replies are not read count as under way; else a client that reads nothing could have any
@@ -76,9 +76,9 @@ class UnreadReplies:
         return len(late)
 
     def _look_at_the_clock(self) -> float:
-        """Replies that are added before the next look count from the last moment before it.
+        """Replies that are added before the next look are given the time of that next look.
 
-        A look at the clock for each would cost as much as all else here.
+        To look at the clock for each would cost as much as all else here.
         """
         now = time.monotonic()
         latest = now + BETWEEN_LOOKS

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from ganserve.batching.answers import refuse
 from ganserve.batching.batcher import DEADLINE_SLACK_SECONDS, Batcher
-from ganserve.batching.call_times import CallTimes
 from ganserve.batching.entries import Entry
+from ganserve.batching.latency_estimate import LatencyEstimate
+from ganserve.batching.results import fail
 from ganserve.errors import DeadlineExceeded, Overloaded, ShuttingDown
-from ganserve.latents import draw_latents
+from ganserve.latents import draw_latents, truncate
 from ganserve.metrics import Metrics
 from tests.ganserve.conftest import eventually, settle
 
@@ -214,7 +214,7 @@ async def test_more_workers_have_a_refused_caller_come_back_sooner(instances):
             await start(batcher, 5, 6)
         model.release()
         await asyncio.gather(*requests)
-    guess = CallTimes().seconds_per_row  # no call has ended yet
+    guess = LatencyEstimate().seconds_per_row  # no call has ended yet
     assert refusal.value.retry_seconds == pytest.approx(3 * guess / instances)
 
 
@@ -225,7 +225,7 @@ async def test_a_refused_caller_comes_back_within_ten_seconds():
         await model.has_started()
         waiting = start(batcher, *range(2000))
         await settle()
-        assert 2000 * CallTimes().seconds_per_row > 10
+        assert 2000 * LatencyEstimate().seconds_per_row > 10
         with pytest.raises(Overloaded) as refusal:
             await start(batcher, 5)
         assert refusal.value.retry_seconds == 10
@@ -234,7 +234,7 @@ async def test_a_refused_caller_comes_back_within_ten_seconds():
         await first
 
 
-class TestFurtherParts:
+class TestFurtherChunks:
     """Of calls that were admitted before."""
 
     async def test_they_enter_as_soon_as_others_reach_the_model(self):
@@ -242,24 +242,24 @@ class TestFurtherParts:
         async with running(model, queue_size=2) as batcher:
             first = start(batcher, 1)
             await model.has_started()
-            waiting, part = start(batcher, 2, 3), start(batcher, 4, 5, admitted=True)
+            waiting, chunk = start(batcher, 2, 3), start(batcher, 4, 5, continues=True)
             model.release(1)
             await model.has_started()  # the model works on 2 and 3
             await eventually(lambda: sample(batcher, "ganserve_pending_images") == 2)
             assert not waiting.done()
             model.release()
-            await asyncio.gather(first, waiting, part)
+            await asyncio.gather(first, waiting, chunk)
 
     async def test_they_wait_for_room_and_are_never_refused(self):
         model = GatedModel()
         async with running(model, queue_size=2) as batcher:
             first = start(batcher, 1)
             await model.has_started()
-            waiting, part = start(batcher, 2, 3), start(batcher, 4, admitted=True)
+            waiting, chunk = start(batcher, 2, 3), start(batcher, 4, continues=True)
             await settle()
             assert sample(batcher, "ganserve_pending_images") == 2
             model.release()
-            assert ((await part).pixels == images(4)).all()
+            assert ((await chunk).pixels == images(4)).all()
             await asyncio.gather(first, waiting)
 
     async def test_they_leave_half_of_the_queue_to_calls_that_come(self):
@@ -267,7 +267,9 @@ class TestFurtherParts:
         async with running(model, queue_size=8) as batcher:
             first = start(batcher, 1)
             await model.has_started()
-            parts = [start(batcher, value, value + 1, admitted=True) for value in range(10, 20, 2)]
+            chunks = [
+                start(batcher, value, value + 1, continues=True) for value in range(10, 20, 2)
+            ]
             await settle()
             assert sample(batcher, "ganserve_pending_images") == 4
             calls = [start(batcher, value) for value in (20, 21, 22, 23)]
@@ -276,17 +278,17 @@ class TestFurtherParts:
             with pytest.raises(Overloaded):
                 await start(batcher, 24)
             model.release()
-            answers = [answer.pixels for answer in await asyncio.gather(*parts, *calls)]
+            answers = [answer.pixels for answer in await asyncio.gather(*chunks, *calls)]
             assert (np.concatenate(answers) == images(*range(10, 24))).all()
             await first
 
-    async def test_calls_that_come_do_not_overtake_the_part_whose_turn_it_is(self):
+    async def test_calls_that_come_do_not_overtake_the_chunk_that_is_next(self):
         model = GatedModel()
         async with running(model, queue_size=4, max_batch_size=1) as batcher:
             calls = [start(batcher, 1)]
             await model.has_started()
             calls += [start(batcher, value) for value in (2, 3, 4, 5)]
-            part = start(batcher, 6, 7, admitted=True)
+            chunk = start(batcher, 6, 7, continues=True)
             for batch in range(2):
                 await settle()
                 with pytest.raises(Overloaded, match="more would pass the limit of 4"):
@@ -296,9 +298,9 @@ class TestFurtherParts:
                 await model.has_started()
             await calls[1]
             await settle()
-            assert sample(batcher, "ganserve_pending_images") == 4, "the part is in"
+            assert sample(batcher, "ganserve_pending_images") == 4, "the chunk is in"
             model.release()
-            assert ((await part).pixels == images(6, 7)).all()
+            assert ((await chunk).pixels == images(6, 7)).all()
             await asyncio.gather(*calls)
 
     async def test_one_larger_than_the_queue_enters_once_nothing_waits(self):
@@ -307,12 +309,12 @@ class TestFurtherParts:
             first = start(batcher, 1)
             await model.has_started()
             waiting = start(batcher, 2)
-            parts = [start(batcher, *range(10, 15), admitted=True) for _ in range(3)]
+            chunks = [start(batcher, *range(10, 15), continues=True) for _ in range(3)]
             await settle()
             assert sample(batcher, "ganserve_pending_images") == 1
             model.release()
-            for part in parts:
-                assert ((await part).pixels == images(*range(10, 15))).all()
+            for chunk in chunks:
+                assert ((await chunk).pixels == images(*range(10, 15))).all()
             await asyncio.gather(first, waiting)
 
     async def test_one_whose_caller_has_gone_makes_way_for_the_next(self):
@@ -321,7 +323,7 @@ class TestFurtherParts:
             first = start(batcher, 1)
             await model.has_started()
             call = start(batcher, 2)
-            leaver, stayer = (start(batcher, *values, admitted=True) for values in ((3, 4), (5,)))
+            leaver, stayer = (start(batcher, *values, continues=True) for values in ((3, 4), (5,)))
             await settle()
             assert sample(batcher, "ganserve_pending_images") == 1
             leaver.cancel()
@@ -339,13 +341,13 @@ class TestFurtherParts:
         async with running(model, queue_size=2) as batcher:
             first = start(batcher, 1)
             await model.has_started()
-            leaver, part = start(batcher, 2, 3), start(batcher, 4, admitted=True)
+            leaver, chunk = start(batcher, 2, 3), start(batcher, 4, continues=True)
             await settle()
             leaver.cancel()
             await settle()
             assert sample(batcher, "ganserve_pending_images") == 1
             model.release()
-            assert ((await part).pixels == images(4)).all()
+            assert ((await chunk).pixels == images(4)).all()
             await first
 
     async def test_one_past_its_deadline_never_reaches_the_model(self):
@@ -353,7 +355,7 @@ class TestFurtherParts:
         async with running(model, queue_size=1) as batcher:
             first = start(batcher, 1)
             await model.has_started()
-            waiting, late = start(batcher, 2), start(batcher, 3, seconds=0, admitted=True)
+            waiting, late = start(batcher, 2), start(batcher, 3, seconds=0, continues=True)
             await settle()
             model.release()
             with pytest.raises(DeadlineExceeded):
@@ -368,10 +370,10 @@ class TestFurtherParts:
             faulty = start(batcher, 1, 1)
             await model.has_started()
             waiting = start(batcher, 1, 1)
-            part = start(batcher, 2, 3, admitted=True)
+            chunk = start(batcher, 2, 3, continues=True)
             await settle()
             model.release()
-            assert ((await part).pixels == images(2, 3)).all()
+            assert ((await chunk).pixels == images(2, 3)).all()
             for request in (faulty, waiting):
                 with pytest.raises(RuntimeError):
                     await request
@@ -381,14 +383,14 @@ class TestFurtherParts:
         async with running(model, queue_size=2) as batcher:
             first = start(batcher, 1)
             await model.has_started()
-            parts = [start(batcher, 2, 3, admitted=True) for _ in range(3)]
+            chunks = [start(batcher, 2, 3, continues=True) for _ in range(3)]
             await settle()
             closing = asyncio.ensure_future(batcher.close())
             await settle()
             model.release()
             await closing
-            for part in parts:
-                assert ((await part).pixels == images(2, 3)).all()
+            for chunk in chunks:
+                assert ((await chunk).pixels == images(2, 3)).all()
             await first
 
     async def test_under_random_load_the_queue_stays_bounded_and_everyone_is_answered(self):
@@ -399,14 +401,14 @@ class TestFurtherParts:
 
             async def stream(values, leaves):
                 for _ in range(10):
-                    part = start(batcher, *values, admitted=True)
+                    chunk = start(batcher, *values, continues=True)
                     if random.random() < 0.1:
                         await asyncio.sleep(0)
-                        part.cancel()
-                    await asyncio.wait([part])
+                        chunk.cancel()
+                    await asyncio.wait([chunk])
                     peaks.append(sample(batcher, "ganserve_pending_images"))
-                    if not part.cancelled():
-                        assert (part.result().pixels == images(*values)).all()
+                    if not chunk.cancelled():
+                        assert (chunk.result().pixels == images(*values)).all()
                         if leaves:
                             return
 
@@ -609,7 +611,7 @@ async def test_an_error_that_nobody_waits_for_any_more_is_silent():
     loop, told = asyncio.get_running_loop(), []
     loop.set_exception_handler(lambda _, context: told.append(context))
     entry = Entry(rows(1), None, 1.0, 0.0, loop.create_future())
-    refuse(entry, DeadlineExceeded("too late"))
+    fail(entry, DeadlineExceeded("too late"))
     del entry
     gc.collect()
     assert told == []
@@ -658,8 +660,9 @@ class SeenModel:
         """Never holds anything."""
 
 
-def submit(batcher, rows, **arguments):
-    return asyncio.ensure_future(batcher.submit(rows, deadline=time.monotonic() + 60, **arguments))
+def submit(batcher, rows, seconds=60.0, **arguments):
+    deadline = time.monotonic() + seconds
+    return asyncio.ensure_future(batcher.submit(rows, deadline=deadline, **arguments))
 
 
 async def become_quick(batcher):
@@ -687,7 +690,7 @@ async def test_latents_of_seeds_are_drawn_with_the_batch_each_with_its_truncatio
     expected = [
         draw_latents(seeds(1, 2), 2),
         given,
-        draw_latents(seeds(3), 2, 0.5),
+        truncate(draw_latents(seeds(3), 2), 0.5),
         draw_latents(seeds(2**64 - 1), 2),
     ]
     assert batch.dtype == np.float32
@@ -805,6 +808,22 @@ async def test_how_long_one_batch_waited_takes_nothing_from_the_next():
             await asyncio.sleep(0)
         await asyncio.gather(first, submit(batcher, seeds(5)))
     assert [len(batch) for batch in model.batches] == [2]
+
+
+async def test_a_caller_that_is_late_has_no_other_wait_for_company():
+    model = SeenModel()
+    async with running(model, inline_seconds=60) as batcher:
+        await become_quick(batcher)
+        for _ in range(80):  # until requests that stay alone do not wait at all
+            await submit(batcher, seeds(1))
+        with pytest.raises(DeadlineExceeded):
+            await submit(batcher, seeds(2), seconds=0)
+        model.batches.clear()
+        first = submit(batcher, seeds(3))
+        for _ in range(4):
+            await asyncio.sleep(0)
+        await asyncio.gather(first, submit(batcher, seeds(4)))
+    assert [len(batch) for batch in model.batches] == [1, 1]
 
 
 async def test_a_fault_in_the_event_loop_fails_its_batch_alone():

@@ -815,7 +815,7 @@ class TestLongStreams:
             stream = client.stream(4, seeds=range(12))
             assert (await next_of(stream) == expected_pixels(range(4))).all()
             write_artifact(repository, version=2, offset=9)
-            await eventually(lambda: [v.number for v in server.repository.versions] == [2])
+            await eventually(lambda: [v.number for v in server.repository.index.versions] == [2])
             said = r"NOT_FOUND: .*version 1: expected 2 \(another version came after 4 images"
             with pytest.raises(CallError, match=said):
                 await next_of(stream)
@@ -857,7 +857,7 @@ class TestSeveralServers:
                         await generate(client, seeds=[1])
                     if await handled(first) == before:
                         break
-            first.hurry.set()
+            first.stop_now.set()
             await draining
 
     @both_kinds
@@ -945,7 +945,7 @@ class TestSeveralServers:
             client = await stack.enter_async_context(opened(kind, first, other))
             stream = client.stream(seeds=range(300))
             chunks = [await next_of(stream)]
-            first.hurry.set()
+            first.stop_now.set()
             await lost.aclose()
             while (chunk := await next_of(stream)) is not None:
                 chunks.append(chunk)

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from ganserve.cpus import cgroup_quota, let_others_first, run_when_woken, usable_cpus
+from ganserve.cpus import cgroup_quota, lower_thread_priority, usable_cpus, use_short_time_slices
 
 ALLOWED = len(os.sched_getaffinity(0))
 
@@ -100,12 +100,12 @@ def in_thread(work):
 def test_who_answers_has_short_slices_and_who_works_has_the_systems():
     def answer():
         usual = slice_and_nice()
-        if not run_when_woken() or slice_and_nice() == usual:
+        if not use_short_time_slices() or slice_and_nice() == usual:
             return None
         return usual, slice_and_nice(), in_thread(slice_and_nice), in_thread(work)
 
     def work():
-        let_others_first()
+        lower_thread_priority()
         return slice_and_nice()
 
     found = in_thread(answer)  # not in this one, whose slices would stay short

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ganserve.transport.deadlines import Deadlines, deadline_of
+from ganserve.api.service import Limits
+from ganserve.transport.deadlines import Deadlines
 
 
 async def wait_for_ever(deadlines):
@@ -26,12 +27,15 @@ async def wait_for_ever(deadlines):
         pytest.param(30, [7], 7, id="the given one, earlier than gRPC's"),
         pytest.param(5, [7], 5, id="gRPC's, earlier than the given one"),
         pytest.param(0, [7], 0, id="one that has passed"),
+        pytest.param(3600, [None], 600, id="the longest, earlier than gRPC's"),
+        pytest.param(None, [3600], 600, id="the longest, earlier than the given one"),
     ],
 )
 def test_the_earliest_deadline_counts(monkeypatch, of_grpc, given, expected):
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     context = SimpleNamespace(time_remaining=lambda: of_grpc)
-    assert deadline_of(context, 60.0, *given) == 1000.0 + expected
+    limits = Limits(1, 1, 1, deadline_seconds=60.0, max_deadline_seconds=600.0)
+    assert limits.deadline_of(context, *given) == 1000.0 + expected
 
 
 async def test_a_task_is_cancelled_when_its_time_is_up():

@@ -28,7 +28,9 @@ def load(tmp_path):
         def load_it(device="cuda", **settings):
             settings = GpuSettings(executor, **settings)
             try:
-                return load_model(path, device, threads=1, warm_batch_sizes=SIZES, gpu=settings)
+                return load_model(
+                    path, device, threads=1, warm_batch_sizes=lambda _: SIZES, gpu=settings
+                )
             except ProviderUnavailable as error:
                 pytest.skip(f"needs a GPU: {error}")
 

@@ -21,7 +21,7 @@ from ganserve.models.gpu_sessions import (
 )
 from ganserve.models.model import load_on_gpu
 from ganserve.models.model_spec import ModelSpec, read_spec
-from ganserve.models.onnx_weights import part
+from ganserve.models.onnx_weights import split_weights
 from ganserve.models.runtime import open_session
 from tests.ganserve.tiny import reveal_pixels, write_artifact
 
@@ -34,7 +34,7 @@ def open_like_a_gpu():
     with ThreadPoolExecutor(1, "gpu") as executor:
 
         def open_artifact(content, **settings):
-            file = part(content)
+            file = split_weights(content)
             session = open_session(file, "cpu", 1)
             text = session.get_modelmeta().custom_metadata_map["gan"]
             metadata = parse_metadata(text)

@@ -89,7 +89,7 @@ async def test_a_process_that_loads_or_drains_is_alive_but_not_ready(tmp_path, r
         draining = asyncio.ensure_future(server.drain(60))
         await eventually(lambda: server.why_not_ready() == "draining")
         assert (await check(stub), await check(stub, LIVENESS)) == (NOT_SERVING, SERVING)
-        server.hurry.set()
+        server.stop_now.set()
         await draining
         assert (await check(stub), await check(stub, LIVENESS)) == (NOT_SERVING, SERVING)
 

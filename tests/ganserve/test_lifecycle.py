@@ -94,7 +94,7 @@ def is_clean(server):
         and not server.interceptor.under_way.exempt_streams
         and not len(server.unread)
         and server.metrics.pending_images._value.get() == 0
-        and all(version.calls == 0 for version in server.repository.versions)
+        and all(version.calls == 0 for version in server.repository.index.versions)
         and not server.interceptor._deadlines._ends
         and not server.interceptor._longest_deadlines._ends
     )
@@ -267,7 +267,7 @@ class TestStateCleanUp:
                 assert await asyncio.gather(*calls) == [Code.OK] * 5
                 await closing
         assert is_clean(server)
-        assert server.repository.versions == []
+        assert server.repository.index.versions == []
         assert not [t for t in threading.enumerate() if t.name.startswith("tiny-")]
 
 
@@ -306,13 +306,13 @@ class TestLifecycle:
             await gate.entered()
             await eventually(lambda: server.interceptor.under_way.in_flight == 4)
             (repository / "tiny").rename(repository / ".tiny")
-            await eventually(lambda: not server.repository.is_serving("tiny"))
+            await eventually(lambda: not server.repository.index.is_serving("tiny"))
             gone = stub.GenerateImages(request(1, model_name="tiny"))
             assert await code_of(gone) is Code.NOT_FOUND
             gate.open()
             assert set(await asyncio.gather(*held)) == {Code.OK}
             await eventually(
-                lambda: {version.name for version in server.repository.versions} == {"other"}
+                lambda: {version.name for version in server.repository.index.versions} == {"other"}
             )
             assert not [labels for _, labels in await scrape(server) if ("model", "tiny") in labels]
 
@@ -361,16 +361,16 @@ class TestLifecycle:
         async with running_server(repository, **settings) as server, connected(server) as stub:
             assert await code_of(stub.GenerateImages(request(model_name="other"))) is Code.OK
             write_artifact(repository, version=2)
-            server.look_now()
+            server.refresh_now()
             await slow_loading.has_begun()
             bad.rename(bad.with_name("withdrawn.onnx"))
-            server.look_now()
-            await eventually(lambda: server.repository.names == ["tiny"])
+            server.refresh_now()
+            await eventually(lambda: server.repository.index.names == ["tiny"])
             assert await code_of(stub.GenerateImages(request(model_name="other"))) is Code.NOT_FOUND
             assert await code_of(stub.GenerateImages(request(model_name="tiny"))) is Code.OK
             assert slow_loading.is_held
             slow_loading.end()
-            await eventually(lambda: server.repository.describe("tiny", None).number == 2)
+            await eventually(lambda: server.repository.index.describe("tiny", None).number == 2)
 
     async def test_shutting_down_with_live_streams_ends_them_whole(
         self, repository, running_server
@@ -437,16 +437,16 @@ class TestLifecycle:
             write_artifact(repository, version=2)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
-                    await eventually(lambda: len(server.repository.versions) > 1)
-            server.look_now()
-            await eventually(lambda: server.repository.versions[0].number == 2)
+                    await eventually(lambda: len(server.repository.index.versions) > 1)
+            server.refresh_now()
+            await eventually(lambda: server.repository.index.versions[0].number == 2)
 
     async def test_a_demand_in_the_moment_of_the_end_does_not_hold_it_up(
         self, repository, running_server
     ):
         async with running_server(repository, poll_seconds=60) as server:
-            await eventually(lambda: server._look_at_models._waiters)
-            server.look_now()
+            await eventually(lambda: server._refresh_models_now._waiters)
+            server.refresh_now()
             await asyncio.wait_for(server.stop_watching(), 20)
 
     def test_a_hangup_signal_is_the_demand(self, repository):
@@ -661,6 +661,8 @@ class TestStress:
                         except grpc.aio.AioRpcError as error:
                             codes.add(error.code())
 
+            index = server.repository.index
+
             async def swap():
                 for number in range(2, 10):
                     if number % 3 == 0:
@@ -670,9 +672,7 @@ class TestStress:
                         await eventually(lambda f=failed, w=wanted: f._value.get() >= w)
                     else:
                         write_artifact(repository, version=number, offset=number)
-                        await eventually(
-                            lambda n=number: server.repository.describe("tiny", None).number == n
-                        )
+                        await eventually(lambda n=number: index.describe("tiny", None).number == n)
                 done.set()
 
             async with contextlib.AsyncExitStack() as stack, asyncio.timeout(120):

@@ -25,7 +25,9 @@ from tests.ganserve.tiny import (
 
 
 def load(path, device="cpu", **settings):
-    return load_model(path, device, **{"threads": 1, "warm_batch_sizes": (1, 2)} | settings)
+    return load_model(
+        path, device, **{"threads": 1, "warm_batch_sizes": lambda _: (1, 2)} | settings
+    )
 
 
 def latents(count, latent_dim=4):
@@ -289,7 +291,7 @@ class TestImagesThatDependOnTheirNeighbours:
     @pytest.mark.parametrize("sizes", [(1,), (1, 16), (8,)], ids=str)
     def test_are_refused_whatever_sizes_are_called(self, path, sizes):
         with pytest.raises(ModelError, match=f"{path}: .*alone and in a batch.*DynamicQuantize"):
-            load(path, warm_batch_sizes=sizes)
+            load(path, warm_batch_sizes=lambda _: sizes)
 
     def test_are_served_where_nothing_is_promised(self, path):
         with ThreadPoolExecutor(1) as executor:
@@ -319,3 +321,15 @@ def test_a_device_that_works_is_told_from_one_that_does_not():
     assert can_use("cpu")
     available = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     assert available or not can_use("cuda")
+
+
+def test_auto_falls_back_to_the_cpu_where_the_build_knows_cuda_and_the_machine_has_none(
+    tmp_path, monkeypatch, caplog
+):
+    path = write_artifact(tmp_path)
+    monkeypatch.setattr("ganserve.models.model.resolve_device", lambda _: "cuda")
+    model = load(path, "auto")
+    assert model.spec.provider == "CPUExecutionProvider"
+    assert "device auto falls back to the CPU" in caplog.text
+    with pytest.raises(ProviderUnavailable, match="device cuda: expected CUDAExecutionProvider"):
+        load(path, "cuda")

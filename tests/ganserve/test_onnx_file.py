@@ -20,7 +20,7 @@ from ganserve.models.onnx_file import (
     check_fields,
     check_onnx_file,
 )
-from ganserve.models.onnx_weights import part
+from ganserve.models.onnx_weights import split_weights
 from ganserve.wire_format import delimited
 from tests.ganserve.tiny import build_network, publish, write_artifact
 
@@ -370,7 +370,7 @@ class TestLoading:
         """The mark stands where a length in front of it takes a byte more than in the outline."""
         name = delimited(2, b"RTM" + b"n" * (ord("O") - 3))
         content = delimited(7, name + delimited(5, delimited(9, bytes(1024))))
-        file = part(content)
+        file = split_weights(content)
         assert file.graph[4:8] == b"ORTM" != file.outline[4:8]
         check_onnx_file(file.outline)
         monkeypatch.setattr(

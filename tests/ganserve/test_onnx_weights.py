@@ -10,7 +10,7 @@ from ganserve.errors import ModelError
 from ganserve.latents import draw_latents
 from ganserve.models.model import load_model
 from ganserve.models.onnx_file import check_onnx_file
-from ganserve.models.onnx_weights import _SHORTEST, WEIGHTS_NAME, part
+from ganserve.models.onnx_weights import _SHORTEST, WEIGHTS_NAME, split_weights
 from ganserve.models.runtime import open_session
 from tests.ganserve.tiny import build_network, publish, write_artifact
 
@@ -32,7 +32,7 @@ def add_weights(model, name, shape, seed=0, **extra):
 
 
 def put_back(file):
-    """The model that a parted file stands for, as the onnx package reads it."""
+    """The model that a split file stands for, as the onnx package reads it."""
     model = onnx.load_from_string(file.graph)
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
@@ -52,10 +52,10 @@ class TestParting:
             add_weights(model, f"long-{number}", (3, number + 1, 200), number)
             add_weights(model, f"short-{number}", (3, number % 9), number, doc_string="kept")
         whole = model.SerializeToString()
-        file = part(whole)
+        file = split_weights(whole)
         assert put_back(file) == model
         assert len(file.outline) < len(file.graph) < len(whole) / 10
-        assert file.is_parted
+        assert file.is_split
 
     def test_the_outline_has_nothing_in_the_place_of_weights(self, model):
         add_weights(model, "long", (400,))
@@ -63,7 +63,7 @@ class TestParting:
         (left,) = [
             tensor
             for tensor in onnx.load_from_string(
-                part(model.SerializeToString()).outline
+                split_weights(model.SerializeToString()).outline
             ).graph.initializer
             if tensor.name == "long"
         ]
@@ -73,7 +73,7 @@ class TestParting:
     @pytest.mark.parametrize("length", [_SHORTEST - 4, _SHORTEST])
     def test_short_ones_stay(self, model, length):
         add_weights(model, "weights", (length // 4,))
-        graph = onnx.load_from_string(part(model.SerializeToString()).graph).graph
+        graph = onnx.load_from_string(split_weights(model.SerializeToString()).graph).graph
         (left,) = [tensor for tensor in graph.initializer if tensor.name == "weights"]
         assert bool(left.external_data) == (length == _SHORTEST)
 
@@ -83,7 +83,7 @@ class TestParting:
         del model.graph.initializer[-1]
         model.graph.initializer.append(tensor)
         with pytest.raises(ModelError, match="tensor 'stolen': expected its values in this file"):
-            check_onnx_file(part(model.SerializeToString()).outline)
+            check_onnx_file(split_weights(model.SerializeToString()).outline)
 
     def test_a_graph_in_two_pieces_is_put_together_as_protobuf_does(self, model):
         whole = model.SerializeToString()
@@ -93,15 +93,15 @@ class TestParting:
         second.ClearField("opset_import")
         add_weights(second, "long", (400,))
         second.graph.ClearField("name")
-        file = part(whole + second.SerializeToString())
-        assert file.is_parted
+        file = split_weights(whole + second.SerializeToString())
+        assert file.is_split
         assert put_back(file) == model
 
     def test_a_tensor_with_two_values_is_left_as_it_is(self):
         tensor = TensorProto(name="twice", data_type=1, dims=[400], raw_data=bytes(1600))
         twice = tensor.SerializeToString() + TensorProto(raw_data=b"\1" * 1600).SerializeToString()
         content = field(7, field(5, twice))
-        assert part(content).graph == content
+        assert split_weights(content).graph == content
 
     @pytest.mark.parametrize(
         "content",
@@ -116,21 +116,21 @@ class TestParting:
         ],
     )
     def test_anything_else_is_left_whole(self, content):
-        file = part(content)
+        file = split_weights(content)
         assert file.outline == file.graph == content
 
     def test_damaged_files_are_read_as_before_or_refused(self, model):
         add_weights(model, "long", (400,))
         sound = model.SerializeToString()
         random_ = random.Random(0)
-        parted = 0
+        split = 0
         for _ in range(2000):
             damaged = bytearray(sound)
             for _ in range(random_.randint(1, 4)):
                 damaged[random_.randrange(len(damaged))] = random_.randrange(256)
             content = bytes(damaged[: random_.randint(len(damaged) - 20, len(damaged))])
-            file = part(content)
-            parted += file.is_parted
+            file = split_weights(content)
+            split += file.is_split
             try:
                 expected = onnx.load_from_string(content)
             except Exception:  # whatever protobuf makes of it
@@ -138,7 +138,7 @@ class TestParting:
             refers = [t for t in expected.graph.initializer if t.external_data or t.data_location]
             if not refers:
                 assert put_back(file) == expected
-        assert parted > 100
+        assert split > 100
 
 
 def field(number, content):
@@ -154,8 +154,8 @@ class TestLoading:
     def test_the_pixels_are_those_of_the_whole_file(self, tmp_path):
         path = write_artifact(tmp_path, network="convolutional", height=16, width=16)
         content = path.read_bytes()
-        assert part(content).is_parted
-        assert b"location" in part(content).graph
+        assert split_weights(content).is_split
+        assert b"location" in split_weights(content).graph
         latents = draw_latents(SEEDS, 4)
         whole = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         expected = whole.run(["images"], {"latents": latents})[0]
@@ -181,8 +181,8 @@ class TestLoading:
         with pytest.raises(ModelError, match=r"cannot load it.*size mismatch"):
             load_model(path, "cpu", threads=1)
 
-    def test_a_file_that_cannot_be_parted_is_opened_whole(self, tmp_path):
+    def test_a_file_that_cannot_be_split_is_opened_whole(self, tmp_path):
         content = write_artifact(tmp_path).read_bytes()
-        whole = part(content)._replace(graph=content, outline=content)
+        whole = split_weights(content)._replace(graph=content, outline=content)
         session = open_session(whole, "cpu", 1)
         assert [value.name for value in session.get_inputs()] == ["latents"]

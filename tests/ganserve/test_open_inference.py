@@ -469,7 +469,7 @@ class TestRefusals:
             await asyncio.sleep(0)
             assert not (await stub.ServerReady(pb.ServerReadyRequest())).ready
             assert images_of(await stub.ModelInfer(inference(seeds(1)))).shape == (1, 4, 4, 3)
-            server.hurry.set()
+            server.stop_now.set()
             await draining
             error = await failure(stub.ModelInfer(inference(seeds(1))))
         assert error.code() is grpc.StatusCode.UNAVAILABLE

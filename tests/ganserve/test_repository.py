@@ -72,7 +72,7 @@ async def opened(root, load=LOAD, **settings):
 
 
 def states(repository):
-    return [(v.name, v.number, v.state.name) for v in repository.versions]
+    return [(v.name, v.number, v.state.name) for v in repository.index.versions]
 
 
 def sample(repository, name, **labels):
@@ -80,7 +80,7 @@ def sample(repository, name, **labels):
 
 
 def serving(repository, name="tiny"):
-    with repository.use(name, None) as (version, _):
+    with repository.index.use(name, None) as (version, _):
         return version.number
 
 
@@ -88,7 +88,7 @@ def describe_in_use(repository):
     """A way to ask for a version as a call for images does."""
 
     def use(name, number):
-        with repository.use(name, number) as (version, _):
+        with repository.index.use(name, number) as (version, _):
             return version
 
     return use
@@ -163,7 +163,7 @@ async def test_the_newest_version_serves(tmp_path):
         write_artifact(tmp_path, version=version, offset=version)
     async with opened(tmp_path) as repository:
         await repository.refresh()
-        with repository.use("tiny", None) as (version, served):
+        with repository.index.use("tiny", None) as (version, served):
             assert version.number == 10
             assert (await pixels_of(served) == 138).all()
         assert states(repository) == [("tiny", 10, "READY")]
@@ -181,7 +181,7 @@ async def test_a_new_version_replaces_the_old_without_a_restart(tmp_path):
         await repository.refresh()
         assert serving(repository) == 2
         with pytest.raises(UnknownModel, match="version 1: expected 2"):
-            repository.use("tiny", 1).__enter__()
+            repository.index.use("tiny", 1).__enter__()
 
 
 async def test_a_version_that_cannot_be_loaded_leaves_the_one_before_serving(tmp_path, caplog):
@@ -192,9 +192,9 @@ async def test_a_version_that_cannot_be_loaded_leaves_the_one_before_serving(tmp
         await repository.refresh()
         assert serving(repository) == 1
         assert states(repository) == [("tiny", 2, "FAILED"), ("tiny", 1, "READY")]
-        assert "expected an ONNX file" in repository.describe("tiny", 2).error
+        assert "expected an ONNX file" in repository.index.describe("tiny", 2).error
         assert str(path) in caplog.text
-        assert str(tmp_path) not in repository.describe("tiny", 2).error  # callers see it
+        assert str(tmp_path) not in repository.index.describe("tiny", 2).error  # callers see it
         loads = {"model": "tiny", "outcome": "failure"}
         assert sample(repository, "ganserve_model_loads_total", **loads) == 1
         assert sample(repository, "ganserve_model_ready", model="tiny") == 1
@@ -237,7 +237,7 @@ async def test_a_file_replaced_by_one_that_cannot_be_loaded_serves_on(tmp_path):
         path.write_bytes(b"half of a copy")
         await repository.refresh()
         assert states(repository) == [("tiny", 2, "READY"), ("tiny", 2, "FAILED")]
-        with repository.use("tiny", None) as (_, served):
+        with repository.index.use("tiny", None) as (_, served):
             assert (await pixels_of(served) == 128).all()
         path.write_bytes(good)
         await repository.refresh()
@@ -264,7 +264,7 @@ async def test_a_removed_model_is_unknown_and_leaves_the_metrics(tmp_path):
         remove(path)
         await repository.refresh()
         with pytest.raises(UnknownModel, match="'tiny': expected one of other"):
-            repository.use("tiny", None).__enter__()
+            repository.index.use("tiny", None).__enter__()
         assert sample(repository, "ganserve_model_ready", model="tiny") is None
         assert sample(repository, "ganserve_model_failed_versions", model="tiny") is None
         info = [
@@ -279,7 +279,7 @@ async def test_an_old_version_answers_its_last_calls_before_it_goes(tmp_path):
     write_artifact(tmp_path)
     async with opened(tmp_path) as repository:
         await repository.refresh()
-        with repository.use("tiny", None) as (version, served):
+        with repository.index.use("tiny", None) as (version, served):
             write_artifact(tmp_path, version=2, offset=50)
             await repository.refresh()
             assert states(repository) == [("tiny", 2, "READY"), ("tiny", 1, "RETIRING")]
@@ -295,8 +295,8 @@ async def test_an_old_version_stays_until_the_last_of_its_calls_ends(tmp_path):
     write_artifact(tmp_path)
     async with opened(tmp_path) as repository:
         await repository.refresh()
-        with repository.use("tiny", None) as (version, served):
-            with repository.use("tiny", None):
+        with repository.index.use("tiny", None) as (version, served):
+            with repository.index.use("tiny", None):
                 write_artifact(tmp_path, version=2, offset=50)
                 await repository.refresh()
             await settle()
@@ -308,27 +308,27 @@ async def test_where_a_file_was_replaced_the_one_that_serves_is_described(tmp_pa
     path = write_artifact(tmp_path)
     async with opened(tmp_path) as repository:
         await repository.refresh()
-        with repository.use("tiny", 1):
+        with repository.index.use("tiny", 1):
             remove(path)
             write_artifact(tmp_path, offset=50)
             await repository.refresh()
             assert states(repository) == [("tiny", 1, "RETIRING"), ("tiny", 1, "READY")]
             for number in (None, 1):
-                assert repository.describe("tiny", number).state is ModelState.READY
+                assert repository.index.describe("tiny", number).state is ModelState.READY
 
 
 async def test_where_none_serves_the_file_on_disk_is_described(tmp_path):
     path = write_artifact(tmp_path)
     async with opened(tmp_path) as repository:
         await repository.refresh()
-        with repository.use("tiny", 1):
+        with repository.index.use("tiny", 1):
             remove(path)
             await repository.refresh()
             publish(tmp_path, "tiny", 1, b"rubbish")
             await repository.refresh()
             assert states(repository) == [("tiny", 1, "RETIRING"), ("tiny", 1, "FAILED")]
             for number in (None, 1):
-                assert repository.describe("tiny", number).state is ModelState.FAILED
+                assert repository.index.describe("tiny", number).state is ModelState.FAILED
 
 
 async def test_a_version_that_is_not_there_is_unknown_also_where_none_serves(tmp_path):
@@ -338,12 +338,12 @@ async def test_a_version_that_is_not_there_is_unknown_also_where_none_serves(tmp
     async with opened(tmp_path, load) as repository:
         refreshing = asyncio.ensure_future(repository.refresh())
         await eventually(lambda: load.loads == 2)
-        for find in (repository.describe, describe_in_use(repository)):
+        for find in (repository.index.describe, describe_in_use(repository)):
             with pytest.raises(Loading, match="'tiny': is being loaded"):  # who knows what comes
                 find("tiny", 99)
         load.release()
         await refreshing
-        for find in (repository.describe, describe_in_use(repository)):
+        for find in (repository.index.describe, describe_in_use(repository)):
             with pytest.raises(UnknownModel, match="'tiny' version 99: expected one of 2, 1"):
                 find("tiny", 99)
         with pytest.raises(Loading, match=r"'tiny' version 1: expected an ONNX file"):
@@ -353,7 +353,7 @@ async def test_a_version_that_is_not_there_is_unknown_also_where_none_serves(tmp
         refreshing = asyncio.ensure_future(repository.refresh())
         await load.has_started()
         with pytest.raises(Loading, match="'tiny': is being loaded"):
-            repository.describe("tiny", 99)
+            repository.index.describe("tiny", 99)
         load.release()
         await refreshing
 
@@ -363,13 +363,13 @@ async def test_while_the_first_version_loads_callers_are_told_so(tmp_path):
     load = GatedLoad()
     async with opened(tmp_path, load) as repository:
         with pytest.raises(Loading, match="no model has been loaded yet"):
-            repository.use("", None).__enter__()
+            repository.index.use("", None).__enter__()
         refreshing = asyncio.ensure_future(repository.refresh())
         await load.has_started()
         assert states(repository) == [("tiny", 1, "LOADING")]
         assert sample(repository, "ganserve_model_ready", model="tiny") == 0
         with pytest.raises(Loading, match="'tiny': is being loaded"):
-            repository.use("tiny", None).__enter__()
+            repository.index.use("tiny", None).__enter__()
         load.release()
         await refreshing
         assert serving(repository) == 1
@@ -383,7 +383,7 @@ async def test_while_a_new_version_loads_the_old_one_answers(tmp_path):
         write_artifact(tmp_path, version=2, offset=50)
         refreshing = asyncio.ensure_future(repository.refresh())
         await load.has_started()
-        with repository.use("tiny", None) as (version, served):
+        with repository.index.use("tiny", None) as (version, served):
             assert version.number == 1
             assert (await pixels_of(served) == 128).all()
         load.release()
@@ -396,35 +396,35 @@ async def test_a_call_that_came_early_waits_for_the_first_models(tmp_path):
     write_artifact(tmp_path, "b")
     load = GatedLoad(held_from=2)
     async with opened(tmp_path, load) as repository:
-        early = asyncio.ensure_future(repository.wait_for_first_look("b"))
+        early = asyncio.ensure_future(repository.index.wait_for_first_scan("b"))
         refreshing = asyncio.ensure_future(repository.refresh())
         await eventually(lambda: load.loads == 2)
         assert serving(repository, "a") == 1
-        await asyncio.wait_for(repository.wait_for_first_look("a"), 1)  # serves
+        await asyncio.wait_for(repository.index.wait_for_first_scan("a"), 1)  # serves
         assert not early.done()
         load.release()
         await refreshing
         await early
         assert serving(repository, "b") == 1
-        await asyncio.wait_for(repository.wait_for_first_look("c"), 1)  # never again
+        await asyncio.wait_for(repository.index.wait_for_first_scan("c"), 1)  # never again
 
 
-async def test_a_caller_that_leaves_in_the_moment_the_first_look_ends_has_left(tmp_path):
+async def test_a_caller_that_leaves_in_the_moment_the_first_scan_ends_has_left(tmp_path):
     async with opened(tmp_path) as repository:
-        early = asyncio.ensure_future(repository.wait_for_first_look("tiny"))
+        early = asyncio.ensure_future(repository.index.wait_for_first_scan("tiny"))
         await settle()
-        repository._first_look_over.set()
+        repository.index.first_scan_over.set()
         early.cancel()
         with pytest.raises(asyncio.CancelledError):
             await early
 
 
 @pytest.mark.parametrize("end", ["failed", "cancelled"])
-async def test_after_a_first_look_that_came_to_nothing_nobody_waits(end, tmp_path):
+async def test_after_a_first_scan_that_came_to_nothing_nobody_waits(end, tmp_path):
     write_artifact(tmp_path)
     load = GatedLoad(fails=end == "failed")
     async with opened(tmp_path, load) as repository:
-        early = asyncio.ensure_future(repository.wait_for_first_look(""))
+        early = asyncio.ensure_future(repository.index.wait_for_first_scan(""))
         refreshing = asyncio.ensure_future(repository.refresh())
         await load.has_started()
         assert not early.done()
@@ -434,7 +434,7 @@ async def test_after_a_first_look_that_came_to_nothing_nobody_waits(end, tmp_pat
         await asyncio.wait([refreshing])
         await asyncio.wait_for(early, 1)
         with pytest.raises(Loading):
-            repository.use("", None).__enter__()
+            repository.index.use("", None).__enter__()
         assert refreshing.cancelled() or isinstance(refreshing.exception(), StartupError)
 
 
@@ -466,7 +466,7 @@ async def test_without_a_name_one_of_several_must_be_named(tmp_path):
     async with opened(tmp_path) as repository:
         await repository.refresh()
         with pytest.raises(InvalidRequest, match="model_name: expected one of a, b"):
-            repository.use("", None).__enter__()
+            repository.index.use("", None).__enter__()
 
 
 async def test_without_a_name_the_default_is_meant(tmp_path):
@@ -483,7 +483,7 @@ async def test_a_misspelt_default_is_told_in_the_log(tmp_path, caplog):
         for _ in range(2):
             await repository.refresh()
         with pytest.raises(UnknownModel, match="model 'tinny': expected one of tiny"):
-            repository.use("", None).__enter__()
+            repository.index.use("", None).__enter__()
     assert caplog.text.count("default_model tinny is not there") == 1
     assert "there are tiny" in caplog.text
 
@@ -493,15 +493,15 @@ async def test_a_model_without_a_loadable_version_says_why(tmp_path):
     async with opened(tmp_path) as repository:
         await repository.refresh()
         with pytest.raises(Loading, match=r"'tiny' version 1: expected an ONNX file"):
-            repository.use("tiny", None).__enter__()
-        assert repository.describe("", None).state is ModelState.FAILED
+            repository.index.use("tiny", None).__enter__()
+        assert repository.index.describe("", None).state is ModelState.FAILED
 
 
 async def test_an_empty_repository_waits_for_its_first_model(tmp_path):
     async with opened(tmp_path) as repository:
         await repository.refresh()
         with pytest.raises(Loading):
-            repository.use("", None).__enter__()
+            repository.index.use("", None).__enter__()
         write_artifact(tmp_path)
         await repository.refresh()
         assert serving(repository) == 1
@@ -524,8 +524,8 @@ async def test_a_model_that_cannot_be_read_holds_up_no_other(tmp_path, caplog):
     loop(tmp_path / "lost+found")
     async with opened(tmp_path) as repository:
         await repository.refresh()
-        assert repository.settled
-        assert repository.names == ["a"]
+        assert repository.index.settled
+        assert repository.index.names == ["a"]
         (tmp_path / "a").rename(tmp_path / ".away")
         loop(tmp_path / "a")
         for _ in range(2):
@@ -548,8 +548,8 @@ class TestAVersionThatCannotBeRead:
             for _ in range(2):
                 await repository.refresh()
             assert serving(repository) == 2
-            assert repository.describe("tiny", number).state is ModelState.FAILED
-            assert "cannot be read: " in repository.describe("tiny", number).error
+            assert repository.index.describe("tiny", number).state is ModelState.FAILED
+            assert "cannot be read: " in repository.index.describe("tiny", number).error
             assert caplog.text.count(f"model tiny version {number} cannot be served") == 1
             loads = {"model": "tiny", "outcome": "failure"}
             assert sample(repository, "ganserve_model_loads_total", **loads) == 1
@@ -592,7 +592,7 @@ class TestAVersionThatCannotBeRead:
             await repository.refresh()
             assert states(repository) == [("tiny", 1, "FAILED")]
             with pytest.raises(Loading, match=r"'tiny' version 1: cannot be read"):
-                repository.use("tiny", None).__enter__()
+                repository.index.use("tiny", None).__enter__()
 
     @pytest.mark.parametrize("policy", ["latest", "all", "specific"])
     async def test_serves_on_where_it_served(self, policy, tmp_path):
@@ -611,7 +611,7 @@ class TestAVersionThatCannotBeRead:
             loop(path.parent)
             for _ in range(2):
                 await repository.refresh()
-            with repository.use("tiny", 2) as (version, served):
+            with repository.index.use("tiny", 2) as (version, served):
                 assert version.state is ModelState.READY
                 assert (await pixels_of(served) == 128).all()
             assert ("tiny", 2, "FAILED") in states(repository)
@@ -629,7 +629,7 @@ async def test_a_swap_has_no_gap_that_a_probe_in_another_thread_could_see(tmp_pa
 
     def look(loop, coroutine, **options):  # in the midst of the swap, when the old one's end begins
         ready = sample(repository, "ganserve_model_ready", model="tiny")
-        seen.append((repository.is_serving("tiny"), ready))
+        seen.append((repository.index.is_serving("tiny"), ready))
         return asyncio.Task(coroutine, loop=loop, **options)
 
     async with opened(tmp_path) as repository:
@@ -668,7 +668,7 @@ async def test_every_change_is_announced(tmp_path):
 
 
 def refused(repository, number, name="tiny"):
-    with pytest.raises(UnknownModel) as error, repository.use(name, number):
+    with pytest.raises(UnknownModel) as error, repository.index.use(name, number):
         pass
     return str(error.value)
 
@@ -694,9 +694,9 @@ class TestVersionPolicies:
                 ("tiny", 2, "READY"),
                 ("tiny", 1, "READY"),
             ]
-            assert serving(repository) == repository.describe("tiny", None).number == 4
+            assert serving(repository) == repository.index.describe("tiny", None).number == 4
             for version in (1, 2, 4):  # each by its number, with pixels of its own
-                with repository.use("tiny", version) as (used, served):
+                with repository.index.use("tiny", version) as (used, served):
                     assert used.number == version
                     assert (await pixels_of(served) == 128 + version).all()
             assert refused(repository, 3) == "model 'tiny' version 3: expected one of 4, 2, 1"
@@ -723,9 +723,9 @@ class TestVersionPolicies:
             remove(path)
             write_artifact(tmp_path, offset=9)
             await repository.refresh()
-            with repository.use("tiny", 1) as (_, served):
+            with repository.index.use("tiny", 1) as (_, served):
                 assert (await pixels_of(served) == 137).all()
-            await eventually(lambda: len(repository.versions) == 2)
+            await eventually(lambda: len(repository.index.versions) == 2)
 
     async def test_specific_serves_what_is_named_and_nothing_else(self, tmp_path, caplog):
         for version in (1, 2, 3):
@@ -736,7 +736,7 @@ class TestVersionPolicies:
         async with opened(tmp_path, **settings) as repository:
             await repository.refresh()
             await repository.refresh()
-            assert repository.names == ["tiny"]
+            assert repository.index.names == ["tiny"]
             assert states(repository) == [("tiny", 2, "READY"), ("tiny", 1, "READY")]
             assert refused(repository, 3) == "model 'tiny' version 3: expected one of 2, 1"
             assert refused(repository, 1, "other") == "model 'other': expected one of tiny"
@@ -761,9 +761,9 @@ class TestSeriesOfVersions:
             for number in range(1, 6):
                 path = write_artifact(tmp_path, version=number)
                 await repository.refresh()
-                with repository.use("tiny", None) as (version, _):
+                with repository.index.use("tiny", None) as (version, _):
                     version.count_images(number)
-                await eventually(lambda: len(repository.versions) == 1)
+                await eventually(lambda: len(repository.index.versions) == 1)
             counts = [
                 sample(repository, "ganserve_images_total", model="tiny", version=str(number))
                 for number in range(1, 6)
@@ -772,7 +772,7 @@ class TestSeriesOfVersions:
             # One that comes back counts on from where it was shown, and is shown.
             remove(path)
             await repository.refresh()
-            with repository.use("tiny", None) as (version, _):
+            with repository.index.use("tiny", None) as (version, _):
                 assert version.number == 4
                 version.count_images(1)
             labels = {"model": "tiny", "version": "4"}
@@ -783,7 +783,7 @@ class TestSeriesOfVersions:
         write_artifact(tmp_path, "other")
         async with opened(tmp_path) as repository:
             await repository.refresh()
-            with repository.use("tiny", None) as (version, served):
+            with repository.index.use("tiny", None) as (version, served):
                 await pixels_of(served)
                 version.count_images(1)
 
@@ -881,7 +881,7 @@ class TestWhileOneModelLoadsForLong:
             load.release()
             await repository.refresh()
             assert load.loads == 2
-            with repository.use("tiny", 2) as (_, served):
+            with repository.index.use("tiny", 2) as (_, served):
                 assert (await pixels_of(served) == 137).all()
             await eventually(lambda: ("tiny", 2, "RETIRING") not in states(repository))
             assert ("tiny", 2, "READY") in states(repository)

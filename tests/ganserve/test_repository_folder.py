@@ -8,7 +8,7 @@ from tests.ganserve.tiny import publish
 
 
 async def found(folder):
-    seen = await folder.look()
+    seen = await folder.scan()
     assert seen is not None
     versions, unreadable = seen
     numbers = {name: [one.version for one in candidates] for name, candidates in versions.items()}
@@ -49,11 +49,11 @@ async def test_a_model_that_cannot_be_read_is_told_once_and_its_versions_are_not
 async def test_what_is_missing_is_told_again_once_it_was_there(root, caplog):
     folder = RepositoryFolder(root, frozenset({("d", 1)}))
     for _ in range(2):
-        await folder.look()
+        await folder.scan()
     path = publish(root, "d", 1, b"not looked into")
-    await folder.look()
+    await folder.scan()
     path.unlink()
-    await folder.look()
+    await folder.scan()
     assert caplog.text.count("model d version 1 is to serve, but is not there") == 2
 
 
@@ -71,20 +71,20 @@ async def test_a_default_that_is_not_there_is_told_again_once_it_was(
     folder = RepositoryFolder(root, wanted, "d")
     told = f"default_model d is not there: calls that name no model fail; there are {there_are}"
     for _ in range(2):
-        await folder.look()
+        await folder.scan()
     assert caplog.text.count(told) == 1
     path = publish(root, "d", 1, b"not looked into")
-    await folder.look()
+    await folder.scan()
     path.unlink()
     for _ in range(2):
-        await folder.look()
+        await folder.scan()
     assert caplog.text.count(told) == 2
 
 
 @pytest.mark.parametrize("default", [None, "a", "c"], ids=["none", "there", "unreadable"])
 async def test_no_other_default_is_told(default, root, caplog):
     (root / "c").symlink_to("c")  # an error for whoever follows it, even for root
-    await RepositoryFolder(root, None, default).look()
+    await RepositoryFolder(root, None, default).scan()
     assert "default_model" not in caplog.text
 
 
@@ -92,7 +92,7 @@ async def test_a_folder_that_cannot_be_read_tells_nothing_of_its_models(root, ca
     folder = RepositoryFolder(root, None)
     root.rename(root.with_name("away"))
     for _ in range(2):
-        assert await folder.look() is None
+        assert await folder.scan() is None
     root.with_name("away").rename(root)
-    assert (await folder.look())[0].keys() == {"a", "b"}
+    assert (await folder.scan())[0].keys() == {"a", "b"}
     assert caplog.text.count("cannot be read, what serves goes on") == 1

@@ -83,7 +83,7 @@ async def test_after_another_version_with_the_same_weights_took_over(models, run
         (models / "next").mkdir()
         (models / "next/model.onnx").write_bytes(content)
         (models / "next").rename(models / "tiny" / "2")
-        await eventually(lambda: server.repository.versions[0].number == 2)
+        await eventually(lambda: server.repository.index.versions[0].number == 2)
         assert await images(stub, seeds(*range(20))) == before
 
 

@@ -4,10 +4,10 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ganserve.api.request import latents_of, parse_request, parse_version
+from ganserve.api.request import parse_request, parse_version, rows_of
 from ganserve.encoding import ImageFormat
 from ganserve.errors import InvalidRequest
-from ganserve.latents import draw_latents, interpolate_latents
+from ganserve.latents import interpolate_latents
 from ganserve.models.model_spec import ModelSpec
 from ganserve.v1 import image_generation_pb2 as pb
 
@@ -36,7 +36,9 @@ def test_the_plainest_request_means_png_without_truncation():
     assert (request.count, request.format) == (1, ImageFormat.PNG)
     assert (request.truncation, request.quality, request.labels) == (1.0, None, None)
     assert request.seeds.tolist() == [0]
-    assert (latents_of(request, 3) == draw_latents(array(0), 3)).all()
+    rows, truncation = rows_of(request, 3)
+    assert rows is request.seeds
+    assert truncation == 1.0
 
 
 @pytest.mark.parametrize(
@@ -57,14 +59,18 @@ def test_seeds_are_kept_in_order(fields, values):
     assert request.seeds.dtype == np.uint64
     assert request.seeds.tolist() == values
     assert request.count == len(values)
-    assert (latents_of(request, 3) == draw_latents(array(*values), 3)).all()
+    rows, truncation = rows_of(request, 3)
+    assert rows is request.seeds
+    assert truncation == 1.0
 
 
 def test_latents_are_rows_and_truncated_too():
     request = parse(latents={"values": [1, 2, 3, 4, 5, 6]}, truncation=0.5)
     assert request.count == 2
     assert request.seeds.size == 0
-    assert latents_of(request, 3).tolist() == [[0.5, 1.0, 1.5], [2.0, 2.5, 3.0]]
+    latents, truncation = rows_of(request, 3)
+    assert latents.tolist() == [[0.5, 1.0, 1.5], [2.0, 2.5, 3.0]]
+    assert truncation == 1.0, "done already"
 
 
 @pytest.mark.parametrize("truncation", [2.0**-149, 1.0], ids=["smallest", "largest"])
@@ -72,11 +78,20 @@ def test_a_truncation_may_be_as_small_as_a_number_and_as_large_as_one(truncation
     assert parse(**with_seeds(1, truncation=truncation)).truncation == truncation
 
 
-def test_an_interpolation_has_its_frames():
+def test_the_truncation_of_seeds_is_left_to_the_batcher():
+    request = parse(**with_seeds(1, truncation=0.5))
+    rows, truncation = rows_of(request, 3)
+    assert rows is request.seeds
+    assert truncation == 0.5
+
+
+def test_an_interpolation_has_its_frames_and_is_truncated_as_a_whole():
     request = parse(interpolation={"seeds": [1, 2], "frames_per_segment": 3}, truncation=0.5)
     assert request.count == 4
     assert request.seeds.size == 0
-    assert (latents_of(request, 3) == interpolate_latents(array(1, 2), 3, 3, 0.5)).all()
+    latents, truncation = rows_of(request, 3)
+    assert (latents == interpolate_latents(array(1, 2), 3, 3) * np.float32(0.5)).all()
+    assert truncation == 1.0, "done already"
 
 
 @pytest.mark.parametrize(
@@ -249,4 +264,5 @@ def test_any_message_is_either_sound_or_refused(content):
         generation = parse_request(request, spec(), max_images=8)
     except (InvalidRequest, DecodeError):
         return
-    assert latents_of(generation, 3).shape == (generation.count, 3)
+    rows, _ = rows_of(generation, 3)
+    assert rows.shape in ((generation.count,), (generation.count, 3))

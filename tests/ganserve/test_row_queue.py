@@ -21,7 +21,7 @@ async def test_what_is_left_of_an_entry_has_waited_since_it_came():
     parts, late = queue.take(4)
     assert [(part.entry, part.start, part.stop) for part in parts] == [(large, 0, 4)]
     assert late == []
-    assert queue.oldest() == 100.0
+    assert queue.oldest_admitted_at() == 100.0
     parts, _ = queue.take(4)
     assert [(part.entry, part.start, part.stop) for part in parts] == [(small, 0, 1), (large, 4, 6)]
     assert queue.waiting == 0

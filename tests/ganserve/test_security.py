@@ -805,6 +805,19 @@ class TestLimits:
             for watch in watches:
                 watch.cancel()
 
+    @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="a machine without IPv6")
+    async def test_watches_of_one_network_of_ipv6_count_as_one_clients(
+        self, repository, running_server
+    ):
+        async with (
+            running_server(repository, host="::1") as server,
+            grpc.aio.insecure_channel(server.address) as channel,
+        ):
+            watch = health_pb2_grpc.HealthStub(channel).Watch(HealthCheckRequest())
+            await watch.read()
+            assert server.interceptor.under_way.exempt_streams == {"::/64": 1}
+            watch.cancel()
+
     async def test_no_call_takes_longer_than_the_longest_deadline(self, tmp_path, running_server):
         write_artifact(tmp_path, height=64, width=64)
         # More than all buffers on the way hold, or a quick server would be done in time.
@@ -823,6 +836,19 @@ class TestLimits:
             counted = server.metrics.registry.get_sample_value
             await eventually(lambda: counted("grpc_server_handled_total", late) == 1)
             call.cancel()
+
+    async def test_what_the_longest_deadline_ends_is_abandoned_for_a_deadline(
+        self, repository, running_server
+    ):
+        settings = {"max_wait_seconds": 30, "deadline_seconds": 0.2, "max_deadline_seconds": 0.2}
+        async with running_server(repository, **settings) as server, connected(server) as stub:
+            assert (
+                await code_of(stub.GenerateImages(request(), timeout=3600))
+                is Code.DEADLINE_EXCEEDED
+            )
+            name = "ganserve_abandoned_images_total"
+            assert await metric(server, name, reason="deadline") == 1
+            assert await metric(server, name, reason="cancelled") == 0
 
     async def test_connections_beyond_the_limit_are_closed_and_the_others_go_on(
         self, repository, running_server

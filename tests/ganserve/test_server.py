@@ -152,7 +152,7 @@ class TestInProcess:
     async def test_a_server_that_stops_while_it_loads_ends_the_calls_that_wait(
         self, repository, running_server, slow_loading, monkeypatch
     ):
-        monkeypatch.setattr("ganserve.repository.repository._FIRST_LOOK_SECONDS", 60)
+        monkeypatch.setattr("ganserve.repository.model_index._FIRST_SCAN_SECONDS", 60)
         async with contextlib.AsyncExitStack() as stack:
             server = await stack.enter_async_context(running_server(repository, until_ready=False))
             async with connected(server) as stub:
@@ -166,7 +166,7 @@ class TestInProcess:
     async def test_a_call_waits_for_a_first_model_no_longer_than_allowed(
         self, repository, running_server, slow_loading, monkeypatch
     ):
-        monkeypatch.setattr("ganserve.repository.repository._FIRST_LOOK_SECONDS", 0.1)
+        monkeypatch.setattr("ganserve.repository.model_index._FIRST_SCAN_SECONDS", 0.1)
         async with (
             running_server(repository, until_ready=False) as server,
             connected(server) as stub,
@@ -195,11 +195,12 @@ class TestInProcess:
             assert await check(health, "tiny") == NOT_SERVING
             assert server.why_not_ready() == "draining"
             assert await status_of(stub.GenerateImages(request(1))) is OK
+            index = server.repository.index
             for version in (2, 3):  # the repository is looked at, again and again
                 write_artifact(repository, version=version)
-                await eventually(lambda new=version: server.repository.versions[0].number == new)
+                await eventually(lambda new=version: index.versions[0].number == new)
             assert "not serving: draining" not in caplog.text
-            server.hurry.set()
+            server.stop_now.set()
             await draining
             unavailable = grpc.StatusCode.UNAVAILABLE
             assert await status_of(stub.GenerateImages(request(1))) is unavailable

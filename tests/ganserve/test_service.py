@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ganserve.api.service import one_ahead
-from ganserve.latents import draw_latents, interpolate_latents
+from ganserve.api.service import prefetch
+from ganserve.latents import draw_latents, interpolate_latents, truncate
 from ganserve.repository.versions import ModelState
 from ganserve.transport.messages import write
 from ganserve.v1 import image_generation_pb2 as pb
@@ -86,7 +86,7 @@ async def test_images_are_encoded_one_by_one(
 
 async def test_ranges_latents_and_interpolations_are_generated(repository, running_server):
     latents = draw_latents(np.array([3, 4], np.uint64), 4)
-    walk = interpolate_latents(np.array([3, 4], np.uint64), 5, 4, 0.5)
+    walk = truncate(interpolate_latents(np.array([3, 4], np.uint64), 5, 4), 0.5)
     async with running_server(repository) as server, connected(server) as stub:
         by_range = await stub.GenerateImages(
             pb.GenerateImagesRequest(seed_range=pb.SeedRange(start=3, count=2), format=RAW)
@@ -311,13 +311,13 @@ async def test_what_a_stream_makes_ahead_is_over_before_its_version_may_go(
         call = stub.StreamImages(request(1, 2, 3))
         reading = asyncio.ensure_future(call.read())
         await writing.wait()
-        batcher = server.repository.versions[0].served.batcher
+        batcher = server.repository.index.versions[0].served.batcher
         await eventually(lambda: batcher._queue.waiting == 1)
         shutil.rmtree(repository / "tiny")
-        await eventually(lambda: server.repository.versions[0].state is ModelState.RETIRING)
+        await eventually(lambda: server.repository.index.versions[0].state is ModelState.RETIRING)
         call.cancel()
         await asyncio.wait([reading])
-        await eventually(lambda: not server.repository.versions)
+        await eventually(lambda: not server.repository.index.versions)
         cancelled = {"reason": "cancelled"}
         assert await metric(server, "ganserve_abandoned_images_total", **cancelled) == 1
 
@@ -376,20 +376,20 @@ async def test_while_one_reply_is_sent_the_next_is_made_and_no_more():
         await released.acquire()
         return f"reply {start}"
 
-    replies = one_ahead(make, range(0, 12, 4))
+    replies = prefetch(make, range(0, 12, 4))
     first = asyncio.ensure_future(anext(replies))
     await settle()
     assert made == [0]
     released.release()
-    assert await first == (0, "reply 0")
+    assert await first == "reply 0"
     await settle()
     assert made == [0, 4]  # while the consumer has the first in its hands
     released.release()
     await settle()
     assert made == [0, 4]
-    assert await anext(replies) == (4, "reply 4")
+    assert await anext(replies) == "reply 4"
     released.release()
-    assert [reply async for reply in replies] == [(8, "reply 8")]
+    assert [reply async for reply in replies] == ["reply 8"]
     assert made == [0, 4, 8]
 
 
@@ -404,8 +404,8 @@ async def test_whoever_stops_reading_stops_what_is_made_ahead():
                 cancelled.set()
         return "reply"
 
-    replies = one_ahead(make, range(3))
-    assert await anext(replies) == (0, "reply")
+    replies = prefetch(make, range(3))
+    assert await anext(replies) == "reply"
     await asyncio.sleep(0)
     await replies.aclose()
     assert cancelled.is_set()
@@ -417,8 +417,8 @@ async def test_a_fault_ahead_is_raised_in_its_turn():
             raise ArithmeticError("ahead")
         return "reply"
 
-    replies = one_ahead(make, range(3))
-    assert await anext(replies) == (0, "reply")
+    replies = prefetch(make, range(3))
+    assert await anext(replies) == "reply"
     await asyncio.sleep(0)
     with pytest.raises(ArithmeticError):
         await anext(replies)
@@ -430,7 +430,7 @@ async def test_a_fault_ahead_that_nobody_waits_for_is_silent():
             raise ArithmeticError("ahead")
         return "reply"
 
-    replies = one_ahead(make, range(3))
+    replies = prefetch(make, range(3))
     await anext(replies)
     await asyncio.sleep(0)
     await replies.aclose()

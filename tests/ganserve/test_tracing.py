@@ -291,7 +291,7 @@ async def test_a_collector_that_hangs_holds_up_no_end_that_is_for_haste(reposito
             ending = asyncio.ensure_future(stack.aclose())
             await asyncio.sleep(1)
             assert not ending.done(), "the collector was not waited for"
-            server.hurry.set()
+            server.stop_now.set()
             async with asyncio.timeout(5):
                 await ending
 

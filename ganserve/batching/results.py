@@ -1,4 +1,4 @@
-"""Hides how the images of a model call get to those who wait, and what is measured of it."""
+"""The images of a model call on their way to those who wait, and what is measured of it."""
 
 import numpy as np
 
@@ -7,8 +7,8 @@ from ganserve.errors import RequestError
 from ganserve.metrics import Metrics
 
 
-class Answers:
-    """Answers those who wait for one model. Of the event loop."""
+class Results:
+    """Hands the images of one model to those who wait for them. Used in the event loop alone."""
 
     def __init__(
         self, image_shape: tuple[int, int, int], metrics: Metrics, model_name: str
@@ -19,8 +19,8 @@ class Answers:
         self._batch_images = metrics.batch_images.labels(model_name)
         self._padding_images = metrics.padding_images.labels(model_name)
 
-    def hand_out(self, batch: Batch) -> None:
-        """Hand the images out; answer the entries whose last rows these were."""
+    def deliver(self, batch: Batch) -> None:
+        """Give each entry its images; the entries whose last rows these were are done."""
         offset = 0
         for entry, start, stop in batch.parts:
             images = batch.images[offset : offset + stop - start]
@@ -38,8 +38,8 @@ class Answers:
                     entry.pixels = np.empty((entry.size, *self._image_shape), np.uint8)
                 entry.pixels[start:stop] = images
             # A caller that has gone has cancelled its future.
-            if entry.done == entry.size and not entry.answer.done():
-                entry.answer.set_result(
+            if entry.done == entry.size and not entry.future.done():
+                entry.future.set_result(
                     Generated(entry.pixels, entry.queue_seconds, entry.compute_seconds)
                 )
         self._compute_seconds.observe(batch.seconds, _exemplar(batch.parts))
@@ -48,11 +48,11 @@ class Answers:
             self._padding_images.inc(len(batch.images) - offset)
 
 
-def refuse(entry: Entry, error: RequestError | RuntimeError) -> None:
-    """Answer an entry with an error, in the event loop, unless it was answered before."""
-    if not entry.answer.done():
-        entry.answer.set_exception(error)
-        entry.answer.exception()  # a caller cancelled just now will not look at it
+def fail(entry: Entry, error: RequestError | RuntimeError) -> None:
+    """End an entry with an error, in the event loop, unless it has ended before."""
+    if not entry.future.done():
+        entry.future.set_exception(error)
+        entry.future.exception()  # a caller cancelled just now will not look at it
 
 
 def _exemplar(parts: list[Part]) -> dict[str, str] | None:

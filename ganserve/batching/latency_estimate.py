@@ -1,9 +1,9 @@
-"""Hides how long a model call will take, judging by the last ones."""
+"""An estimate of how long a model call will take, from those before."""
 
 _SLOWER_SHARE = 0.1  # of a call that took longer than expected: most such were interrupted
 
 
-class CallTimes:
+class LatencyEstimate:
     """The time of model calls by their size; sizes count as the next power of two.
 
     Attributes:
@@ -14,7 +14,7 @@ class CallTimes:
         self.seconds_per_row = 0.01
         self._seconds: dict[int, float] = {}  # by the exponent of the power of two
 
-    def note(self, rows: int, seconds: float) -> None:
+    def update(self, rows: int, seconds: float) -> None:
         """Learn from a call that ended."""
         self.seconds_per_row = seconds / rows
         power = (rows - 1).bit_length()

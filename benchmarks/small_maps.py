@@ -22,7 +22,7 @@ import onnx
 import onnxruntime
 from records import arguments_given, commit, processor, write_record
 
-from ganserve.models.onnx_weights import part
+from ganserve.models.onnx_weights import split_weights
 from ganserve.models.runtime import open_session
 from gantrain.export.onnx_graph import to_onnx
 from gantrain.export.small_maps import lower_small_maps
@@ -51,7 +51,7 @@ def build(image_size: int, filters: int) -> onnx.ModelProto:
 
 def runner(model: onnx.ModelProto, batch: int) -> Run:
     """A batch made by a session as the server opens it, with one thread."""
-    session = open_session(part(model.SerializeToString()), "cpu", 1)
+    session = open_session(split_weights(model.SerializeToString()), "cpu", 1)
     latents = draw_latents(np.arange(batch, dtype=np.uint64), LATENT_DIM)
     return lambda: session.run(["images"], {"latents": latents})
 

@@ -26,6 +26,7 @@ _CLOSED = ("Socket closed", "Connection reset")
 # A call that gRPC does not make again, so that it says at once why no connection can be made.
 CONNECTION_CHECK = "/grpc.health.v1.Health/Check"
 CONNECTION_CHECK_SECONDS = 0.02
+CONNECTIVITY_SECONDS = 0.5  # told at once, by a thread that must get its turn on a busy machine
 _LONGEST_TIMEOUT = 1e9  # seconds, 31 years; gRPC's clock ends somewhere beyond
 
 

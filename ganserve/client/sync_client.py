@@ -17,6 +17,7 @@ from ganserve.client.channel_security import ChannelSecurity, open_channel
 from ganserve.client.messages import (
     CONNECTION_CHECK,
     CONNECTION_CHECK_SECONDS,
+    CONNECTIVITY_SECONDS,
     EncodedFormat,
     ImageFormat,
     ImageRequest,
@@ -260,6 +261,8 @@ class Client:
     def _why_not_connected(self) -> str:
         """What gRPC says of a connection that cannot be made; empty if there is one."""
         try:
+            if self._connectivity() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                return ""
             check: grpc.UnaryUnaryMultiCallable[bytes, bytes]
             check = self._channel.unary_unary(CONNECTION_CHECK)
             check(b"", timeout=CONNECTION_CHECK_SECONDS)
@@ -268,6 +271,21 @@ class Client:
         except ValueError:  # the channel was closed meanwhile
             pass
         return ""
+
+    def _connectivity(self) -> grpc.ChannelConnectivity | None:
+        """How the connection is now; None if gRPC does not say.
+
+        A call would tell too, but takes a turn from the servers: of two in turn, one that hangs
+        would get all calls that count, and the other those that only ask for the connection.
+        """
+        told: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
+        self._channel.subscribe(told.put)
+        try:
+            return told.get(timeout=CONNECTIVITY_SECONDS)
+        except queue.Empty:
+            return None
+        finally:
+            self._channel.unsubscribe(told.put)
 
     def _generate_hedged(
         self, message: pb.GenerateImagesRequest, timeout: float, hedge_after: float

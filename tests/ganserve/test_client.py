@@ -861,6 +861,29 @@ class TestSeveralServers:
             await draining
 
     @both_kinds
+    async def test_one_that_hangs_gets_no_more_than_its_turns(
+        self, kind, repository, running_server
+    ):
+        async with (
+            running_server(repository) as server,
+            serving(Hanging()) as hanging,
+            opened(kind, hanging, server, round_robin=True, retries=False) as client,
+        ):
+
+            async def fails() -> bool:
+                try:
+                    await generate(client, seeds=[1], timeout_seconds=0.5)
+                except CallError as error:
+                    assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+                    return True
+                return False
+
+            async with asyncio.timeout(30):
+                while not (hanging.calls and await handled(server)):
+                    await fails()
+            assert sum([await fails() for _ in range(6)]) == 3
+
+    @both_kinds
     async def test_one_that_hangs_is_hedged(self, kind, repository, running_server):
         async with (
             running_server(repository) as server,

@@ -187,30 +187,36 @@ def build_message(
         )
     if "frames_per_segment" in request and sources != ["interpolation"]:
         raise ValueError(f"frames_per_segment: expected interpolation with it, got {sources[0]}")
-    version = request.get("version")
+    model, version = request.get("model"), request.get("version")
     message = pb.GenerateImagesRequest(
-        model_name=request.get("model", default_model),
+        model_name=default_model if model is None else model,
         model_version="" if version is None else str(version),
-        truncation=request.get("truncation"),
         format=pb.ImageFormat.Value(f"IMAGE_FORMAT_{image_format.upper()}"),
-        quality=quality,
     )
-    with _named("class_labels", "from 0 to 2^32 - 1"):
-        message.class_labels.extend(request.get("class_labels", ()))
+    if (truncation := request.get("truncation")) is not None:
+        with _named("truncation", "a number"):
+            message.truncation = truncation
+    if quality is not None:
+        with _named("quality", "an integer from 1 to 100"):
+            message.quality = quality
+    if "class_labels" in request:
+        with _named("class_labels", "integers from 0 to 2^32 - 1"):
+            message.class_labels.extend(request["class_labels"])
     if "seeds" in request:
-        with _named("seeds", "from 0 to 2^64 - 1"):
+        with _named("seeds", "integers from 0 to 2^64 - 1"):
             _set_seeds(message, request["seeds"])
     elif "latents" in request:
-        latents = np.asarray(request["latents"], np.float32)
+        with _named("latents", "rows of equally many numbers"):
+            latents = np.asarray(request["latents"], np.float32)
         if latents.ndim != 2:
             raise ValueError(f"latents: expected [n, latent_dim], got {list(latents.shape)}")
         message.latents.values.extend(latents.ravel().tolist())
         message.latents.latent_dim = latents.shape[1]
         message.latents.SetInParent()  # else no rows would look like no source
     else:
-        with _named("interpolation", "from 0 to 2^64 - 1"):
+        with _named("interpolation", "integers from 0 to 2^64 - 1"):
             message.interpolation.seeds.extend(request["interpolation"])
-        with _named("frames_per_segment", "from 1 to 2^32 - 1"):
+        with _named("frames_per_segment", "integers from 1 to 2^32 - 1"):
             message.interpolation.frames_per_segment = request.get("frames_per_segment", 0)
     return message
 
@@ -241,11 +247,11 @@ def read_pixels(response: pb.GenerateImagesResponse) -> NDArray[np.uint8]:
 
 @contextlib.contextmanager
 def _named(field: str, expected: str) -> Iterator[None]:
-    """Name the field in protobuf's error about a value."""
+    """Name the field in protobuf's or NumPy's error about a value."""
     try:
         yield
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{field}: expected integers {expected}: {error}") from None
+        raise ValueError(f"{field}: expected {expected}: {error}") from None
 
 
 def _set_seeds(message: pb.GenerateImagesRequest, seeds: Iterable[int]) -> None:

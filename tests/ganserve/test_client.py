@@ -183,8 +183,12 @@ async def test_the_model_and_version_of_a_call_or_else_of_the_client_are_asked(
             lambda client: client.generate(seeds=[1], model="plain", version="1"),
             model="bright",
         )
+        not_said = await ask(
+            server, lambda client: client.generate(seeds=[1], model=None), model="bright"
+        )
     assert (own == expected_pixels([1], offset=9)).all()
     assert (other == expected_pixels([1])).all()
+    assert (not_said == own).all()
 
 
 @pytest.mark.parametrize("version", ["1", 1, np.int64(1), "", None], ids=repr)
@@ -264,11 +268,22 @@ async def test_one_client_serves_many_threads(repository, running_server):
             r"class_labels: expected integers from 0 to 2\^32 - 1",
             id="label",
         ),
+        pytest.param({"latents": [[0, 0], [0]]}, "latents: expected rows of equally", id="ragged"),
+        pytest.param({"latents": [["a"]]}, "latents: expected .* numbers: could not", id="words"),
+        pytest.param(
+            {"seeds": [1], "truncation": "x"}, "truncation: expected a number", id="truncation"
+        ),
     ],
 )
 def test_what_no_request_can_say_is_refused_before_a_call(request_, problem):
     with Client("localhost:1") as client, pytest.raises(ValueError, match=problem):
         client.generate(**request_)
+
+
+@pytest.mark.parametrize("quality", [-1, 50.5], ids=repr)
+def test_a_quality_that_is_none_is_refused_by_name(quality):
+    with Client("localhost:1") as client, pytest.raises(ValueError, match="quality: expected"):
+        client.generate_files("jpeg", quality=quality, seeds=[1])
 
 
 @pytest.mark.parametrize("name", ["modle", "timeout", "labels", "count"])
@@ -874,8 +889,7 @@ class TestSeveralServers:
                 try:
                     await generate(client, seeds=[1], timeout_seconds=0.5)
                 except CallError as error:
-                    assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
-                    return True
+                    return error.code is grpc.StatusCode.DEADLINE_EXCEEDED
                 return False
 
             async with asyncio.timeout(30):

@@ -237,7 +237,9 @@ async def test_a_load_test_in_which_all_calls_fail_fails(repository, running_ser
         assert await run_beside("load-test", "--address", server.address, *flags) == 1
     printed = capsys.readouterr()
     assert "NOT_FOUND" in printed.out
-    assert printed.err == "ganserve load-test: no call succeeded\n"
+    reason = "NOT_FOUND: model 'other': expected one of tiny"
+    assert printed.out.count(reason) == 1
+    assert printed.err == f"ganserve load-test: no call succeeded: {reason}\n"
 
 
 @pytest.mark.parametrize(

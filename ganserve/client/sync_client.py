@@ -88,6 +88,7 @@ class Client:
         self._timeout_seconds = timeout_seconds
         self._hedge_after_seconds = hedge_after_seconds
         self._retries = retries
+        self._round_robin = round_robin
         security = security or ChannelSecurity()
         self._tls = security.tls_ca is not None
         self._metadata = security.metadata()
@@ -261,7 +262,9 @@ class Client:
     def _why_not_connected(self) -> str:
         """What gRPC says of a connection that cannot be made; empty if there is one."""
         try:
-            if self._connectivity() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            # A call takes a turn from the servers: of two in turn, one that hangs would get all
+            # calls that count, and the other those that only ask for the connection.
+            if self._round_robin and not self._is_disconnected():
                 return ""
             check: grpc.UnaryUnaryMultiCallable[bytes, bytes]
             check = self._channel.unary_unary(CONNECTION_CHECK)
@@ -272,18 +275,15 @@ class Client:
             pass
         return ""
 
-    def _connectivity(self) -> grpc.ChannelConnectivity | None:
-        """How the connection is now; None if gRPC does not say.
-
-        A call would tell too, but takes a turn from the servers: of two in turn, one that hangs
-        would get all calls that count, and the other those that only ask for the connection.
-        """
+    def _is_disconnected(self) -> bool:
+        """Whether no server could be connected to, as far as gRPC says."""
         told: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
         self._channel.subscribe(told.put)
         try:
-            return told.get(timeout=CONNECTIVITY_SECONDS)
+            state = told.get(timeout=CONNECTIVITY_SECONDS)
+            return state is grpc.ChannelConnectivity.TRANSIENT_FAILURE
         except queue.Empty:
-            return None
+            return False
         finally:
             self._channel.unsubscribe(told.put)
 

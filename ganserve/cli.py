@@ -292,7 +292,8 @@ def _judge(reports: "Sequence[LoadReport]") -> None:
     if any(report.interrupted for report in reports):
         raise KeyboardInterrupt
     if not any(report.latency_seconds for report in reports):
-        raise CommandError("no call succeeded")
+        reasons = [": ".join(pair) for report in reports for pair in report.error_details.items()]
+        raise CommandError(": ".join(["no call succeeded", *reasons[:1]]))
     if verifications and all(part.calls == part.other_version for part in verifications):
         raise CommandError("no image was verified: another version of the model answers now")
 

@@ -15,7 +15,7 @@ from pydantic_settings import (
 )
 
 from ganserve.config import ServerConfig
-from ganserve.load_test.sweep import parse_sweep
+from ganserve.load_test.sweep import MOST_LOAD, parse_sweep
 from ganserve.seed_ranges import SeedList
 
 # What stands for a value in the help, by the name of its type.
@@ -207,10 +207,13 @@ class LoadTest(BaseModel):
     model: ModelName
     rate: PositiveFloat | None = Field(
         default=None,
+        le=MOST_LOAD,
         description="Open loop: calls a second, at random times, however the server keeps up.",
     )
     concurrency: PositiveInt | None = Field(
-        default=None, description="Closed loop: calls under way at any time. Unset: 8."
+        default=None,
+        le=MOST_LOAD,
+        description="Closed loop: calls under way at any time. Unset: 8.",
     )
     images_per_request: PositiveInt = Field(
         default=1, le=_MOST_32_BITS, description="Images in one call."

@@ -17,6 +17,7 @@ from ganserve.client.channel_security import ChannelSecurity, open_channel
 from ganserve.client.messages import (
     CONNECTION_CHECK,
     CONNECTION_CHECK_SECONDS,
+    CONNECTIVITY_SECONDS,
     EncodedFormat,
     ImageFormat,
     ImageRequest,
@@ -87,6 +88,7 @@ class Client:
         self._timeout_seconds = timeout_seconds
         self._hedge_after_seconds = hedge_after_seconds
         self._retries = retries
+        self._round_robin = round_robin
         security = security or ChannelSecurity()
         self._tls = security.tls_ca is not None
         self._metadata = security.metadata()
@@ -260,6 +262,10 @@ class Client:
     def _why_not_connected(self) -> str:
         """What gRPC says of a connection that cannot be made; empty if there is one."""
         try:
+            # A call takes a turn from the servers: of two in turn, one that hangs would get all
+            # calls that count, and the other those that only ask for the connection.
+            if self._round_robin and not self._is_disconnected():
+                return ""
             check: grpc.UnaryUnaryMultiCallable[bytes, bytes]
             check = self._channel.unary_unary(CONNECTION_CHECK)
             check(b"", timeout=CONNECTION_CHECK_SECONDS)
@@ -268,6 +274,18 @@ class Client:
         except ValueError:  # the channel was closed meanwhile
             pass
         return ""
+
+    def _is_disconnected(self) -> bool:
+        """Whether no server could be connected to, as far as gRPC says."""
+        told: queue.SimpleQueue[grpc.ChannelConnectivity] = queue.SimpleQueue()
+        self._channel.subscribe(told.put)
+        try:
+            state = told.get(timeout=CONNECTIVITY_SECONDS)
+            return state is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        except queue.Empty:
+            return False
+        finally:
+            self._channel.unsubscribe(told.put)
 
     def _generate_hedged(
         self, message: pb.GenerateImagesRequest, timeout: float, hedge_after: float

@@ -176,6 +176,8 @@ class _Offering:
             reply, code = await generate(message), "OK"
         except grpc.aio.AioRpcError as error:
             reply, code = b"", error.code().name
+            if start >= self.window_begin:
+                self.tally.error_details.setdefault(code, error.details() or "")
         except asyncio.CancelledError:
             self.tally.unfinished += start >= self.window_begin
             raise

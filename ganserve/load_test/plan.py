@@ -67,6 +67,7 @@ class LoadTally:
 
     Attributes:
         latencies: Status code to the times of the calls that ended so, from the intended start.
+        error_details: Status code to what the first call that failed so was told.
         lateness: Open loop: by how much calls started later than intended.
         completed: Calls that ended well within the window, whenever they began.
         not_sent: Calls left out because as many as allowed were under way.
@@ -82,6 +83,7 @@ class LoadTally:
     """
 
     latencies: dict[str, LatencyHistogram] = field(default_factory=dict)
+    error_details: dict[str, str] = field(default_factory=dict)
     lateness: LatencyHistogram = field(default_factory=LatencyHistogram)
     completed: int = 0
     not_sent: int = 0

@@ -61,6 +61,7 @@ class LoadReport:
         mean_latency_seconds: Of the same calls.
         errors: Status code to the number of calls among `calls`.
         error_latency_seconds: Status code to percentiles as above.
+        error_details: Status code to what one of these calls was told.
         not_sent: Open loop: calls left out because as many as allowed were under way, or because
             the tester could not keep up.
         unfinished: Calls given up because the test was interrupted.
@@ -81,6 +82,7 @@ class LoadReport:
     mean_latency_seconds: float | None
     errors: dict[str, int]
     error_latency_seconds: dict[str, dict[str, float]]
+    error_details: dict[str, str]
     not_sent: int
     unfinished: int
     start_lateness_seconds: dict[str, float]
@@ -113,6 +115,7 @@ def make_report(plan: LoadPlan, tallies: Sequence[LoadTally]) -> LoadReport:
         mean_latency_seconds=good.mean if good.total else None,
         errors={code: histogram.total for code, histogram in latencies.items()},
         error_latency_seconds={code: times.summary() for code, times in latencies.items()},
+        error_details=_first_details(tallies),
         not_sent=not_sent + too_late,
         unfinished=sum(tally.unfinished for tally in tallies),
         start_lateness_seconds=lateness.summary(),
@@ -148,6 +151,7 @@ def render_report(report: LoadReport) -> str:
     if tester.cpu_seconds_per_call is not None:
         rows.append(("tester CPU a call", f"{tester.cpu_seconds_per_call * 1e6:.0f} us"))
     lines = [f"{name:<32}{value:>24}" for name, value in rows]
+    lines += [f"{code}: {details}" for code, details in report.error_details.items()]
     return "\n".join(lines + [f"warning: {warning}" for warning in report.warnings])
 
 
@@ -168,6 +172,13 @@ def _merge_latencies(tallies: Sequence[LoadTally], code: str) -> LatencyHistogra
     return LatencyHistogram.merged(
         tally.latencies[code] for tally in tallies if code in tally.latencies
     )
+
+
+def _first_details(tallies: Sequence[LoadTally]) -> dict[str, str]:
+    details: dict[str, str] = {}
+    for tally in tallies:
+        details = tally.error_details | details
+    return dict(sorted(details.items()))
 
 
 def _sum_verification(tallies: Sequence[LoadTally]) -> Verification:

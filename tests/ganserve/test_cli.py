@@ -237,7 +237,9 @@ async def test_a_load_test_in_which_all_calls_fail_fails(repository, running_ser
         assert await run_beside("load-test", "--address", server.address, *flags) == 1
     printed = capsys.readouterr()
     assert "NOT_FOUND" in printed.out
-    assert printed.err == "ganserve load-test: no call succeeded\n"
+    reason = "NOT_FOUND: model 'other': expected one of tiny"
+    assert printed.out.count(reason) == 1
+    assert printed.err == f"ganserve load-test: no call succeeded: {reason}\n"
 
 
 @pytest.mark.parametrize(
@@ -254,6 +256,7 @@ async def test_a_load_test_in_which_all_calls_fail_fails(repository, running_ser
         pytest.param("generate --class-labels 1,2", "--class-labels: expected 1 or 4", id="labels"),
         pytest.param("models --address :1", "--address: expected HOST:PORT", id="no-host"),
         pytest.param("models --timeout-seconds 0", "--timeout-seconds: Input", id="no-time"),
+        pytest.param("load-test --rate 1e7", "--rate: Input should be less", id="endless"),
         pytest.param("load-test --rate 1 --concurrency 1", "--rate, --concurrency", id="both"),
         pytest.param("load-test --seconds inf", "--seconds: Input", id="for-ever"),
         pytest.param("serve --port 99999", "--port (or GANSERVE_PORT): Input", id="port"),

@@ -183,8 +183,12 @@ async def test_the_model_and_version_of_a_call_or_else_of_the_client_are_asked(
             lambda client: client.generate(seeds=[1], model="plain", version="1"),
             model="bright",
         )
+        not_said = await ask(
+            server, lambda client: client.generate(seeds=[1], model=None), model="bright"
+        )
     assert (own == expected_pixels([1], offset=9)).all()
     assert (other == expected_pixels([1])).all()
+    assert (not_said == own).all()
 
 
 @pytest.mark.parametrize("version", ["1", 1, np.int64(1), "", None], ids=repr)
@@ -264,11 +268,22 @@ async def test_one_client_serves_many_threads(repository, running_server):
             r"class_labels: expected integers from 0 to 2\^32 - 1",
             id="label",
         ),
+        pytest.param({"latents": [[0, 0], [0]]}, "latents: expected rows of equally", id="ragged"),
+        pytest.param({"latents": [["a"]]}, "latents: expected .* numbers: could not", id="words"),
+        pytest.param(
+            {"seeds": [1], "truncation": "x"}, "truncation: expected a number", id="truncation"
+        ),
     ],
 )
 def test_what_no_request_can_say_is_refused_before_a_call(request_, problem):
     with Client("localhost:1") as client, pytest.raises(ValueError, match=problem):
         client.generate(**request_)
+
+
+@pytest.mark.parametrize("quality", [-1, 50.5], ids=repr)
+def test_a_quality_that_is_none_is_refused_by_name(quality):
+    with Client("localhost:1") as client, pytest.raises(ValueError, match="quality: expected"):
+        client.generate_files("jpeg", quality=quality, seeds=[1])
 
 
 @pytest.mark.parametrize("name", ["modle", "timeout", "labels", "count"])
@@ -370,11 +385,15 @@ async def test_a_server_that_never_loads_is_given_up_with_its_reason(tmp_path, r
     assert raised.value.code is grpc.StatusCode.UNAVAILABLE
 
 
+@pytest.mark.parametrize("round_robin", [False, True], ids=["one", "in-turn"])
 @pytest.mark.parametrize("kind", [Client, AsyncClient], ids=["threads", "asyncio"])
-async def test_a_server_that_is_not_there_ends_the_call_at_its_deadline_with_the_reason(kind):
+async def test_a_server_that_is_not_there_ends_the_call_at_its_deadline_with_the_reason(
+    kind, round_robin
+):
     address = f"127.0.0.1:{free_port()}"
-    client = kind(address, timeout_seconds=0.5)
-    reason = "failed to connect to all addresses; last error: .*Connection refused"
+    client = kind(address, timeout_seconds=0.5, round_robin=round_robin)
+    reason = "(failed to connect to all addresses|connections to all backends failing); last error"
+    reason += ": .*Connection refused"
     with pytest.raises(
         CallError, match=f"no result from {address} within 0.5 s: {reason}"
     ) as raised:
@@ -859,6 +878,28 @@ class TestSeveralServers:
                         break
             first.stop_now.set()
             await draining
+
+    @both_kinds
+    async def test_one_that_hangs_gets_no_more_than_its_turns(
+        self, kind, repository, running_server
+    ):
+        async with (
+            running_server(repository) as server,
+            serving(Hanging()) as hanging,
+            opened(kind, hanging, server, round_robin=True, retries=False) as client,
+        ):
+
+            async def fails() -> bool:
+                try:
+                    await generate(client, seeds=[1], timeout_seconds=0.5)
+                except CallError as error:
+                    return error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+                return False
+
+            async with asyncio.timeout(30):
+                while not (hanging.calls and await handled(server)):
+                    await fails()
+            assert sum([await fails() for _ in range(6)]) == 3
 
     @both_kinds
     async def test_one_that_hangs_is_hedged(self, kind, repository, running_server):

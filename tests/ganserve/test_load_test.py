@@ -25,7 +25,8 @@ def tally(milliseconds=(), code: str = "OK", **fields) -> LoadTally:
 
 
 def test_the_figures_of_processes_are_put_together():
-    failed = tally([7, 9], "UNAVAILABLE", cpu_seconds=5.0, cpu_window_seconds=10.0)
+    told = {"error_details": {"UNAVAILABLE": "draining"}}
+    failed = tally([7, 9], "UNAVAILABLE", **told, cpu_seconds=5.0, cpu_window_seconds=10.0)
     tallies = [
         tally(range(1, 51), completed=40, cpu_seconds=1.0, cpu_window_seconds=10.0),
         tally(range(51, 101), completed=60, unfinished=2),
@@ -36,6 +37,7 @@ def test_the_figures_of_processes_are_put_together():
     assert (report.calls_per_second, report.images_per_second) == (10.0, 30.0)
     assert report.errors == {"UNAVAILABLE": 2}
     assert report.error_latency_seconds["UNAVAILABLE"]["max"] == 0.009
+    assert report.error_details == {"UNAVAILABLE": "draining"}
     milliseconds = {name: round(1000 * value) for name, value in report.latency_seconds.items()}
     assert milliseconds == {"p50": 50, "p90": 90, "p99": 99, "p99.9": 100, "max": 100}
     assert report.mean_latency_seconds == pytest.approx(0.0505)
@@ -196,6 +198,7 @@ async def test_errors_are_counted_by_code_and_are_no_throughput():
         report = await offer_load(address, seconds=0.3, warm_up_seconds=0)
     assert report.errors == {"RESOURCE_EXHAUSTED": report.calls}
     assert report.error_latency_seconds["RESOURCE_EXHAUSTED"]["p50"] > 0.01
+    assert report.error_details == {"RESOURCE_EXHAUSTED": "full"}
     assert report.calls_per_second == 0
 
 

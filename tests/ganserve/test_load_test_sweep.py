@@ -150,7 +150,18 @@ def test_loads_are_read(text, loads):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "speed", "rate=", "rate=x", "rate=0", "rate=inf", "rate=nan", "concurrency=1.5"]
+    "text",
+    [
+        "",
+        "speed",
+        "rate=",
+        "rate=x",
+        "rate=0",
+        "rate=inf",
+        "rate=nan",
+        "concurrency=1.5",
+        "rate=1e7",
+    ],
 )
 def test_other_texts_are_refused(text):
     with pytest.raises(ValueError, match="expected concurrency, rate, or values such as"):

@@ -36,7 +36,7 @@ from ganserve.models.model_files import check_root
 from ganserve.models.runtime import check_runtime, keep_runtime_silent
 from ganserve.running_server import RunningServer
 from ganserve.transport.accepting import DirectMethods, make_aio_server, may_stop_again
-from ganserve.transport.listening import grpc_options, listen
+from ganserve.transport.listening import allow_connections, grpc_options, listen
 from ganserve.v1 import image_generation_pb2, image_generation_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ async def serve(config: ServerConfig) -> None:
         logger.warning(line)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a time stamp for each series
     keep_large_buffers()
+    allow_connections(config)
     run_when_woken()  # before any other thread starts, for gRPC's and the event loop's are to alike
     async with running(config) as server:
         stop = asyncio.Event()

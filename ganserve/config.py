@@ -204,7 +204,7 @@ class ServerConfig(BaseSettings):
         default=4096, le=2**31 - 1, description="Calls under way on one connection; more wait."
     )
     max_connections: PositiveInt = Field(
-        default=1024, le=2**31 - 1, description="Connections; more are closed at once."
+        default=1024, le=2**31 - 2, description="Connections; more are closed at once."
     )
     max_connection_age_seconds: PositiveSeconds = Field(
         default=3600.0,

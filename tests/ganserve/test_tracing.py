@@ -196,7 +196,7 @@ async def test_a_model_that_fails_is_an_error_of_the_call_and_of_the_batch(
             return run_batch(model, *rows)
         raise ValueError("the model's own words")
 
-    monkeypatch.setattr("ganserve.model.Model.run_batch", fail)
+    monkeypatch.setattr("ganserve.models.model.Model.run_batch", fail)
     async with running_server(repository, **traced(collector)) as server, connected(server) as stub:
         assert await code_of(stub.GenerateImages(request())) is grpc.StatusCode.INTERNAL
     (call,), (batch,) = collector.named("GenerateImages"), collector.named("batch")

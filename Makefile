@@ -47,7 +47,7 @@ bench: $(INSTALLED)  ## run every benchmark that fits a small machine; see docs/
 images:  ## build ganserve:cpu, ganserve:gpu and gantrain; IMAGES="cpu train" some of them
 	$(PYTHON) deploy/images.py $(IMAGES) -- $(BUILD_ARGUMENTS)
 
-images-offline: $(INSTALLED)  ## build and try those for CPUs without a registry; see docs/operations.md
+images-offline: $(INSTALLED)  ## build and try those for CPUs without a registry; see docs/containers.md
 	$(BIN)/python deploy/images_offline.py
 
 clean:  ## remove what the targets above made

@@ -1,9 +1,9 @@
 """The settings of `ganserve serve`: each is a flag, a GANSERVE_ variable or its default."""
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -14,6 +14,7 @@ from ganserve.setting_values import (
     CudaGraphs,
     Device,
     Endpoint,
+    FileOrFolder,
     LogFormat,
     LogLevel,
     Port,
@@ -56,7 +57,9 @@ class ServerConfig(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True)
 
-    models: Path = Field(description="The repository: a folder that holds NAME/VERSION/model.onnx.")
+    models: FileOrFolder = Field(
+        description="The repository: a folder that holds NAME/VERSION/model.onnx."
+    )
     default_model: str | None = Field(
         default=None,
         min_length=1,
@@ -114,7 +117,7 @@ class ServerConfig(BaseSettings):
         description="Whether calls on CUDA are replayed as graphs. auto: at each batch size that "
         "is quicker so, measured while a model is loaded; on: a model that cannot is refused.",
     )
-    tensorrt_cache: Path | None = Field(
+    tensorrt_cache: FileOrFolder | None = Field(
         default=None,
         description="With TensorRT: the folder that keeps its engines, for servers alone to write. "
         "Unset: they are built anew whenever a model is loaded.",
@@ -167,19 +170,19 @@ class ServerConfig(BaseSettings):
         description="The largest request accepted.",
     )
 
-    tls_certificate: Path | None = Field(
+    tls_certificate: FileOrFolder | None = Field(
         default=None,
         description="PEM file of the server's certificate and those that lead to its authority. "
         "Unset: no TLS.",
     )
-    tls_key: Path | None = Field(
+    tls_key: FileOrFolder | None = Field(
         default=None, description="PEM file of the certificate's private key, without a password."
     )
-    tls_client_ca: Path | None = Field(
+    tls_client_ca: FileOrFolder | None = Field(
         default=None,
         description="PEM file of the authorities whose clients may connect. Unset: all may.",
     )
-    token_file: Path | None = Field(
+    token_file: FileOrFolder | None = Field(
         default=None,
         description="File of the bearer tokens that may call, one a line. Unset: all may.",
     )
@@ -201,7 +204,7 @@ class ServerConfig(BaseSettings):
         default=4096, le=2**31 - 1, description="Calls under way on one connection; more wait."
     )
     max_connections: PositiveInt = Field(
-        default=1024, le=2**31 - 1, description="Connections; more are closed at once."
+        default=1024, le=2**31 - 2, description="Connections; more are closed at once."
     )
     max_connection_age_seconds: PositiveSeconds = Field(
         default=3600.0,
@@ -246,6 +249,18 @@ class ServerConfig(BaseSettings):
         default=0.01,
         description="The share of calls that are traced, of those whose callers do not decide it.",
     )
+
+    @model_validator(mode="after")
+    def _each_port_is_another(self) -> Self:
+        ports = {
+            "port": self.port,
+            "metrics_port": self.metrics_port,
+            "health_port": self.health_port,
+        }
+        for (name, port), (other, same) in itertools.combinations(ports.items(), 2):
+            if port and port == same:
+                raise ValueError(f"{name}, {other}: expected different ports, got {port} for both")
+        return self
 
     @model_validator(mode="after")
     def _a_full_request_fits_the_queue(self) -> Self:
@@ -296,6 +311,15 @@ class ServerConfig(BaseSettings):
             raise ValueError("tls_certificate, tls_key: expected both or none, got one")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise ValueError("tls_client_ca: expected tls_certificate and tls_key too, got none")
+        return self
+
+    @model_validator(mode="after")
+    def _the_burst_goes_with_a_rate(self) -> Self:
+        if self.rate_limit_burst_images is not None and self.rate_limit_images_per_second is None:
+            raise ValueError(
+                "rate_limit_burst_images: expected rate_limit_images_per_second too, got none: "
+                "nothing would be limited"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """The HTTP port: metrics, liveness and readiness."""
 
 import contextlib
+import errno
 import io
 import logging
 import socket
@@ -185,6 +186,10 @@ class MetricsServer:
                 "another --host"
             ) from error
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise StartupError(
+                    f"host: {host} is no address of this machine; choose another --host"
+                ) from error
             raise StartupError(
                 f"metrics_port: cannot listen on {host}:{port}: {error.strerror}; "
                 "choose another --metrics-port"

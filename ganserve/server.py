@@ -37,7 +37,7 @@ from ganserve.models.model_files import check_root
 from ganserve.models.runtime import check_runtime, keep_runtime_silent
 from ganserve.running_server import RunningServer
 from ganserve.transport.accepting import DirectMethods, make_aio_server, may_stop_again
-from ganserve.transport.listening import grpc_options, listen
+from ganserve.transport.listening import allow_connections, grpc_options, listen
 from ganserve.v1 import image_generation_pb2, image_generation_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ async def serve(config: ServerConfig) -> None:
         logger.warning(line)
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a time stamp for each series
     keep_large_buffers()
+    allow_connections(config)
     use_short_time_slices()  # before other threads start: gRPC's are to inherit it
     async with running(config) as server:
         stop = asyncio.Event()
@@ -108,7 +109,8 @@ async def running(config: ServerConfig) -> AsyncIterator[RunningServer]:
         server = RunningServer(
             config, metrics, certificate, tokens, start_tracing(config), gpu_thread
         )
-        stack.push_async_callback(server.close_tracing, 0)  # unless it came to its end before
+        # Unless it came to its end before. Where there is nothing to send, this takes no time.
+        stack.push_async_callback(server.close_tracing, 1)
         stack.push_async_callback(server.repository.close)
         metrics_server = MetricsServer.start(
             config.host,

@@ -1,6 +1,7 @@
 """The types of settings: how their values are written, and which of them mean something."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -73,6 +74,17 @@ def check_endpoint(endpoint: str) -> str:
     return endpoint
 
 
+def refuse_no_path(value: object) -> object:
+    """Let through what may be a path; no text at all would stand for the current folder.
+
+    Raises:
+        ValueError: it is empty, as where a script's variable is not set.
+    """
+    if value == "":
+        raise ValueError("expected a path, got ''")
+    return value
+
+
 Port = Annotated[int, Field(ge=0, le=65535), BeforeValidator(refuse_service_link)]
 # A named type, for help texts show the name; the text is not JSON, so it is not decoded first.
 VersionList = TypeAliasType(
@@ -81,4 +93,5 @@ VersionList = TypeAliasType(
 BatchSizes = TypeAliasType(
     "BatchSizes", Annotated[tuple[PositiveInt, ...], NoDecode, BeforeValidator(parse_sizes)]
 )
+FileOrFolder = Annotated[Path, BeforeValidator(refuse_no_path)]
 Endpoint = Annotated[str, AfterValidator(check_endpoint)]

@@ -90,7 +90,7 @@ def test_deleting_a_training_leaves_its_volumes(variant: Variant):
 
 @pytest.mark.parametrize("variant", SERVING, ids=str)
 def test_runbooks_read_the_log_of_all_replicas(variant: Variant):
-    text = (ROOT / "docs/operations.md").read_text().replace("\\\n", " ")
+    text = (ROOT / "docs/runbooks.md").read_text().replace("\\\n", " ")
     commands = [line for line in text.splitlines() if re.match("kubectl .* logs ", line)]
     assert commands
     for command in commands:  # of a Deployment it would be one pod's, and by a label ten lines'

@@ -89,7 +89,7 @@ def test_every_extra_is_in_the_readme():
 
 
 def test_every_metric_is_documented_with_its_type_and_labels():
-    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|([^|]*)\|", read("docs/operations.md"), re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|([^|]*)\|", read("docs/monitoring.md"), re.MULTILINE)
     documented = {
         name: (kind, tuple(re.findall(r"`(\w+)`", labels)))
         for name, kind, labels in rows

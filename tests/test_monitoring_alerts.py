@@ -11,7 +11,7 @@ from tests.deploy.manifests import DEPLOY
 from tests.test_docs import anchors
 
 ALERTS = DEPLOY / "monitoring/alerts.yaml"
-OPERATIONS = DEPLOY.parent / "docs/operations.md"
+RUNBOOKS = DEPLOY.parent / "docs/runbooks.md"
 
 POD = 'job="ganserve",namespace="faces",pod="a",instance="a:9090"'
 PEER = 'job="ganserve",namespace="faces",pod="b",instance="b:9090"'
@@ -259,6 +259,6 @@ def test_an_alert_says_how_bad_it_is_and_leads_to_its_runbook(alert: str):
     assert rule["labels"]["severity"] in {"critical", "warning"}
     assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
     page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
-    assert page == "docs/operations.md"
+    assert page == "docs/runbooks.md"
     assert anchor == alert.lower()
-    assert anchor in anchors(OPERATIONS)
+    assert anchor in anchors(RUNBOOKS)

@@ -157,9 +157,14 @@ def no_connection_of(error: grpc.RpcError) -> str:
 
 
 def _hint(details: str, tls: bool) -> str:
-    """What to do where one end seems to speak TLS and the other does not; else empty."""
+    """What to do where the two ends seem to want different kinds of connection; else empty."""
     _, not_connected, reason = details.partition(_NO_CONNECTION)
-    if not_connected and not tls and any(word in reason for word in _CLOSED):
+    if not_connected and any(word in reason for word in _CLOSED):
+        if tls:
+            return (
+                " (does it ask for clients' certificates? then give --tls-certificate and "
+                "--tls-key, of an authority that it knows)"
+            )
         return " (does it speak TLS? then give --tls-ca, in Python tls_ca)"
     if not_connected and tls and "WRONG_VERSION_NUMBER" in reason:
         return " (does it speak no TLS? then leave out --tls-ca, in Python tls_ca)"

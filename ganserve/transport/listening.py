@@ -1,6 +1,8 @@
 """gRPC's ports, and the limits that gRPC itself keeps on its connections."""
 
+import logging
 import math
+import resource
 
 import grpc
 
@@ -8,8 +10,11 @@ from ganserve.config import ServerConfig
 from ganserve.errors import StartupError
 from ganserve.listeners import open_listeners
 
+logger = logging.getLogger(__name__)
+
 _HANDSHAKE_SECONDS = 10.0  # for a client to say what it wants
 _KEEPALIVE_TIMEOUT_SECONDS = 20.0
+_OTHER_DESCRIPTORS = 256  # of the HTTP port, model files, libraries, the event loop
 _MOST = 2**31 - 1  # of what the core counts
 
 
@@ -36,6 +41,28 @@ def grpc_options(config: ServerConfig) -> dict[str, int]:
         "grpc.keepalive_permit_without_calls": 1,
         "grpc.http2.min_ping_interval_without_data_ms": _milliseconds(config.min_ping_seconds),
     }
+
+
+def allow_connections(config: ServerConfig) -> None:
+    """Let the process have as many file descriptors as its limits on connections allow for.
+
+    Many systems begin with 1,024. Where they run short nothing can connect, not even a probe, and
+    the limits on connections never come to bear.
+    """
+    ports = 1 if config.health_port is None else 2
+    wanted = ports * config.max_connections + _OTHER_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if most < wanted:
+        logger.warning(
+            "max_connections: %d need %d file descriptors, %d are allowed: raise the limit "
+            "(ulimit -n, LimitNOFILE of systemd) or lower --max-connections",
+            config.max_connections,
+            wanted,
+            most,
+        )
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _milliseconds(seconds: float) -> int:

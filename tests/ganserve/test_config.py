@@ -21,6 +21,8 @@ def test_each_setting_is_also_a_variable(monkeypatch):
         "cuda_graphs": "off",
         "default_model": "digits",
         "host": "::1",
+        "metrics_port": "4",
+        "health_port": "5",
         "log_level": "debug",
         "log_format": "json",
         "trace_endpoint": "http://collector:4317",
@@ -79,6 +81,8 @@ def test_every_setting_says_what_it_is():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        pytest.param("models", "", id="no folder"),
+        pytest.param("token_file", "", id="no file"),
         pytest.param("port", -1, id="port below 0"),
         pytest.param("port", 65536, id="port above 65535"),
         pytest.param("metrics_port", "http", id="port that is no number"),
@@ -135,6 +139,9 @@ def test_a_request_that_could_never_be_admitted_is_refused_at_start():
         pytest.param({"tls_key": "k"}, "expected both or none", id="key without certificate"),
         pytest.param({"tls_certificate": "c"}, "expected both or none", id="certificate alone"),
         pytest.param({"tls_client_ca": "a"}, "tls_client_ca: expected tls_cert", id="ca alone"),
+        pytest.param({"port": 9090}, "port, metrics_port: expected diff", id="one port for two"),
+        pytest.param({"health_port": 50051}, "port, health_port: exp", id="and for health"),
+        pytest.param({"rate_limit_burst_images": 3}, "expected rate_limit_im", id="burst alone"),
         pytest.param({"version_policy": "specific"}, "versions: expected", id="no versions"),
         pytest.param({"versions": "m:1"}, "versions: expected", id="versions without policy"),
         pytest.param(

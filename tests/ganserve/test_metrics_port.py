@@ -140,6 +140,11 @@ def test_a_host_that_does_not_exist_is_one_clear_line(http):
         http(host="256.1.1.1")
 
 
+def test_an_address_of_another_machine_is_no_matter_of_the_port(http):
+    with pytest.raises(StartupError, match=r"^host: 192\.0\.2\.1 is no address of this machine"):
+        http(host="192.0.2.1")  # kept for documents, RFC 5737
+
+
 def test_a_client_that_says_nothing_holds_up_nobody(http):
     port = http()
     with socket.create_connection(("127.0.0.1", port)):

@@ -155,6 +155,19 @@ class TestTls:
             assert error.code is Code.UNAVAILABLE
             assert hint in error.details
 
+    @pytest.mark.parametrize("shown", [False, True], ids=["none", "of another authority"])
+    async def test_a_client_whose_certificate_is_wanted_is_told_what_to_give(
+        self, shown, authority, repository, running_server, tmp_path
+    ):
+        certificate, key = Authority(tmp_path / "other").issue() if shown else (None, None)
+        security = ChannelSecurity(tls_ca=authority.ca, tls_certificate=certificate, tls_key=key)
+        async with (
+            running_server(repository, **tls(authority, tls_client_ca=authority.ca)) as server,
+            AsyncClient(server.address, security=security, retries=False) as client,
+        ):
+            with pytest.raises(CallError, match="then give --tls-certificate and --tls-key"):
+                await client.models()
+
     async def test_a_load_test_that_is_to_speak_tls_and_does_not_says_so(
         self, authority, repository, running_server, capsys
     ):

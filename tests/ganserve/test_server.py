@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import os
 import re
+import resource
 import signal
 import socket
 import ssl
@@ -376,6 +377,23 @@ class TestProcess:
         assert len(seen) > 5
         process.process.terminate()
         assert process.end()[0] == 0
+
+    @pytest.mark.parametrize("connections", [200, 2**31 - 2], ids=["enough", "more than allowed"])
+    def test_its_connections_do_not_use_up_the_file_descriptors(
+        self, repository, start_process, connections
+    ):
+        """Else nothing could connect, not even a probe: many systems begin with 1,024."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        try:
+            process = start_process("--models", repository, "--max-connections", connections)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        process.wait_until_serving()
+        allowed, _ = resource.prlimit(process.process.pid, resource.RLIMIT_NOFILE)
+        short = "file descriptors" in "".join(process.log)
+        assert (allowed > connections) != short
+        assert allowed > connections or allowed == hard
 
     def test_a_signal_with_nothing_to_do_ends_it_at_once(self, repository, start_process):
         process = start_process("--models", repository, "--drain-seconds", 0)

@@ -19,6 +19,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from opentelemetry.sdk.trace.export import SpanExportResult
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from ganserve.errors import StartupError
 from ganserve.models.model import Model
 from ganserve.tracing import Tracing
 from ganserve.v1 import image_generation_pb2 as pb
@@ -294,6 +295,15 @@ async def test_a_collector_that_hangs_holds_up_no_end_that_is_for_haste(reposito
             server.stop_now.set()
             async with asyncio.timeout(5):
                 await ending
+
+
+async def test_a_start_that_fails_misses_no_traces(repository, running_server, caplog):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = {"metrics_port": taken.getsockname()[1], "trace_endpoint": "http://localhost:1"}
+        with pytest.raises(StartupError, match="metrics_port: cannot listen"):
+            async with running_server(repository, **settings):
+                pass
+    assert caplog.messages == []
 
 
 class TestExemplars:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from gantrain.checkpoint import CHECKPOINT_SUFFIX, newest_good_checkpoint
 from gantrain.class_labels import Labels, proportional_labels
 from gantrain.config import TrainConfig
-from gantrain.config_rules import network_shape
+from gantrain.config_rules import build_networks, network_kinds
 from gantrain.errors import RunError
 from gantrain.latents import SEED_CONTRACT, draw_latents
-from gantrain.networks import GENERATORS, create_networks, run_network
+from gantrain.networks import run_network
 from gantrain.publishing import MODEL_FILE
 from gantrain.run_directory import DataFacts, RunDirectory
 from gantrain.runtime import import_runtime
@@ -96,7 +96,7 @@ def finished_generator(
     generator = copy.deepcopy(generator_ema).cpu()
     if config.ema_half_life_images:
         measure_statistics(generator, config.latent_dim, class_counts if config.conditional else ())
-    kind = GENERATORS[config.generator or ""]
+    kind, _ = network_kinds(config)
     return (generator if kind.points else PixelGenerator(generator, kind.lowest)).eval()
 
 
@@ -146,14 +146,7 @@ def load_run_generator(path: Path) -> RunGenerator:
     values = newest_good_checkpoint(run.checkpoints)
     if values is None:
         raise RunError(f"{path} has no checkpoint yet: train until the first one is saved")
-    assert config.generator is not None
-    assert config.discriminator is not None
-    generator_ema, _ = create_networks(
-        config.generator,
-        config.discriminator,
-        network_shape(config, len(data.class_names)),
-        seed=config.seed,
-    )
+    generator_ema, _ = build_networks(config, len(data.class_names))
     generator_ema.load_state_dict(values["generator_ema"])
     generator = finished_generator(generator_ema, config, data.class_counts)
     weights = fingerprint_weights(values["generator_ema"])

@@ -17,13 +17,12 @@ from gantrain.checkpoint import (
     save_checkpoint,
 )
 from gantrain.config import TrainConfig
-from gantrain.config_rules import network_shape
+from gantrain.config_rules import build_networks, network_kinds
 from gantrain.cpus import usable_cpus
 from gantrain.data.datasets import load_source
 from gantrain.data.point_sets import PointSet
 from gantrain.diagnosis.advice import say_how_to_go_on
 from gantrain.errors import Interrupted, RunError
-from gantrain.networks import GENERATORS, create_networks
 from gantrain.optimizers import ROLLBACK_LR, create_optimizer, set_rates, update_ema
 from gantrain.ranks import (
     Ranks,
@@ -99,7 +98,7 @@ def train(config: TrainConfig) -> TrainState:
         feed = Feed(
             examples=torch.from_numpy(examples).to(device),
             labels=load_labels(data, config, device),
-            lowest=GENERATORS[config.generator or ""].lowest,
+            lowest=network_kinds(config)[0].lowest,
             share=ranks.share(config.batch_size),
         )
         step = create_step(state, feed, config, ranks)
@@ -113,9 +112,7 @@ def train(config: TrainConfig) -> TrainState:
         monitor = RunMonitor(run, config, data, state.images_seen) if ranks.first else None
         with StatusLine(state.images_seen, config.total_images, shown=ranks.first) as status:
             while state.images_seen < config.total_images:
-                start, length = state.images_seen, config.images_per_step
-                positions = range(start, start + length, config.batch_size)
-                indices = torch.stack([order.indices(position) for position in positions])
+                indices = order.indices(state.images_seen).view(-1, config.batch_size)
                 set_rates(state, config)
                 for results in step(stream_seed(order.seed, state.images_seen), indices):
                     means.add(results)
@@ -144,9 +141,9 @@ def train(config: TrainConfig) -> TrainState:
                         if monitor:
                             monitor.roll_back(state.images_seen, str(diverged))
                         continue
-                    if monitor and diagnosis_due:
-                        row |= monitor.diagnose(state, row, clock, urgent=finished)
                     if monitor:
+                        if diagnosis_due:
+                            row |= monitor.diagnose(state, row, clock, urgent=finished)
                         monitor.record(row)
                         status.report(row)
                 if monitor and samples_due:
@@ -214,19 +211,10 @@ def choose_device(asked: str, local_rank: int | None = None) -> torch.device:
 
 def create_state(config: TrainConfig, device: torch.device, class_count: int = 0) -> TrainState:
     """Networks, averaged generator and optimizers at the start of a run."""
-    assert config.generator is not None
-    assert config.discriminator is not None
-    networks = create_networks(
-        config.generator,
-        config.discriminator,
-        network_shape(config, class_count),
-        seed=config.seed,
-        spectral_norm=config.spectral_norm,
-    )
     # Convolutions of large maps are quicker with the channels innermost, others no slower.
     generator, discriminator = (
         network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for network in networks
+        for network in build_networks(config, class_count)
     )
     averaging = config.ema_half_life_images > 0
     generator_ema = copy.deepcopy(generator).requires_grad_(False) if averaging else generator
@@ -275,7 +263,7 @@ def data_order(
 ) -> DataOrder:
     """The order of the data, another one after each rollback."""
     seed = stream_seed(config.seed, -state.rollbacks) if state.rollbacks else config.seed
-    return DataOrder(count, config.batch_size, seed, device)
+    return DataOrder(count, config.images_per_step, seed, device)
 
 
 def find_newest(run: RunDirectory) -> dict[str, Any] | None:

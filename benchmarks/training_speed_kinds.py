@@ -31,9 +31,9 @@ from gantrain.optimizers import set_rates, update_ema
 from gantrain.presets import resolve
 from gantrain.run_directory import RunDirectory
 from gantrain.run_log import read_metrics
-from gantrain.training.loop import create_state, train
+from gantrain.training.loop import train
 from gantrain.training.recorded_steps import CudaRecorder, RecordedStep
-from gantrain.training.run_setup import settle_config
+from gantrain.training.run_setup import create_state, settle_config
 from gantrain.training.steps import StepResults, discriminator_step, generate_fakes, generator_step
 
 BATCH, LATENTS = 64, 100

@@ -121,9 +121,9 @@ LAYERS_WITHIN = {
     ],
     "gantrain.training": [
         {"loop"},
-        {"recorded_steps"},
-        {"steps", "run_monitor"},
-        {"run_setup", "step_means", "stop_requests", "out_of_memory", "determinism"}
+        {"recorded_steps", "recovery"},
+        {"steps", "run_monitor", "run_setup"},
+        {"step_means", "stop_requests", "out_of_memory", "determinism"}
         | {"shared_batch_norm", "batches", "augment"},
     ],
 }

@@ -17,7 +17,7 @@ from gantrain.checkpoint import TrainState
 from gantrain.data.datasets import Dataset
 from gantrain.optimizers import set_rates
 from gantrain.presets import resolve
-from gantrain.training.loop import create_state, train
+from gantrain.training.loop import train
 from gantrain.training.recorded_steps import (
     CudaRecorder,
     RecordedStep,
@@ -25,7 +25,7 @@ from gantrain.training.recorded_steps import (
     copy_tensors,
     restore_tensors,
 )
-from gantrain.training.run_setup import settle_config
+from gantrain.training.run_setup import create_state, settle_config
 from gantrain.training.step_means import gradient_norm
 from gantrain.training.steps import Feed, StepResults, take_step
 

@@ -97,7 +97,7 @@ LAYERS_WITHIN = {
         {"image_files", "idx_files", "cifar_files", "stacked_mnist"},
         {"class_folders", "point_sets", "bad_data"},
     ],
-    "gantrain.diagnosis": [{"diagnostics"}, {"advice"}, {"setting_changes"}],
+    "gantrain.diagnosis": [{"diagnostics"}, {"evidence"}, {"advice"}, {"setting_changes"}],
     "gantrain.evaluation": [
         {"evaluate"},
         {"yardstick"},

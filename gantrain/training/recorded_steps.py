@@ -74,7 +74,7 @@ class CudaRecorder:
         try:
             with (
                 torch.cuda.stream(torch.cuda.current_stream(self._device)),  # back here in any case
-                # Other threads may go on: TensorBoard's writes files.
+                # What other threads do meanwhile must not end the recording.
                 torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
             ):
                 results = work()

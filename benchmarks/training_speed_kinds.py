@@ -138,11 +138,10 @@ class ConstantBatch:
 
 def make_plain(*networks: nn.Module) -> None:
     """Give networks PyTorch's own layers where they have ours."""
-    for network in networks:
-        for layer in network.modules():
-            for plain in (nn.Conv2d, nn.ConvTranspose2d):
-                if isinstance(layer, plain):
-                    layer.__class__ = plain
+    for layer in nn.ModuleList(networks).modules():
+        for plain in (nn.Conv2d, nn.ConvTranspose2d):
+            if isinstance(layer, plain):
+                layer.__class__ = plain
 
 
 class PlainDiscriminator(nn.Module):

@@ -225,8 +225,8 @@ def main() -> int:
                 ("plain", plain_seeds, plain),
             ):
                 rows.append(row(points, recipe, "all", measured))
-                for seed, one in zip(tried, measured, strict=True):
-                    rows.append(row(points, recipe, str(seed), [one]))
+                each = zip(tried, measured, strict=True)
+                rows += [row(points, recipe, str(seed), [one]) for seed, one in each]
     page = render_page(bars, rows)
     print(page)
     if arguments.record:

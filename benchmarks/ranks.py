@@ -25,12 +25,9 @@ from pathlib import Path
 import torch
 from records import arguments_given, commit, processor, stolen_seconds, write_record
 from training_speed import make_folder
-
-from gantrain.run_directory import RunDirectory
-from gantrain.run_log import read_metrics
+from training_speed_kinds import BATCH, WARM_UP, rate_of_run
 
 ROOT = Path(__file__).resolve().parents[1]
-BATCH, WARM_UP = 64, 4
 KINDS = {  # runs at once, ranks of each, whole batch of each
     "one": (1, 1, BATCH),
     "parts": (1, 2, BATCH),
@@ -63,13 +60,6 @@ def rate(kind: str, preset: str, data: Path, run_dir: Path, steps: int) -> float
         if process.wait():
             sys.exit(f"failed: {' '.join(each)}")
     return sum(map(rate_of_run, folders))
-
-
-def rate_of_run(folder: Path) -> float:
-    """Images a second of a run, by its rows."""
-    rows = read_metrics(RunDirectory(folder).metrics_file)
-    images = rows[-1]["images_seen"] - rows[0]["images_seen"]
-    return float(images / (rows[-1]["seconds"] - rows[0]["seconds"]))
 
 
 def measure(preset: str, size: int, data: Path, folder: Path, rounds: int, steps: int) -> str:

@@ -49,6 +49,25 @@ def parse_variant(text: str) -> dict[str, Any]:
     return {name: float(value) for name, _, value in pairs}
 
 
+def run_variant(
+    arguments: argparse.Namespace, variant: str, seed: int, judge: Judge
+) -> list[Evaluation]:
+    """Train the flagship with its own settings but for the width and the variant's, and measure."""
+    settings = {
+        "preset": "dcgan",
+        "data": arguments.data,
+        "seed": seed,
+        "filters": arguments.filters,
+        "precision": arguments.precision,
+        "threads": 1,
+        **parse_variant(variant),
+    }
+    kind = f"{arguments.filters}-{arguments.precision}-{seed}"
+    name = "-".join(filter(None, (Path(arguments.data).name, variant, kind)))
+    run_dir = arguments.runs / name
+    return train_and_measure(settings, run_dir, arguments.images, judge.measure, MEASURED)
+
+
 def verdict(variant: str, seed: int, found: list[Evaluation]) -> tuple[str, bool]:
     """The bar as a row of its table, and whether it is met.
 
@@ -65,6 +84,33 @@ def verdict(variant: str, seed: int, found: list[Evaluation]) -> tuple[str, bool
         return f"{head} {so_far} | not seen |", False
     met = ratio <= STABLE_RATIO
     return f"{head} {ratio:.2f} | {'yes' if met else 'no'} |", met
+
+
+def render_page(
+    arguments: argparse.Namespace, first: Evaluation, bars: list[str], rows: list[str]
+) -> str:
+    """The result as Markdown; `first` tells of the classifier and of the real images."""
+    judged = f"{first.features.kind}, {first.features.accuracy:.2%} right"
+    lines = [
+        f"# The flagship long after its best, {dt.date.today()}",
+        "",
+        f"- command: `python benchmarks/stability.py {arguments_given()}`",
+        f"- commit {commit()}, torch {torch.__version__}, Python {platform.python_version()}",
+        f"- {processor()}, {os.cpu_count()} CPUs, shared with other jobs; one thread a run",
+        f"- preset `dcgan` with {arguments.filters} filters in {arguments.precision}, otherwise",
+        "  its own settings but for the variants'",
+        f"- {Path(arguments.data).name}: {judged}",
+        "- no number here is an FID: distances are on that classifier's features",
+        "",
+        f"| variant | best | after four times the images (bar {STABLE_RATIO:.2f}) | met |",
+        "|---|---|---|---|",
+        *bars,
+        "",
+        *table_head(MEASURED),
+        floor_row("real", first, MEASURED),
+        *rows,
+    ]
+    return "\n".join([*lines, ""])
 
 
 def main() -> int:
@@ -86,46 +132,14 @@ def main() -> int:
     first: Evaluation | None = None
     for seed in map(int, arguments.seeds):
         for variant in arguments.variants:
-            settings = {
-                "preset": "dcgan",
-                "data": arguments.data,
-                "seed": seed,
-                "filters": arguments.filters,
-                "precision": arguments.precision,
-                "threads": 1,
-                **parse_variant(variant),
-            }
-            kind = f"{arguments.filters}-{arguments.precision}-{seed}"
-            name = "-".join(filter(None, (Path(arguments.data).name, variant, kind)))
-            run_dir = arguments.runs / name
-            found = train_and_measure(settings, run_dir, arguments.images, judge.measure, MEASURED)
+            found = run_variant(arguments, variant, seed, judge)
             first = first or found[0]
             line, met = verdict(variant, seed, found)
             bars.append(line)
             all_met = all_met and met
             rows += [row(one, MEASURED) for one in found]
     assert first is not None
-    judged = f"{first.features.kind}, {first.features.accuracy:.2%} right"
-    lines = [
-        f"# The flagship long after its best, {dt.date.today()}",
-        "",
-        f"- command: `python benchmarks/stability.py {arguments_given()}`",
-        f"- commit {commit()}, torch {torch.__version__}, Python {platform.python_version()}",
-        f"- {processor()}, {os.cpu_count()} CPUs, shared with other jobs; one thread a run",
-        f"- preset `dcgan` with {arguments.filters} filters in {arguments.precision}, otherwise",
-        "  its own settings but for the variants'",
-        f"- {Path(arguments.data).name}: {judged}",
-        "- no number here is an FID: distances are on that classifier's features",
-        "",
-        f"| variant | best | after four times the images (bar {STABLE_RATIO:.2f}) | met |",
-        "|---|---|---|---|",
-        *bars,
-        "",
-        *table_head(MEASURED),
-        floor_row("real", first, MEASURED),
-        *rows,
-    ]
-    page = "\n".join([*lines, ""])
+    page = render_page(arguments, first, bars, rows)
     print(page)
     if arguments.record:
         print(write_record("stability", page))

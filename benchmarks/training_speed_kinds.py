@@ -31,12 +31,13 @@ from gantrain.optimizers import set_rates, update_ema
 from gantrain.presets import resolve
 from gantrain.run_directory import RunDirectory
 from gantrain.run_log import read_metrics
-from gantrain.training.loop import create_state, train
+from gantrain.training.loop import train
 from gantrain.training.recorded_steps import CudaRecorder, RecordedStep
-from gantrain.training.run_setup import settle_config
+from gantrain.training.run_setup import create_state, settle_config
 from gantrain.training.steps import StepResults, discriminator_step, generate_fakes, generator_step
 
-BATCH, LATENTS, WARM_UP = 64, 100, 4
+BATCH, LATENTS = 64, 100
+WARM_UP = 8  # steps; on a GPU the seventh is the first that is a replay and nothing else
 IMAGES = 512
 KINDS = (
     *("example", "ours", "ours, bf16", "ours, constant batch"),
@@ -137,11 +138,10 @@ class ConstantBatch:
 
 def make_plain(*networks: nn.Module) -> None:
     """Give networks PyTorch's own layers where they have ours."""
-    for network in networks:
-        for layer in network.modules():
-            for plain in (nn.Conv2d, nn.ConvTranspose2d):
-                if isinstance(layer, plain):
-                    layer.__class__ = plain
+    for layer in nn.ModuleList(networks).modules():
+        for plain in (nn.Conv2d, nn.ConvTranspose2d):
+            if isinstance(layer, plain):
+                layer.__class__ = plain
 
 
 class PlainDiscriminator(nn.Module):
@@ -190,10 +190,9 @@ def rate_of(step: Callable[[int], object], steps: int, device: torch.device) -> 
     return steps * BATCH / (time.perf_counter() - started)
 
 
-def rate_of_our_loop(config: TrainConfig) -> float:
+def rate_of_run(folder: Path) -> float:
     """Images a second of a run, from its own rows, without those of the first steps."""
-    train(config)
-    rows = read_metrics(RunDirectory(config.run_dir).metrics_file)
+    rows = read_metrics(RunDirectory(folder).metrics_file)
     images = rows[-1]["images_seen"] - rows[0]["images_seen"]
     return float(images / (rows[-1]["seconds"] - rows[0]["seconds"]))
 
@@ -220,7 +219,8 @@ def main() -> None:
         place = options.data, Path(folder) / "run", options.threads, options.steps
         if how in ("", "bf16"):
             run = settings(preset, *place, precision=how or "fp32", device=options.device)
-            print(rate_of_our_loop(run))
+            train(run)
+            print(rate_of_run(run.run_dir))
             return
         graphed = how != "autograd"
         constant = ConstantBatch(

@@ -7,11 +7,20 @@ from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from gantrain.config import HIGHEST_DEFAULT_LR, TrainConfig, flag
 from gantrain.data.point_sets import POINT_SETS
 from gantrain.losses import LOSSES_WITH_LABELS, create_loss
-from gantrain.networks import DISCRIMINATORS, GENERATORS, Shape, most_inputs
+from gantrain.networks import (
+    DISCRIMINATORS,
+    GENERATORS,
+    DiscriminatorKind,
+    GeneratorKind,
+    Shape,
+    create_networks,
+    most_inputs,
+)
 
 # Up to so many inputs, as at 28x28 with 32 filters, the default learning rate is the highest. At
 # 64x64, where 64 filters make 8,192, that one left all bounds: see docs/benchmarks.md.
@@ -41,6 +50,26 @@ def network_shape(config: TrainConfig, class_count: int = 0) -> Shape:
         discriminator_filters=config.discriminator_filters,
         kernel_size=config.kernel_size,
         classes=class_count if config.conditional else 0,
+    )
+
+
+def network_kinds(config: TrainConfig) -> tuple[GeneratorKind, DiscriminatorKind]:
+    """What is known of the generator and the discriminator that the settings name."""
+    assert config.generator is not None
+    assert config.discriminator is not None
+    return GENERATORS[config.generator], DISCRIMINATORS[config.discriminator]
+
+
+def build_networks(config: TrainConfig, class_count: int = 0) -> tuple[nn.Module, nn.Module]:
+    """Generator and discriminator as a run begins with them, on the CPU."""
+    assert config.generator is not None
+    assert config.discriminator is not None
+    return create_networks(
+        config.generator,
+        config.discriminator,
+        network_shape(config, class_count),
+        seed=config.seed,
+        spectral_norm=config.spectral_norm,
     )
 
 
@@ -75,10 +104,8 @@ def penalty_for_points(points: NDArray[np.float32]) -> float:
 
 def misfit(config: TrainConfig) -> str | None:
     """Why the networks cannot be built for the shape of the images, once that is known."""
-    assert config.generator is not None
-    assert config.discriminator is not None
     shape = network_shape(config)
-    generator, discriminator = GENERATORS[config.generator], DISCRIMINATORS[config.discriminator]
+    generator, discriminator = network_kinds(config)
     return generator.check(shape) or discriminator.check(shape.for_discriminator())
 
 
@@ -90,9 +117,7 @@ def has_penalty(config: TrainConfig) -> bool:
 
 
 def _contradiction_of_networks(config: TrainConfig) -> str | None:
-    assert config.generator is not None
-    assert config.discriminator is not None
-    generator, discriminator = GENERATORS[config.generator], DISCRIMINATORS[config.discriminator]
+    generator, discriminator = network_kinds(config)
     makes, judges = ("points" if kind.points else "images" for kind in (generator, discriminator))
     if makes != judges:
         return (
@@ -109,30 +134,31 @@ def _contradiction_of_networks(config: TrainConfig) -> str | None:
             f"for {holds} choose one of {fitting}"
         )
     if holds == "points":
-        for name in ("image_size", "channels", "max_data_images"):
-            if getattr(config, name) is not None:
-                return f"{flag(name)}: --data {config.data} holds points, not images"
-        if config.precision != "fp32":
-            return f"--precision {config.precision}: points need fp32; leave it out"
-        if config.augmentations:
-            return f"--augment {config.augment}: --data {config.data} holds points, not images"
-        if config.flip == "on":
-            return f"--flip on: --data {config.data} holds points, not images"
-        if config.conditional:
-            return f"--conditional: --data {config.data} holds points, which have no classes"
-        return None
-    if config.conditional:
-        for setting, name, kind in (
-            ("generator", config.generator, generator),
-            ("discriminator", config.discriminator, discriminator),
-        ):
-            if not kind.takes_labels:
-                return (
-                    f"--conditional: --{setting} {name} takes no labels; use dcgan, or leave "
-                    "--conditional out"
-                )
+        return _setting_of_images(config)
+    for name, kind in (("generator", generator), ("discriminator", discriminator)):
+        if config.conditional and not kind.takes_labels:
+            return (
+                f"--conditional: --{name} {getattr(config, name)} takes no labels; use dcgan, or "
+                "leave --conditional out"
+            )
     problem = misfit(config) if config.image_size is not None and config.channels else None
     return f"--generator {config.generator}: {problem}" if problem else None
+
+
+def _setting_of_images(config: TrainConfig) -> str | None:
+    """A setting that only images can have, for data that are points."""
+    for name in ("image_size", "channels", "max_data_images"):
+        if getattr(config, name) is not None:
+            return f"{flag(name)}: --data {config.data} holds points, not images"
+    if config.precision != "fp32":
+        return f"--precision {config.precision}: points need fp32; leave it out"
+    if config.augmentations:
+        return f"--augment {config.augment}: --data {config.data} holds points, not images"
+    if config.flip == "on":
+        return f"--flip on: --data {config.data} holds points, not images"
+    if config.conditional:
+        return f"--conditional: --data {config.data} holds points, which have no classes"
+    return None
 
 
 def _contradiction_of_loss(config: TrainConfig) -> str | None:
@@ -147,8 +173,8 @@ def _contradiction_of_loss(config: TrainConfig) -> str | None:
         return (
             "--weight-clip and --spectral-norm: the one clips what the other rescales; choose one"
         )
-    assert config.discriminator is not None
-    if has_penalty(config) and DISCRIMINATORS[config.discriminator].batch_norm:
+    _, discriminator = network_kinds(config)
+    if has_penalty(config) and discriminator.batch_norm:
         return (
             f"--discriminator {config.discriminator}: it has BatchNorm, which mixes the images of "
             "a batch, so a penalty on the gradient of each image means nothing; set --r1-weight, "
@@ -189,9 +215,7 @@ def _unused_setting(config: TrainConfig, given: Collection[str]) -> str | None:
             return f"{flag(name)}: --optimizer {config.optimizer} has no such setting"
     if "ema_ramp_up" in given and not config.ema_half_life_images:
         return "--ema-ramp-up: --ema-half-life-images 0 turns the averaging off"
-    assert config.generator is not None
-    assert config.discriminator is not None
-    kinds = GENERATORS[config.generator], DISCRIMINATORS[config.discriminator]
+    kinds = network_kinds(config)
     for name in ("filters", "kernel_size"):
         if name in given and not any(name in kind.leaves_open for kind in kinds):
             return (

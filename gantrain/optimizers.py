@@ -13,8 +13,9 @@ ROLLBACK_LR = 0.5  # the learning rate after each rollback, over that before
 def create_optimizer(network: nn.Module, lr: float, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimizer of one network.
 
-    The epsilon of those of Keras' optimizers that have `decay` stands where PyTorch's does, beside
-    the root of the mean square.
+    Of Keras' optimizers that have `decay`, RMSprop adds epsilon where PyTorch does, to the root of
+    the mean square. Adam adds it there too, before the bias is corrected and not after it, so that
+    it weighs more in the first steps: this is not carried over.
     """
     if config.optimizer == "rmsprop":
         return torch.optim.RMSprop(

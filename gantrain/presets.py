@@ -7,10 +7,10 @@ from string import Formatter
 from typing import Any
 
 from gantrain.config import TrainConfig, flag
-from gantrain.config_rules import find_contradiction, misfit
+from gantrain.config_rules import build_networks, find_contradiction, misfit, network_kinds
 from gantrain.data.point_sets import POINT_SETS
 from gantrain.errors import UsageError
-from gantrain.networks import GENERATORS, Shape, count_parameters, create_networks
+from gantrain.networks import count_parameters
 
 
 @dataclass(frozen=True)
@@ -335,19 +335,14 @@ def describe_preset(name: str) -> dict[str, Any]:
     """
     preset = find_preset(name)
     config = resolve({"preset": name, "data": "", "run_dir": ""})
-    assert config.generator is not None
-    points = GENERATORS[config.generator].points
-    shape = Shape(
-        image_size=None if points else config.image_size or _REFERENCE_SIZE,
-        channels=None if points else config.channels or _REFERENCE_CHANNELS,
-        latent_dim=config.latent_dim,
-        filters=config.filters,
-        discriminator_filters=config.discriminator_filters,
-        kernel_size=config.kernel_size,
-        classes=_REFERENCE_CLASSES if config.conditional else 0,
-    )
-    counted_at = {"image_size": shape.image_size, "channels": shape.channels}
-    if problem := misfit(config.model_copy(update=counted_at)):
+    counted_at: dict[str, int | None] = {"image_size": None, "channels": None}
+    if not network_kinds(config)[0].points:
+        counted_at = {
+            "image_size": config.image_size or _REFERENCE_SIZE,
+            "channels": config.channels or _REFERENCE_CHANNELS,
+        }
+    counted = config.model_copy(update=counted_at)
+    if problem := misfit(counted):
         raise UsageError(f"--generator {config.generator}: {problem}")
     return {
         "name": name,
@@ -355,25 +350,16 @@ def describe_preset(name: str) -> dict[str, Any]:
         "source": preset.source,
         "epoch_images": preset.epoch_images,
         "settings": config.model_dump(mode="json", exclude=_OF_THE_RUN),
-        "parameters": count_weights(config, shape),
+        "parameters": count_weights(counted, _REFERENCE_CLASSES),
         "parameters_at": {
-            "image_size": shape.image_size,
-            "channels": shape.channels,
-            "classes": shape.classes,
+            **counted_at,
+            "classes": _REFERENCE_CLASSES if config.conditional else 0,
         },
     }
 
 
-def count_weights(config: TrainConfig, shape: Shape) -> dict[str, dict[str, int]]:
-    """Parameters of `generator` and `discriminator` at a shape, in total and trainable."""
-    assert config.generator is not None
-    assert config.discriminator is not None
-    networks = create_networks(
-        config.generator,
-        config.discriminator,
-        shape,
-        seed=config.seed,
-        spectral_norm=config.spectral_norm,
-    )
+def count_weights(config: TrainConfig, class_count: int) -> dict[str, dict[str, int]]:
+    """Parameters of `generator` and `discriminator`, in total and trainable."""
     names = ("generator", "discriminator")
+    networks = build_networks(config, class_count)
     return dict(zip(names, map(count_parameters, networks), strict=True))

@@ -20,7 +20,6 @@ from PIL import Image
 from gantrain.checkpoint import checkpoint_paths
 from gantrain.class_labels import spread_labels
 from gantrain.config import TrainConfig, flag
-from gantrain.config_rules import network_shape
 from gantrain.curves import plot_curves
 from gantrain.diagnosis.diagnostics import diagnose
 from gantrain.durable_files import atomic_write
@@ -98,9 +97,7 @@ def write_report(run_path: Path) -> Path:
         quality=read_evaluation(run_path),
         networks={
             f"{name} ({getattr(config, name)})": counts
-            for name, counts in count_weights(
-                config, network_shape(config, len(data.class_names))
-            ).items()
+            for name, counts in count_weights(config, len(data.class_names)).items()
         },
         data=describe_data(config, data),
         changed=changed,

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from gantrain.durable_files import atomic_write, writing
@@ -58,27 +57,6 @@ def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
     """
     with writing(path), path.open("a") as file:
         file.write(json.dumps(dict(row)) + "\n")
-
-
-class RunningMeans:
-    """Means of named scalars since last taken; nothing leaves the device before that."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, values: dict[str, Tensor], steps: int = 1) -> None:
-        """Count one step's values, or the means of several."""
-        for name, value in values.items():
-            total = value * steps
-            self._sums[name] = self._sums[name] + total if name in self._sums else total
-            self._counts[name] = self._counts.get(name, 0) + steps
-
-    def take(self) -> dict[str, float]:
-        """Return the means and start over."""
-        means = {name: total.item() / self._counts[name] for name, total in self._sums.items()}
-        self._sums, self._counts = {}, {}
-        return means
 
 
 class Stopwatch:
@@ -220,8 +198,8 @@ class EventFile:
         ]
         self._append(row["images_seen"], summary={"value": values})
 
-    def add_picture(self, images_seen: int, picture: Image.Image, name: str = "samples") -> None:
-        """Write a picture at a position.
+    def add_samples(self, images_seen: int, picture: Image.Image) -> None:
+        """Write a picture of samples at a position.
 
         Raises:
             RunError: it could not be written.
@@ -234,7 +212,7 @@ class EventFile:
             "colorspace": len(picture.getbands()),
             "encoded_image_string": content.getvalue(),
         }
-        self._append(images_seen, summary={"value": [{"tag": name, "image": image}]})
+        self._append(images_seen, summary={"value": [{"tag": "samples", "image": image}]})
 
     def _append(self, images_seen: int = 0, **content: Any) -> None:  # noqa: ANN401
         from tensorboard.compat.proto.event_pb2 import Event

@@ -3,8 +3,9 @@
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 from gantrain.checkpoint import CHECKPOINT_SUFFIX, newest_good_checkpoint
 from gantrain.class_labels import Labels, proportional_labels
 from gantrain.config import TrainConfig
-from gantrain.config_rules import network_shape
+from gantrain.config_rules import build_networks, network_kinds
 from gantrain.errors import RunError
 from gantrain.latents import SEED_CONTRACT, draw_latents
-from gantrain.networks import GENERATORS, create_networks, run_network
+from gantrain.networks import run_network
 from gantrain.publishing import MODEL_FILE
 from gantrain.run_directory import DataFacts, RunDirectory
 from gantrain.runtime import import_runtime
@@ -96,7 +97,7 @@ def finished_generator(
     generator = copy.deepcopy(generator_ema).cpu()
     if config.ema_half_life_images:
         measure_statistics(generator, config.latent_dim, class_counts if config.conditional else ())
-    kind = GENERATORS[config.generator or ""]
+    kind, _ = network_kinds(config)
     return (generator if kind.points else PixelGenerator(generator, kind.lowest)).eval()
 
 
@@ -113,26 +114,29 @@ def measure_statistics(
     latents = draw_latents(_STATISTICS_SEEDS, latent_dim)
     labels = proportional_labels(class_counts, len(latents)) if class_counts else None
     generator.train()
-    _run_batches(generator, latents, labels)
+    for _ in _in_batches(partial(_run, generator), latents, labels):
+        pass  # what it makes is of no use
 
 
 def generate(generator: nn.Module, latents: Latents, labels: Labels | None = None) -> Samples:
     """What a finished generator makes of latents [n, latent_dim], and labels [n] if conditional."""
-    return np.concatenate(_run_batches(generator, latents, labels))
+    return np.concatenate([*_in_batches(partial(_run, generator), latents, labels)])
 
 
-def _run_batches(
-    generator: nn.Module, latents: Latents, labels: Labels | None
-) -> list[NDArray[Any]]:
-    with torch.no_grad():
-        return [
-            run_network(
-                generator,
-                torch.from_numpy(latents[at : at + _BATCH]),
-                None if labels is None else torch.from_numpy(labels[at : at + _BATCH]),
-            ).numpy()
-            for at in range(0, len(latents), _BATCH)
-        ]
+@torch.no_grad()
+def _run(generator: nn.Module, latents: Latents, labels: Labels | None) -> Samples:
+    given = None if labels is None else torch.from_numpy(labels)
+    samples: Samples = run_network(generator, torch.from_numpy(latents), given).numpy()
+    return samples
+
+
+def _in_batches(
+    make: Callable[[Latents, Labels | None], Samples], latents: Latents, labels: Labels | None
+) -> Iterator[Samples]:
+    """What is made of latents [n, latent_dim] and labels [n], a bounded number of them at once."""
+    for at in range(0, len(latents), _BATCH):
+        rows = slice(at, at + _BATCH)
+        yield make(latents[rows], None if labels is None else labels[rows])
 
 
 def load_run_generator(path: Path) -> RunGenerator:
@@ -146,14 +150,7 @@ def load_run_generator(path: Path) -> RunGenerator:
     values = newest_good_checkpoint(run.checkpoints)
     if values is None:
         raise RunError(f"{path} has no checkpoint yet: train until the first one is saved")
-    assert config.generator is not None
-    assert config.discriminator is not None
-    generator_ema, _ = create_networks(
-        config.generator,
-        config.discriminator,
-        network_shape(config, len(data.class_names)),
-        seed=config.seed,
-    )
+    generator_ema, _ = build_networks(config, len(data.class_names))
     generator_ema.load_state_dict(values["generator_ema"])
     generator = finished_generator(generator_ema, config, data.class_counts)
     weights = fingerprint_weights(values["generator_ema"])
@@ -281,10 +278,4 @@ def sample_session(
     labels: Labels | None = None,
 ) -> Pixels:
     """Images of any number of latents, in bounded batches."""
-    batches = [slice(at, at + _BATCH) for at in range(0, len(latents), _BATCH)]
-    return np.concatenate(
-        [
-            run_session(session, latents[batch], None if labels is None else labels[batch])
-            for batch in batches
-        ]
-    )
+    return np.concatenate([*_in_batches(partial(run_session, session), latents, labels)])

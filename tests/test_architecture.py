@@ -97,7 +97,7 @@ LAYERS_WITHIN = {
         {"image_files", "idx_files", "cifar_files", "stacked_mnist"},
         {"class_folders", "point_sets", "bad_data"},
     ],
-    "gantrain.diagnosis": [{"diagnostics"}, {"advice"}, {"setting_changes"}],
+    "gantrain.diagnosis": [{"diagnostics"}, {"evidence"}, {"advice"}, {"setting_changes"}],
     "gantrain.evaluation": [
         {"evaluate"},
         {"yardstick"},
@@ -122,9 +122,9 @@ LAYERS_WITHIN = {
     ],
     "gantrain.training": [
         {"loop"},
-        {"recorded_steps"},
-        {"steps", "run_monitor"},
-        {"run_setup", "step_means", "stop_requests", "out_of_memory", "determinism"}
+        {"recorded_steps", "recovery"},
+        {"steps", "run_monitor", "run_setup"},
+        {"step_means", "stop_requests", "out_of_memory", "determinism"}
         | {"shared_batch_norm", "batches", "augment"},
     ],
 }

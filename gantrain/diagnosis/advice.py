@@ -7,10 +7,15 @@ it. Advice that the run follows already, or that its other settings refuse, is l
 from functools import cache
 
 from gantrain.config import HIGHEST_DEFAULT_LR, TrainConfig
-from gantrain.config_rules import choose_lr, has_penalty, penalty_for_images, penalty_for_points
+from gantrain.config_rules import (
+    choose_lr,
+    has_penalty,
+    network_kinds,
+    penalty_for_images,
+    penalty_for_points,
+)
 from gantrain.data.point_sets import POINT_SETS
 from gantrain.diagnosis.setting_changes import give_flags, try_values
-from gantrain.networks import DISCRIMINATORS
 from gantrain.optimizers import ROLLBACK_LR
 
 Advice = tuple[str, ...]
@@ -231,7 +236,8 @@ def _slower_discriminator(config: TrainConfig) -> str:
 
 
 def _wider_discriminator(config: TrainConfig) -> str:
-    if "filters" not in DISCRIMINATORS[config.discriminator or ""].leaves_open:
+    _, discriminator = network_kinds(config)
+    if "filters" not in discriminator.leaves_open:
         return ""
     if config.discriminator_filters is not None:
         return try_values(config, {"discriminator_filters": 2 * config.discriminator_filters})

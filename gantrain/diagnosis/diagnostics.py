@@ -5,22 +5,19 @@ the run so far, and of samples by what reals of the same number would show.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from gantrain.config import TrainConfig
 from gantrain.config_rules import has_penalty
 from gantrain.diagnosis import advice
+from gantrain.diagnosis.evidence import EARLY_STEPS, Evidence, Row
 
-Row = Mapping[str, Any]
-
-_EARLY_STEPS: Final = 250
 _EARLY_SHARE: Final = 0.05  # of the run, unless it has had
 _ENOUGH_STEPS: Final = 2_000
-_RECENT: Final = 0.8  # rows from this share of the position on are judged
 _FEWEST_ROWS: Final = 10  # that tell a swing
 
 # Accuracies. A gradient penalty keeps the generator's gradient useful where the discriminator is
@@ -30,10 +27,6 @@ _OVERWHELMS_PENALISED: Final = 0.95
 _STALLED: Final = 0.55
 _FOOLED: Final = 0.4  # on one side
 _HEALTHY: Final = "60-80 %"
-_MATCHING: Final = 0.01  # energy distance above that of reals, up to which samples pass for them
-_APART: Final = 0.03  # energy distance above that of reals, from which on they clearly do not
-_FEW_FAR: Final = 0.5  # share of points far from all training examples that still pass for them
-_IMPROVING: Final = 0.8  # energy distance over that at half of the run so far
 
 _FEW_DIFFERENT: Final = 0.5  # diversity over that of the data
 _MANY_DUPLICATES: Final = 0.25  # share of samples, above that of reals
@@ -68,66 +61,6 @@ class Diagnosis:
     findings: tuple[Finding, ...]
 
 
-@dataclass(frozen=True)
-class _Evidence:
-    """What the rules look at."""
-
-    rows: Sequence[Row]
-    config: TrainConfig
-
-    @property
-    def recent(self) -> list[Row]:
-        """Rows of the last fifth of the run so far."""
-        since = _RECENT * self.rows[-1]["images_seen"]
-        return [row for row in self.rows if row["images_seen"] >= since]
-
-    @property
-    def measured(self) -> list[Row]:
-        """Rows with samples measured, once the run was out of its earliest phase."""
-        since = min(self.rows[-1]["images_seen"] / 10, _EARLY_STEPS * self.config.images_per_step)
-        return [
-            row for row in self.rows if "energy_distance" in row and row["images_seen"] >= since
-        ]
-
-    @property
-    def newest(self) -> Row:
-        """The newest measurement of samples; empty before the first."""
-        return self.measured[-1] if self.measured else {}
-
-    def median(self, name: str, rows: Sequence[Row] | None = None) -> float | None:
-        """Median of a value over rows, the recent ones unless others are given."""
-        values = [row[name] for row in (self.recent if rows is None else rows) if name in row]
-        return float(np.median(values)) if values else None
-
-    @property
-    def steadying(self) -> advice.Advice:
-        """What steadies the run, which may have gone back already."""
-        return advice.steady(self.config, self.rows[-1].get("rollbacks", 0))
-
-    @property
-    def matching(self) -> bool:
-        """Whether samples pass for the data, by their features and by the classes they cover."""
-        newest = self.newest
-        if not newest or self.is_apart(_MATCHING):
-            return False
-        covered = bool(newest["class_coverage"] >= 0.9 * newest["class_coverage_data"])
-        # Images are all far from one another; only of points this says much.
-        far = 0.0 if "dead_pixels" in newest else float(newest.get("far_from_training", 0.0))
-        return covered and far <= _FEW_FAR
-
-    def is_apart(self, margin: float) -> bool:
-        """Whether the newest samples are farther from the data than reals by more than a margin."""
-        newest = self.newest
-        return bool(newest and newest["energy_distance"] > newest["energy_distance_data"] + margin)
-
-    @property
-    def improving(self) -> bool:
-        """Whether samples have come nearer to the data in the last half of the run so far."""
-        half = self.rows[-1]["images_seen"] / 2
-        before = [row["energy_distance"] for row in self.measured if row["images_seen"] <= half]
-        return bool(before and self.newest["energy_distance"] < _IMPROVING * before[-1])
-
-
 def diagnose(rows: Sequence[Row], config: TrainConfig) -> Diagnosis:
     """Judge a run by all its rows of metrics, oldest first; the last one is the present.
 
@@ -136,7 +69,7 @@ def diagnose(rows: Sequence[Row], config: TrainConfig) -> Diagnosis:
     """
     if not rows:
         return Diagnosis("too early to tell", ())
-    evidence = _Evidence(rows, config)
+    evidence = Evidence(rows, config)
     finding = _diverged(evidence)
     if finding:
         return Diagnosis(finding.name, (finding,))
@@ -147,15 +80,15 @@ def diagnose(rows: Sequence[Row], config: TrainConfig) -> Diagnosis:
     return Diagnosis("; ".join(found.name for found in findings) or sound, findings)
 
 
-def _too_early(evidence: _Evidence) -> bool:
+def _too_early(evidence: Evidence) -> bool:
     """Every run starts with a discriminator that overwhelms and samples that are all alike."""
     images = evidence.rows[-1]["images_seen"]
     steps: float = images / evidence.config.images_per_step
     begun: bool = images < _EARLY_SHARE * evidence.config.total_images and steps < _ENOUGH_STEPS
-    return steps < _EARLY_STEPS or begun
+    return steps < EARLY_STEPS or begun
 
 
-def _diverged(evidence: _Evidence) -> Finding | None:
+def _diverged(evidence: Evidence) -> Finding | None:
     """Values that are not finite, or logits without any bound; never too early to tell.
 
     A run that they ended has said itself what was wrong, for JSON knows no such numbers.
@@ -185,7 +118,7 @@ def _logit_size(row: Row, config: TrainConfig) -> float:
     return float(row.get("logit_size", 0.0))
 
 
-def _diverging(evidence: _Evidence) -> Finding | None:
+def _diverging(evidence: Evidence) -> Finding | None:
     """Logits or gradients that keep growing."""
     half = evidence.rows[-1]["images_seen"] / 2
     earlier = [row for row in evidence.rows if half / 2 <= row["images_seen"] <= half]
@@ -209,7 +142,7 @@ def _diverging(evidence: _Evidence) -> Finding | None:
     return Finding("diverging", f"{since} {told}.", evidence.steadying)
 
 
-def _imbalance(evidence: _Evidence) -> Finding | None:
+def _imbalance(evidence: Evidence) -> Finding | None:
     """The discriminator's accuracy, where samples are not good all the same."""
     real = evidence.median("discriminator_accuracy_real")
     fake = evidence.median("discriminator_accuracy_fake")
@@ -237,7 +170,7 @@ def _imbalance(evidence: _Evidence) -> Finding | None:
         return Finding(
             "discriminator overwhelms", f"{told}{slowly}.", advice.weaken_discriminator(config)
         )
-    if accuracy <= _STALLED and evidence.is_apart(_APART) and not evidence.improving:
+    if accuracy <= _STALLED and evidence.apart and not evidence.improving:
         return Finding(
             "discriminator too weak" if min(real, fake) < _FOOLED else "stalled",
             f"{told}, yet the samples are far from the data.",
@@ -246,7 +179,7 @@ def _imbalance(evidence: _Evidence) -> Finding | None:
     return None
 
 
-def _collapse(evidence: _Evidence) -> Finding | None:
+def _collapse(evidence: Evidence) -> Finding | None:
     """Samples that are alike, or leave classes out."""
     newest = evidence.newest
     if not newest:
@@ -262,7 +195,7 @@ def _collapse(evidence: _Evidence) -> Finding | None:
     if diversity < _FEW_DIFFERENT:
         told.append(f"samples differ by {_percent(diversity)} of what reals differ by")
     covered, usual = newest["class_coverage"], newest["class_coverage_data"]
-    severe = bool(told) or (covered < usual / 2 and evidence.is_apart(_APART))
+    severe = bool(told) or (covered < usual / 2 and evidence.apart)
     if covered < _FEW_CLASSES * usual:
         told.append(f"{_percent(covered)} of the classes or clusters appear ({_percent(usual)})")
     # Which classes are there changes early on, and small ones come late.
@@ -276,7 +209,7 @@ def _collapse(evidence: _Evidence) -> Finding | None:
     )
 
 
-def _rotation(evidence: _Evidence) -> Finding | None:
+def _rotation(evidence: Evidence) -> Finding | None:
     """Histograms of classes that wander, never near the data's."""
     last = evidence.measured[-5:]
     if len(last) < 4:
@@ -296,7 +229,7 @@ def _rotation(evidence: _Evidence) -> Finding | None:
     )
 
 
-def _oscillation(evidence: _Evidence) -> Finding | None:
+def _oscillation(evidence: Evidence) -> Finding | None:
     """Accuracies or losses that swing far and fast."""
     swings = {
         name: np.quantile([row[name] for row in rows], [0.1, 0.9])
@@ -321,7 +254,7 @@ def _oscillation(evidence: _Evidence) -> Finding | None:
     return Finding("oscillating", f"{told}.", evidence.steadying)
 
 
-def _memorisation(evidence: _Evidence) -> Finding | None:
+def _memorisation(evidence: Evidence) -> Finding | None:
     """Samples that are training images."""
     newest = evidence.newest
     if "copies" not in newest or "dead_pixels" not in newest:
@@ -339,7 +272,7 @@ def _memorisation(evidence: _Evidence) -> Finding | None:
     )
 
 
-def _dead_pixels(evidence: _Evidence) -> Finding | None:
+def _dead_pixels(evidence: Evidence) -> Finding | None:
     """Isolated dots that were there at the look before, too; early samples are full of them."""
     looks = [row for row in evidence.measured[-2:] if "dead_pixels" in row]
     if len(looks) < 2:
@@ -360,7 +293,7 @@ def _percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-_RULES: Final[tuple[Callable[[_Evidence], Finding | None], ...]] = (
+_RULES: Final[tuple[Callable[[Evidence], Finding | None], ...]] = (
     _diverging,
     _imbalance,
     _collapse,

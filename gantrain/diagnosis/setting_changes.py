@@ -9,8 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gantrain.config import TrainConfig, flag
-from gantrain.config_rules import find_contradiction, has_penalty
-from gantrain.networks import DISCRIMINATORS
+from gantrain.config_rules import find_contradiction, has_penalty, network_kinds
 
 Changes = Mapping[str, Any]  # setting -> value to give, None to leave it out
 
@@ -38,8 +37,9 @@ def give_flags(config: TrainConfig, changes: Changes, present: str, why: str = "
 def _needed_beside(config: TrainConfig, changes: Changes) -> dict[str, Any]:
     """What else must change for `find_contradiction` to take the changes."""
     changed = config.model_copy(update=dict(changes))
+    _, discriminator = network_kinds(changed)
     needed: dict[str, Any] = {}
-    if has_penalty(changed) and DISCRIMINATORS[changed.discriminator or ""].batch_norm:
+    if has_penalty(changed) and discriminator.batch_norm:
         needed["discriminator"] = "dcgan"
     paired = changed.loss == "relativistic"
     if changed.discriminator_step == "two-steps" and (paired or changed.gradient_penalty_weight):

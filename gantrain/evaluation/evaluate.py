@@ -1,6 +1,5 @@
 """How good a generator is: its samples are measured, and real examples beside them."""
 
-import dataclasses
 import logging
 import math
 import statistics
@@ -37,7 +36,7 @@ from gantrain.evaluation.results import (
     ReferenceFacts,
 )
 from gantrain.evaluation.sample_statistics import TrainingExamples, pool_examples
-from gantrain.evaluation.yardstick import CHUNK, Seen, Yardstick
+from gantrain.evaluation.yardstick import CHUNK, Yardstick
 from gantrain.latents import draw_latents
 from gantrain.sampling import Sampler, open_sampler
 
@@ -95,7 +94,7 @@ def evaluate_sampler(sampler: Sampler, name: str, yardstick: Yardstick, repeats:
     """Measure a generator with what is made ready; its arguments and errors are `evaluate`'s."""
     data, space, count = yardstick.data, yardstick.space, yardstick.count
     asked = choose_labels(sampler, data, count * repeats)
-    seen, measured = [], []
+    measured, labels, kept = [], [], []
     for repeat in range(repeats):
         started = time.monotonic()
         rows = range(repeat * count, (repeat + 1) * count)
@@ -105,8 +104,8 @@ def evaluate_sampler(sampler: Sampler, name: str, yardstick: Yardstick, repeats:
             measured.append(yardstick.measure(found))
         except ValueError as error:
             raise RunError(f"{name}: its samples cannot be measured: {error}") from error
-        # What follows needs labels and images; features of many repeats would fill the memory.
-        seen.append(dataclasses.replace(found, features=found.features[:0], inception=None))
+        labels.append(found.labels)
+        kept.append(found.first)  # and no features: those of many repeats would fill the memory
         logger.info(
             "repeat %d of %d: %d samples drawn in %.0f s, measured in %.0f s",
             *(repeat + 1, repeats, count, drawn - started, time.monotonic() - drawn),
@@ -129,10 +128,10 @@ def evaluate_sampler(sampler: Sampler, name: str, yardstick: Yardstick, repeats:
         repeats=repeats,
         measurements={
             **combine(measured, yardstick.floors),
-            **measure_memory(sampler, data, seen),
-            **recognised_as_asked(seen, asked, space),
+            **measure_memory(sampler, data, kept),
+            **recognised_as_asked(labels, asked, space),
         },
-        classes=count_by_class(data, seen, asked, space, yardstick.labels_of_data),
+        classes=count_by_class(data, labels, asked, space, yardstick.labels_of_data),
         notes=take_notes(data, space),
     )
 
@@ -210,7 +209,7 @@ def combine(
 
 
 def measure_memory(
-    sampler: Sampler, data: RealData, seen: Sequence[Seen]
+    sampler: Sampler, data: RealData, kept: Sequence[Examples]
 ) -> dict[str, Measurement]:
     """How near samples come to training images, beside real images that are none of them.
 
@@ -222,8 +221,7 @@ def measure_memory(
     order = np.random.default_rng(0).permutation(len(data.train.images))[:_MEMORY_IMAGES]
     mirrored = sampler.settings.get("flip") == "on"
     training = TrainingExamples(pool_examples(data.train.images, order), mirrored)
-    kept = [pool_examples(each.first, np.arange(len(each.first))) for each in seen]
-    measured = [training.measure(samples) for samples in kept]
+    measured = [training.measure(pool_examples(some, np.arange(len(some)))) for some in kept]
     if not measured[0]:
         return {}
     values = [{name: as_number(each[name]) for name in _MEMORISED} for each in measured]
@@ -238,16 +236,16 @@ def as_number(value: float | list[float]) -> float:
 
 
 def recognised_as_asked(
-    seen: Sequence[Seen], asked: Labels | None, space: FeatureSpace
+    labels: Sequence[Labels | None], asked: Labels | None, space: FeatureSpace
 ) -> dict[str, Measurement]:
-    """Share of a conditional generator's samples that are of the class asked for."""
+    """Share of a conditional generator's samples that are recognised as the class asked for."""
     if asked is None or space.accuracy is None:
         return {}
-    parts = asked.reshape(len(seen), -1)
+    parts = asked.reshape(len(labels), -1)
     shares = [
-        {"recognised_as_asked": float((each.labels == part).mean())}
-        for each, part in zip(seen, parts, strict=True)
-        if each.labels is not None
+        {"recognised_as_asked": float((found == part).mean())}
+        for found, part in zip(labels, parts, strict=True)
+        if found is not None
     ]
     digits = 1 if space.of_class else 3  # of a stack each must be right
     return combine(shares, {"recognised_as_asked": space.accuracy**digits})
@@ -255,7 +253,7 @@ def recognised_as_asked(
 
 def count_by_class(
     data: RealData,
-    seen: Sequence[Seen],
+    recognised: Sequence[Labels | None],
     asked: Labels | None,
     space: FeatureSpace,
     labels_of_data: Labels | None,
@@ -263,7 +261,7 @@ def count_by_class(
     """The table of classes, of all repeats together; none without a classifier of the classes."""
     if not isinstance(data.train, Dataset) or not space.of_class or labels_of_data is None:
         return {}
-    labels = np.concatenate([each.labels for each in seen if each.labels is not None])
+    labels = np.concatenate([found for found in recognised if found is not None])
     table = {}
     for label, name in enumerate(data.train.class_names):
         mine = None if asked is None else asked == label

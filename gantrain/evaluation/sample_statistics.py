@@ -71,7 +71,7 @@ class Reference:
         self._histogram = self._classes.histogram(features)
         self._training = TrainingExamples(chosen, mirrored and examples.ndim == 4)
 
-        self._real_features = features[:_COMPARED]
+        self._real_features = features[:_COMPARED].clone()  # a view would keep them all
         self._spread = _mean_pairwise(chosen[:_COMPARED].flatten(1))
         self._feature_spread = _mean_pairwise(self._real_features)
         self._group = min(_GROUP, len(chosen))

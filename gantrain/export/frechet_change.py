@@ -19,7 +19,7 @@ _REPEATS = 3  # disjoint sets of seeds, the fewest that have a spread worth the 
 
 
 def frechet_change(
-    run_path: Path, artifact: bytes, samples: int, cache: Path | None = None
+    run_path: Path, artifact: bytes, samples: int
 ) -> dict[str, float | int | str] | None:
     """Measure run and artifact on the same seeds, against the data that the run was trained on.
 
@@ -28,7 +28,6 @@ def frechet_change(
         artifact: made of it.
         samples: of each of three sets of seeds, and as many real examples; fewer where the data
             allow no more.
-        cache: where classifiers are kept; None takes `default_cache_folder()`.
 
     Returns:
         The fields of docs/artifact.md; None where the data are not at hand, which is logged.
@@ -45,7 +44,7 @@ def frechet_change(
         return None
     references = reals.reference[: max(samples, FEWEST)]  # the reals are in random order
     count = len(references)
-    space = choose_space(data, cache)
+    space = choose_space(data, None)
     reference = look_at(in_chunks(references), space, None)
     labels = choose_labels(whole, data, count * _REPEATS)
 

@@ -13,6 +13,7 @@ from gantrain.errors import RunError
 from gantrain.latents import draw_latents
 from gantrain.sampling import Latents, Pixels, open_session, sample_session
 
+_BATCH = 64
 _VISIBLE = 2  # grey levels; values that are off by more are counted
 
 
@@ -32,11 +33,11 @@ class Seeds:
         """[count], None of an unconditional generator."""
         return spread_labels(classes, self.count) if classes else None
 
-    def batches(self, latent_dim: int, classes: int, size: int = 64) -> Iterator[dict[str, Any]]:
-        """The graph's inputs, `size` rows at a time."""
+    def batches(self, latent_dim: int, classes: int) -> Iterator[dict[str, Any]]:
+        """The graph's inputs, some rows at a time."""
         latents, labels = self.latents(latent_dim), self.labels(classes)
-        for at in range(0, self.count, size):
-            rows = slice(at, at + size)
+        for at in range(0, self.count, _BATCH):
+            rows = slice(at, at + _BATCH)
             yield {"latents": latents[rows]} | ({} if labels is None else {"labels": labels[rows]})
 
 
@@ -67,8 +68,8 @@ class Distance:
         )
 
 
-def measure_distance(pixels: Pixels, expected: Pixels, seeds: Seeds = MEASURED) -> Distance:
-    """Compare images [n, height, width, channels] with those of the float32 graph.
+def measure_distance(pixels: Pixels, expected: Pixels) -> Distance:
+    """Compare images [n, height, width, channels] of `MEASURED` with those of the float32 graph.
 
     Of equal images the PSNR is infinite, which JSON cannot say: it is taken to be 100 dB, more than
     any that differ in one value of a million.
@@ -81,7 +82,7 @@ def measure_distance(pixels: Pixels, expected: Pixels, seeds: Seeds = MEASURED) 
         share_different=float(np.mean(difference > 0)),
         max_difference=int(difference.max()),
         images=len(pixels),
-        first_seed=seeds.first,
+        first_seed=MEASURED.first,
     )
 
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -66,15 +67,13 @@ def quantize_graph(
     ranges = calibrate(model, layers, latent_dim, classes)
     expected = measured_images(model, latent_dim, classes)
     work = {layer: layer.work(ranges) for layer in layers}
-    chosen = list(layers)
+    chosen, trial = list(layers), _Trial(model, ranges, latent_dim, classes)
     while True:
         quantized = to_integers(model, chosen, ranges)
         distance = measure_distance(measured_images(quantized, latent_dim, classes), expected)
         logger.info("%d of %d layers in integers: %s", len(chosen), len(layers), distance)
         if distance.psnr >= min_psnr or len(chosen) == 1:
             break
-        tried = measured_images(model, latent_dim, classes, _TRIED_ON)
-        trial = _Trial(model, ranges, latent_dim, classes, tried)
         chosen.remove(trial.worst(chosen, work))
     refuse_below(distance, min_psnr, f"int8, even with {chosen[0].name} alone in integers,")
     return Quantized(
@@ -93,7 +92,11 @@ class _Trial:
     ranges: Mapping[str, Range]
     latent_dim: int
     classes: int
-    expected: Pixels
+
+    @cached_property
+    def expected(self) -> Pixels:
+        """The float graph's images."""
+        return measured_images(self.model, self.latent_dim, self.classes, _TRIED_ON)
 
     def worst(self, chosen: Sequence[Layer], work: Mapping[Layer, int]) -> Layer:
         """The layer whose return to float takes away most of the error for its work."""

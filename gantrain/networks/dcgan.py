@@ -145,9 +145,10 @@ class Discriminator(nn.Module):
 
 
 def _initialize(module: nn.Module) -> None:
-    """Variance-preserving weights (He et al. 2015) and zero biases."""
+    """Weights that keep the signal's size (He et al. 2015) and zero biases."""
     if isinstance(module, nn.ConvTranspose2d):
-        # Each output pixel of a stride-2 transposed convolution sees a quarter of the kernel.
+        # Each output pixel of a stride-2 transposed convolution sees a quarter of the kernel. What
+        # comes in has passed BatchNorm and ReLU; its mean square is kept, not raised to 1 again.
         fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1] / 4
         nn.init.normal_(module.weight, std=(1 / fan_in) ** 0.5)
     elif isinstance(module, nn.Conv2d | nn.Linear):

@@ -56,9 +56,9 @@ def batch_norm(features: int, momentum: float = MOMENTUM) -> nn.BatchNorm1d:
     return nn.BatchNorm1d(features, eps=_EPS, momentum=1 - momentum)
 
 
-def batch_norm_2d(channels: int, momentum: float = MOMENTUM) -> nn.BatchNorm2d:
-    """BatchNorm after a convolution; `momentum` as for `batch_norm`."""
-    return nn.BatchNorm2d(channels, eps=_EPS, momentum=1 - momentum)
+def batch_norm_2d(channels: int) -> nn.BatchNorm2d:
+    """BatchNorm after a convolution, with Keras' default momentum."""
+    return nn.BatchNorm2d(channels, eps=_EPS, momentum=1 - MOMENTUM)
 
 
 def initialize(network: nn.Module) -> nn.Module:

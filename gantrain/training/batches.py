@@ -47,17 +47,17 @@ class DataOrder:
     """Which images a step sees: a new permutation each epoch, a function of seed and position."""
 
     def __init__(
-        self, count: int, batch_size: int, seed: int, device: torch.device | None = None
+        self, count: int, images_per_step: int, seed: int, device: torch.device | None = None
     ) -> None:
         self.seed = seed
-        self._count, self._batch_size = count, batch_size
+        self._count, self._images_per_step = count, images_per_step
         # Of a whole epoch at once: a step that sent its own would wait for the device.
         self._device = device
         self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
 
     def indices(self, images_seen: int) -> Tensor:
-        """Indices [batch_size], int64 on the device, of the step that starts at a position."""
-        parts, position, missing = [], images_seen, self._batch_size
+        """Indices [images_per_step], int64 on the device, of the step that starts at a position."""
+        parts, position, missing = [], images_seen, self._images_per_step
         while missing:
             epoch, offset = divmod(position, self._count)
             part = self._epoch_order(epoch)[offset : offset + missing]

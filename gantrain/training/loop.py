@@ -1,30 +1,19 @@
 """The training loop: what happens to a batch and when what is due, in the order it happens."""
 
-import copy
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from gantrain.checkpoint import (
-    TrainState,
-    discard_checkpoint,
-    newest_good_checkpoint,
-    save_checkpoint,
-)
+from gantrain.checkpoint import TrainState, save_checkpoint
 from gantrain.config import TrainConfig
-from gantrain.config_rules import network_shape
+from gantrain.config_rules import network_kinds
 from gantrain.cpus import usable_cpus
 from gantrain.data.datasets import load_source
 from gantrain.data.point_sets import PointSet
-from gantrain.diagnosis.advice import say_how_to_go_on
 from gantrain.errors import Interrupted, RunError
-from gantrain.networks import GENERATORS, create_networks
-from gantrain.optimizers import ROLLBACK_LR, create_optimizer, set_rates, update_ema
+from gantrain.optimizers import set_rates, update_ema
 from gantrain.ranks import (
     Ranks,
     agree,
@@ -40,28 +29,19 @@ from gantrain.training.batches import DataOrder, stream_seed
 from gantrain.training.determinism import repeatable
 from gantrain.training.out_of_memory import memory_errors_explained
 from gantrain.training.recorded_steps import CudaRecorder, RecordedStep
+from gantrain.training.recovery import Diverged, check_bounds, restore_newest, roll_back
 from gantrain.training.run_monitor import RunMonitor
-from gantrain.training.run_setup import check_share, describe_data, load_labels, settle_config
-from gantrain.training.shared_batch_norm import share_batch_norm
+from gantrain.training.run_setup import (
+    check_share,
+    choose_device,
+    create_state,
+    describe_data,
+    load_labels,
+    settle_config,
+)
 from gantrain.training.step_means import StepMeans, gradient_norm
 from gantrain.training.steps import Feed, StepResults, take_step
 from gantrain.training.stop_requests import stop_requests
-
-logger = logging.getLogger(__name__)
-
-_MAX_ROLLBACKS = 3
-_ABSURD_LOGIT = 1e6  # float32 still holds its square, but no image deserves such a judgement
-
-
-class Diverged(RunError):
-    """Numbers have left all bounds; `what` names them, the message says where and when too."""
-
-    def __init__(self, what: str, images_seen: int, weights: str | None) -> None:
-        super().__init__(
-            f"{what} by {images_seen} images (first weights not finite: "
-            f"{weights or 'none of the weights yet'})"
-        )
-        self.what = f"{what} (first weights not finite: {weights})" if weights else what
 
 
 def train(config: TrainConfig) -> TrainState:
@@ -99,7 +79,7 @@ def train(config: TrainConfig) -> TrainState:
         feed = Feed(
             examples=torch.from_numpy(examples).to(device),
             labels=load_labels(data, config, device),
-            lowest=GENERATORS[config.generator or ""].lowest,
+            lowest=network_kinds(config)[0].lowest,
             share=ranks.share(config.batch_size),
         )
         step = create_step(state, feed, config, ranks)
@@ -113,9 +93,7 @@ def train(config: TrainConfig) -> TrainState:
         monitor = RunMonitor(run, config, data, state.images_seen) if ranks.first else None
         with StatusLine(state.images_seen, config.total_images, shown=ranks.first) as status:
             while state.images_seen < config.total_images:
-                start, length = state.images_seen, config.images_per_step
-                positions = range(start, start + length, config.batch_size)
-                indices = torch.stack([order.indices(position) for position in positions])
+                indices = order.indices(state.images_seen).view(-1, config.batch_size)
                 set_rates(state, config)
                 for results in step(stream_seed(order.seed, state.images_seen), indices):
                     means.add(results)
@@ -144,9 +122,9 @@ def train(config: TrainConfig) -> TrainState:
                         if monitor:
                             monitor.roll_back(state.images_seen, str(diverged))
                         continue
-                    if monitor and diagnosis_due:
-                        row |= monitor.diagnose(state, row, clock, urgent=finished)
                     if monitor:
+                        if diagnosis_due:
+                            row |= monitor.diagnose(state, row, clock, urgent=finished)
                         monitor.record(row)
                         status.report(row)
                 if monitor and samples_due:
@@ -188,59 +166,6 @@ def hold_run(config: TrainConfig, facts: DataFacts, ranks: Ranks) -> Iterator[Ru
         yield run
 
 
-def choose_device(asked: str, local_rank: int | None = None) -> torch.device:
-    """The device asked for; `auto` is CUDA where there is one, each rank of a machine has its own.
-
-    Raises:
-        RunError: CUDA was asked for and there is none, or there are fewer than ranks.
-    """
-    available = torch.cuda.is_available()
-    if asked == "cuda" and not available:
-        raise RunError(
-            "--device cuda: PyTorch finds no CUDA device; use --device auto, or install a driver "
-            "and a CUDA build of torch"
-        )
-    if not available or asked == "cpu":
-        return torch.device("cpu")
-    if local_rank is None:
-        return torch.device("cuda")
-    if local_rank >= torch.cuda.device_count():
-        raise RunError(
-            f"rank {local_rank} of this machine: there are only {torch.cuda.device_count()} CUDA "
-            "devices; give torchrun as many --nproc-per-node, or train on --device cpu"
-        )
-    return torch.device("cuda", local_rank)
-
-
-def create_state(config: TrainConfig, device: torch.device, class_count: int = 0) -> TrainState:
-    """Networks, averaged generator and optimizers at the start of a run."""
-    assert config.generator is not None
-    assert config.discriminator is not None
-    networks = create_networks(
-        config.generator,
-        config.discriminator,
-        network_shape(config, class_count),
-        seed=config.seed,
-        spectral_norm=config.spectral_norm,
-    )
-    # Convolutions of large maps are quicker with the channels innermost, others no slower.
-    generator, discriminator = (
-        network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for network in networks
-    )
-    averaging = config.ema_half_life_images > 0
-    generator_ema = copy.deepcopy(generator).requires_grad_(False) if averaging else generator
-    for network in (generator, discriminator):
-        share_batch_norm(network)
-    return TrainState(
-        generator=generator,
-        discriminator=discriminator,
-        generator_ema=generator_ema,
-        generator_optimizer=create_optimizer(generator, config.generator_lr, config),
-        discriminator_optimizer=create_optimizer(discriminator, config.discriminator_rate, config),
-    )
-
-
 def create_step(
     state: TrainState, feed: Feed, config: TrainConfig, ranks: Ranks
 ) -> Callable[[int, Tensor], list[StepResults]]:
@@ -275,56 +200,7 @@ def data_order(
 ) -> DataOrder:
     """The order of the data, another one after each rollback."""
     seed = stream_seed(config.seed, -state.rollbacks) if state.rollbacks else config.seed
-    return DataOrder(count, config.batch_size, seed, device)
-
-
-def find_newest(run: RunDirectory) -> dict[str, Any] | None:
-    """The newest good checkpoint that the first rank finds, for all ranks."""
-    return broadcast(newest_good_checkpoint(run.checkpoints) if read_ranks().first else None)
-
-
-def restore_newest(state: TrainState, run: RunDirectory) -> None:
-    """Take over the newest good checkpoint, where there is one."""
-    values = find_newest(run)
-    if values is not None:
-        state.load_state_dict(values)
-        logger.info("resuming %s at %d images", run.path, state.images_seen)
-
-
-def roll_back(
-    state: TrainState,
-    run: RunDirectory,
-    config: TrainConfig,
-    diverged: Diverged,
-    class_count: int = 0,
-) -> None:
-    """Return to the newest good checkpoint, to go on with half the learning rate.
-
-    Raises:
-        RunError: rolling back is not asked for, or has not helped often enough.
-    """
-    how = say_how_to_go_on(config, state.rollbacks)
-    if config.on_divergence == "stop":
-        kept = "the last checkpoint before it is kept"
-        raise RunError(f"{diverged}; {kept}. {how}") from diverged
-    rollbacks = state.rollbacks + 1
-    if rollbacks > _MAX_ROLLBACKS:
-        vain = f"{_MAX_ROLLBACKS} rollbacks have not helped"
-        raise RunError(f"{diverged}; {vain}. {how}") from diverged
-    if state.rolled_back_to is not None and read_ranks().first:
-        # Nothing good has been saved since the last time: what was gone back to leads astray.
-        discard_checkpoint(run.checkpoints, state.rolled_back_to)
-    values = find_newest(run)
-    if values is None:  # it diverged before the first one
-        device = next(state.generator.parameters()).device
-        values = create_state(config, device, class_count).state_dict()
-    state.load_state_dict(values)
-    state.rollbacks, state.rolled_back_to = rollbacks, state.images_seen
-    logger.warning(
-        "%s. Rolling back to %d images with %g of the learning rate and another order of the data "
-        "(%d of %d)",
-        *(diverged, state.images_seen, ROLLBACK_LR**rollbacks, rollbacks, _MAX_ROLLBACKS),
-    )
+    return DataOrder(count, config.images_per_step, seed, device)
 
 
 def take_row(state: TrainState, means: StepMeans, clock: Stopwatch) -> dict[str, float]:
@@ -346,34 +222,3 @@ def due(state: TrainState, every: int, config: TrainConfig) -> bool:
     return before // every < state.images_seen // every or (
         state.images_seen >= config.total_images
     )
-
-
-def check_bounds(row: dict[str, float], state: TrainState) -> None:
-    """Stop a run whose numbers have left all bounds, before they get into a checkpoint.
-
-    Weights can be the first: a finite loss may have a gradient that is not. Statistics of BatchNorm
-    count as weights.
-
-    Raises:
-        Diverged: a value of the row or a weight is not finite, or logits are absurdly large; names
-            it and the first weight that is not finite.
-    """
-    networks = {"discriminator": state.discriminator, "generator": state.generator}
-    if state.generator_ema is not state.generator:
-        networks["generator_ema"] = state.generator_ema
-    value = next((name for name, mean in row.items() if not np.isfinite(mean)), None)
-    weights = next(
-        (
-            f"{network}.{name}"
-            for network, module in networks.items()
-            for name, values in [*module.named_parameters(), *module.named_buffers()]
-            if not values.isfinite().all()
-        ),
-        None,
-    )
-    if value is None and row.get("logit_size", 0.0) > _ABSURD_LOGIT:
-        value = "logit_size"
-    if value is None and weights is None:
-        return
-    what = f"{value} became {row[value]:g}" if value else "weights became nan or infinite"
-    raise Diverged(what, state.images_seen, weights)

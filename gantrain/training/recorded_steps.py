@@ -71,10 +71,23 @@ class CudaRecorder:
             warnings.simplefilter("ignore")
             for generator in self._generators:
                 graph.register_generator_state(generator)
-        # Other threads may go on: TensorBoard's writes files.
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            results = work()
+        try:
+            with (
+                torch.cuda.stream(torch.cuda.current_stream(self._device)),  # back here in any case
+                # What other threads do meanwhile must not end the recording.
+                torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+            ):
+                results = work()
+        except RuntimeError:
+            self._renew_generators()
+            raise
         return graph.replay, results
+
+    def _renew_generators(self) -> None:
+        """Let generators draw again, which PyTorch may take for still recording after a failure."""
+        default = torch.cuda.default_generators[torch.cuda.current_device()]
+        for generator in (*self._generators, default):
+            generator.graphsafe_set_state(generator.clone_state())
 
 
 class RecordedStep:

@@ -17,12 +17,13 @@ from gantrain.class_labels import (
     spread_labels,
 )
 from gantrain.config import TrainConfig
+from gantrain.config_rules import network_kinds
 from gantrain.data.datasets import Dataset
 from gantrain.data.point_sets import PointSet
 from gantrain.diagnosis.diagnostics import diagnose
 from gantrain.evaluation.sample_statistics import Reference
 from gantrain.latents import draw_latents
-from gantrain.networks import GENERATORS, run_network
+from gantrain.networks import run_network
 from gantrain.pictures import save_grid, save_scatter, save_sheet
 from gantrain.run_directory import RunDirectory
 from gantrain.run_log import EventFile, Stopwatch, append_metrics, read_metrics, truncate_metrics
@@ -122,7 +123,7 @@ class RunMonitor:
             self._save_sheet(state, fakes[:_SHEET_IMAGES], name)
         if self._events:
             with Image.open(self._run.samples / name) as picture:
-                self._events.add_picture(state.images_seen, picture)
+                self._events.add_samples(state.images_seen, picture)
 
     def _generator(self, state: TrainState) -> torch.nn.Module:
         """The finished generator of this position, made once."""
@@ -151,7 +152,7 @@ class RunMonitor:
         """
         device = next(state.discriminator.parameters()).device
         examples = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device)
-        lowest = GENERATORS[self._config.generator or ""].lowest
+        lowest = network_kinds(self._config)[0].lowest
         batch = load_batch(
             examples,
             torch.arange(len(examples), device=device),

@@ -1,18 +1,28 @@
-"""Hides what a run takes from its data: settings left open, facts to remember, labels."""
+"""Hides what a run begins with: settings that follow from the data, labels, device, networks."""
 
+import copy
 import logging
 
 import torch
 from torch import Tensor
 
+from gantrain.checkpoint import TrainState
 from gantrain.class_labels import count_classes
 from gantrain.config import TrainConfig
-from gantrain.config_rules import choose_lr, misfit, penalty_for_images, penalty_for_points
+from gantrain.config_rules import (
+    build_networks,
+    choose_lr,
+    misfit,
+    penalty_for_images,
+    penalty_for_points,
+)
 from gantrain.data.datasets import Dataset
 from gantrain.data.point_sets import PointSet
 from gantrain.data.stacked_mnist import STACKED_KIND
 from gantrain.errors import RunError
+from gantrain.optimizers import create_optimizer
 from gantrain.run_directory import DataFacts
+from gantrain.training.shared_batch_norm import share_batch_norm
 
 logger = logging.getLogger(__name__)
 
@@ -102,3 +112,47 @@ def load_labels(
             *(len(missing), len(counts), ", ".join(missing[:3])),
         )
     return torch.from_numpy(data.labels).to(device)
+
+
+def choose_device(asked: str, local_rank: int | None = None) -> torch.device:
+    """The device asked for; `auto` is CUDA where there is one, each rank of a machine has its own.
+
+    Raises:
+        RunError: CUDA was asked for and there is none, or there are fewer than ranks.
+    """
+    available = torch.cuda.is_available()
+    if asked == "cuda" and not available:
+        raise RunError(
+            "--device cuda: PyTorch finds no CUDA device; use --device auto, or install a driver "
+            "and a CUDA build of torch"
+        )
+    if not available or asked == "cpu":
+        return torch.device("cpu")
+    if local_rank is None:
+        return torch.device("cuda")
+    if local_rank >= torch.cuda.device_count():
+        raise RunError(
+            f"rank {local_rank} of this machine: there are only {torch.cuda.device_count()} CUDA "
+            "devices; give torchrun as many --nproc-per-node, or train on --device cpu"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def create_state(config: TrainConfig, device: torch.device, class_count: int = 0) -> TrainState:
+    """Networks, averaged generator and optimizers at the start of a run."""
+    # Convolutions of large maps are quicker with the channels innermost, others no slower.
+    generator, discriminator = (
+        network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for network in build_networks(config, class_count)
+    )
+    averaging = config.ema_half_life_images > 0
+    generator_ema = copy.deepcopy(generator).requires_grad_(False) if averaging else generator
+    for network in (generator, discriminator):
+        share_batch_norm(network)
+    return TrainState(
+        generator=generator,
+        discriminator=discriminator,
+        generator_ema=generator_ema,
+        generator_optimizer=create_optimizer(generator, config.generator_lr, config),
+        discriminator_optimizer=create_optimizer(discriminator, config.discriminator_rate, config),
+    )

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from gantrain.losses import create_loss
-from gantrain.run_log import RunningMeans
 
 _KEPT_STEPS = 256  # logits of so many steps are kept before they are summed up
 
@@ -18,22 +17,31 @@ class StepMeans:
 
     def __init__(self, loss: str) -> None:
         self._threshold = create_loss(loss).threshold
-        self._means = RunningMeans()
+        self._totals: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
         self._logits: dict[str, list[Tensor]] = {}
 
     def add(self, results: dict[str, Tensor]) -> None:
         """Count one step's results: scalars, and logits [batch]."""
-        self._means.add({name: value for name, value in results.items() if value.dim() == 0})
         for name, value in results.items():
             if value.dim():
                 self._logits.setdefault(name, []).append(value)
+            else:
+                self._count(name, value)
         if any(len(kept) >= _KEPT_STEPS for kept in self._logits.values()):
             self._sum_up()
 
     def take(self) -> dict[str, float]:
         """Return the means and start over."""
         self._sum_up()
-        return self._means.take()
+        means = {name: total.item() / self._counts[name] for name, total in self._totals.items()}
+        self._totals, self._counts = {}, {}
+        return means
+
+    def _count(self, name: str, mean: Tensor, steps: int = 1) -> None:
+        """Count a value of one step, or the mean of several."""
+        self._totals[name] = self._totals.get(name, 0) + mean * steps
+        self._counts[name] = self._counts.get(name, 0) + steps
 
     def _sum_up(self) -> None:
         steps = {name: len(kept) for name, kept in self._logits.items()}  # all of one batch size
@@ -41,10 +49,11 @@ class StepMeans:
         self._logits = {}
         if "real_logits" in logits:
             judged = self._judge(logits["real_logits"], logits["fake_logits"])
-            self._means.add(judged, steps["real_logits"])
+            for name, mean in judged.items():
+                self._count(name, mean, steps["real_logits"])
         if "generator_logits" in logits:
             error = 1 - torch.sigmoid(logits["generator_logits"])
-            self._means.add({"generator_error": error.mean()}, steps["generator_logits"])
+            self._count("generator_error", error.mean(), steps["generator_logits"])
 
     def _judge(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
         if self._threshold is None:

@@ -1,5 +1,8 @@
 """The steps of a batch, each reading like the method: inputs, forward, loss, update.
 
+Examples, be they reals or fakes, are images [batch, channels, size, size] or points [batch, 2], in
+float32; labels are int64 [batch], or None where the run is not conditional.
+
 In a conditional run each fake has the label of the real it stands beside. So fakes have labels in
 the data's proportions, and a loss that compares the two compares images of one class: all that is
 left to tell them apart is how real they look for that class. R3GAN pairs them so too.

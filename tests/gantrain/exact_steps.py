@@ -19,8 +19,8 @@ from gantrain.optimizers import set_rates, update_ema
 from gantrain.presets import resolve
 from gantrain.ranks import Ranks, join_ranks
 from gantrain.training.batches import DataOrder, stream_seed
-from gantrain.training.loop import create_state, create_step
-from gantrain.training.run_setup import describe_data, load_labels, settle_config
+from gantrain.training.loop import create_step
+from gantrain.training.run_setup import create_state, describe_data, load_labels, settle_config
 from gantrain.training.steps import Feed
 
 STEPS, BATCH = 20, 8

@@ -5,7 +5,7 @@ from torch import nn
 from gantrain.config import AugmentationName, TrainConfig
 from gantrain.presets import resolve
 from gantrain.training.augment import AUGMENTATIONS, augment
-from gantrain.training.loop import create_state
+from gantrain.training.run_setup import create_state
 from gantrain.training.steps import (
     discriminator_step,
     generate_fakes,

@@ -17,7 +17,7 @@ from gantrain.checkpoint import TrainState
 from gantrain.data.datasets import Dataset
 from gantrain.optimizers import set_rates
 from gantrain.presets import resolve
-from gantrain.training.loop import create_state, train
+from gantrain.training.loop import train
 from gantrain.training.recorded_steps import (
     CudaRecorder,
     RecordedStep,
@@ -25,7 +25,7 @@ from gantrain.training.recorded_steps import (
     copy_tensors,
     restore_tensors,
 )
-from gantrain.training.run_setup import settle_config
+from gantrain.training.run_setup import create_state, settle_config
 from gantrain.training.step_means import gradient_norm
 from gantrain.training.steps import Feed, StepResults, take_step
 
@@ -293,9 +293,7 @@ def test_a_checkpoint_holds_the_rate_as_a_number_and_goes_on_elsewhere():
     assert plain.state.generator_optimizer.param_groups[0]["lr"] == 0.002 / (1 + 0.5 * 19)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_a_gpu_replays_what_steps_do(settings: dict[str, object], caplog):
+def run_on_gpu(settings: dict[str, object]) -> tuple[Run, CudaRecorder]:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     device = torch.device("cuda")
@@ -304,10 +302,35 @@ def test_a_gpu_replays_what_steps_do(settings: dict[str, object], caplog):
     labels = run.feed.labels if run.feed.labels is None else run.feed.labels.to(device)
     run.feed = Feed(run.feed.examples.to(device), labels, -1.0, slice(0, 8))
     run.noise = torch.Generator(device)
-    step = run.record(CudaRecorder(device, [run.noise]))
-    run.take(lambda seed, indices: step(seed, indices.to(device)))
+    return run, CudaRecorder(device, [run.noise])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_gpu_replays_what_steps_do(settings: dict[str, object], caplog):
+    run, recorder = run_on_gpu(settings)
+    step = run.record(recorder)
+    run.take(lambda seed, indices: step(seed, indices.to("cuda")))
     assert not caplog.records
     assert step.replaying
+
+
+@pytest.mark.gpu
+def test_a_gpu_goes_on_where_a_step_cannot_be_recorded(caplog):
+    run, recorder = run_on_gpu({"preset": "dcgan-2015", "image_size": 32})
+    take = run.step
+
+    def wait(indices: torch.Tensor) -> list[StepResults]:
+        results = take(indices)
+        results[0]["discriminator_loss"].item()
+        return results
+
+    run.step = wait
+    stream, step = torch.cuda.current_stream(), run.record(recorder)
+    found = run.take(lambda seed, indices: step(seed, indices.to("cuda")))
+    assert "could not be recorded" in caplog.text
+    assert torch.cuda.current_stream() == stream
+    assert all(of["discriminator_loss"].isfinite() for of, _ in found)
 
 
 @pytest.mark.gpu

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gantrain.errors import RunError
 from gantrain.run_log import (
     EventFile,
-    RunningMeans,
     StatusLine,
     Stopwatch,
     append_metrics,
@@ -28,23 +26,6 @@ ACCURACIES = {"discriminator_accuracy_real": 0.66, "discriminator_accuracy_fake"
 
 def load_events(folder: Path) -> EventAccumulator:
     return EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
-
-
-def test_means_are_over_the_steps_since_last_taken():
-    means = RunningMeans()
-    for value in (1.0, 3.0):
-        means.add({"loss": torch.tensor(value)})
-    assert means.take() == {"loss": 2.0}
-    means.add({"loss": torch.tensor(7.0)})
-    assert means.take() == {"loss": 7.0}
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_one_step_that_is_not_finite_shows_in_the_mean(bad: float):
-    means = RunningMeans()
-    for value in (1.0, bad, 1.0):
-        means.add({"loss": torch.tensor(value)})
-    assert not np.isfinite(means.take()["loss"])
 
 
 def test_rows_after_a_position_and_other_lines_are_dropped(tmp_path: Path):
@@ -123,7 +104,7 @@ def test_tensorboard_reads_every_scalar_and_picture_of_a_row(tmp_path: Path):
     events = EventFile(tmp_path / "tensorboard", 0)
     events.add_row({**ROW, **LOSSES, "class_shares": [0.5, 0.5], "diagnosis": "healthy"})
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    events.add_picture(500, Image.fromarray(pixels))
+    events.add_samples(500, Image.fromarray(pixels))
     read = load_events(tmp_path / "tensorboard")
     tags = read.Tags()
     assert tags["scalars"] == ["seconds", "images_per_second", *LOSSES]
@@ -154,7 +135,7 @@ def test_events_for_a_full_disk_are_refused_and_what_was_written_stays_readable(
     threads = threading.active_count()
     events.add_row({"images_seen": 100, "generator_loss": 1.0})
     with pytest.raises(RunError, match="could not be written: No space left on device"):
-        events.add_picture(100, Image.fromarray(noise))
+        events.add_samples(100, Image.fromarray(noise))
     assert threading.active_count() == threads
     assert [e.step for e in load_events(folder).Scalars("generator_loss")] == [100]
 

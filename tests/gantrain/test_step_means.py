@@ -1,9 +1,28 @@
 """Tests of the numbers of a row: every step counts alike, however many there are."""
 
+import math
+
 import pytest
 import torch
 
 from gantrain.training.step_means import StepMeans
+
+
+def test_means_are_over_the_steps_since_last_taken():
+    means = StepMeans("bce")
+    for value in (1.0, 3.0):
+        means.add({"loss": torch.tensor(value)})
+    assert means.take() == {"loss": 2.0}
+    means.add({"loss": torch.tensor(7.0)})
+    assert means.take() == {"loss": 7.0}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_one_step_that_is_not_finite_shows_in_the_mean(bad: float):
+    means = StepMeans("bce")
+    for value in (1.0, bad, 1.0):
+        means.add({"loss": torch.tensor(value)})
+    assert not math.isfinite(means.take()["loss"])
 
 
 @pytest.mark.parametrize("steps", [1, 256, 257, 600])

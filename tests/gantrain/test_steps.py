@@ -12,7 +12,7 @@ from gantrain.networks import create_networks
 from gantrain.optimizers import apply_gradients, set_rates, update_ema
 from gantrain.presets import resolve
 from gantrain.training.batches import random_latents
-from gantrain.training.loop import create_state
+from gantrain.training.run_setup import create_state
 from gantrain.training.steps import discriminator_step, generate_fakes, generator_step
 
 BATCH = 6

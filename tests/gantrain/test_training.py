@@ -26,14 +26,9 @@ from gantrain.optimizers import update_ema
 from gantrain.presets import resolve
 from gantrain.run_directory import RunDirectory, open_run
 from gantrain.sampling import generate, load_run_generator
-from gantrain.training.loop import (
-    Diverged,
-    check_bounds,
-    choose_device,
-    create_state,
-    train,
-)
-from gantrain.training.run_setup import load_labels
+from gantrain.training.loop import train
+from gantrain.training.recovery import Diverged, check_bounds
+from gantrain.training.run_setup import choose_device, create_state, load_labels
 from gantrain.training.steps import discriminator_step, generate_fakes, generator_step
 from tests.gantrain.conftest import (
     IMAGES,

@@ -1,0 +1,111 @@
+"""Hides how a run goes on from a checkpoint: at its start, and when numbers leave all bounds."""
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from gantrain.checkpoint import TrainState, discard_checkpoint, newest_good_checkpoint
+from gantrain.config import TrainConfig
+from gantrain.diagnosis.advice import say_how_to_go_on
+from gantrain.errors import RunError
+from gantrain.optimizers import ROLLBACK_LR
+from gantrain.ranks import broadcast, read_ranks
+from gantrain.run_directory import RunDirectory
+from gantrain.training.run_setup import create_state
+
+logger = logging.getLogger(__name__)
+
+_MAX_ROLLBACKS = 3
+_ABSURD_LOGIT = 1e6  # float32 still holds its square, but no image deserves such a judgement
+
+
+class Diverged(RunError):
+    """Numbers have left all bounds; `what` names them, the message says where and when too."""
+
+    def __init__(self, what: str, images_seen: int, weights: str | None) -> None:
+        super().__init__(
+            f"{what} by {images_seen} images (first weights not finite: "
+            f"{weights or 'none of the weights yet'})"
+        )
+        self.what = f"{what} (first weights not finite: {weights})" if weights else what
+
+
+def find_newest(run: RunDirectory) -> dict[str, Any] | None:
+    """The newest good checkpoint that the first rank finds, for all ranks."""
+    return broadcast(newest_good_checkpoint(run.checkpoints) if read_ranks().first else None)
+
+
+def restore_newest(state: TrainState, run: RunDirectory) -> None:
+    """Take over the newest good checkpoint, where there is one."""
+    values = find_newest(run)
+    if values is not None:
+        state.load_state_dict(values)
+        logger.info("resuming %s at %d images", run.path, state.images_seen)
+
+
+def check_bounds(row: dict[str, float], state: TrainState) -> None:
+    """Stop a run whose numbers have left all bounds, before they get into a checkpoint.
+
+    Weights can be the first: a finite loss may have a gradient that is not. Statistics of BatchNorm
+    count as weights.
+
+    Raises:
+        Diverged: a value of the row or a weight is not finite, or logits are absurdly large; names
+            it and the first weight that is not finite.
+    """
+    networks = {"discriminator": state.discriminator, "generator": state.generator}
+    if state.generator_ema is not state.generator:
+        networks["generator_ema"] = state.generator_ema
+    value = next((name for name, mean in row.items() if not np.isfinite(mean)), None)
+    weights = next(
+        (
+            f"{network}.{name}"
+            for network, module in networks.items()
+            for name, values in [*module.named_parameters(), *module.named_buffers()]
+            if not values.isfinite().all()
+        ),
+        None,
+    )
+    if value is None and row.get("logit_size", 0.0) > _ABSURD_LOGIT:
+        value = "logit_size"
+    if value is None and weights is None:
+        return
+    what = f"{value} became {row[value]:g}" if value else "weights became nan or infinite"
+    raise Diverged(what, state.images_seen, weights)
+
+
+def roll_back(
+    state: TrainState,
+    run: RunDirectory,
+    config: TrainConfig,
+    diverged: Diverged,
+    class_count: int = 0,
+) -> None:
+    """Return to the newest good checkpoint, to go on with half the learning rate.
+
+    Raises:
+        RunError: rolling back is not asked for, or has not helped often enough.
+    """
+    how = say_how_to_go_on(config, state.rollbacks)
+    if config.on_divergence == "stop":
+        kept = "the last checkpoint before it is kept"
+        raise RunError(f"{diverged}; {kept}. {how}") from diverged
+    rollbacks = state.rollbacks + 1
+    if rollbacks > _MAX_ROLLBACKS:
+        vain = f"{_MAX_ROLLBACKS} rollbacks have not helped"
+        raise RunError(f"{diverged}; {vain}. {how}") from diverged
+    if state.rolled_back_to is not None and read_ranks().first:
+        # Nothing good has been saved since the last time: what was gone back to leads astray.
+        discard_checkpoint(run.checkpoints, state.rolled_back_to)
+    values = find_newest(run)
+    if values is None:  # it diverged before the first one
+        device = next(state.generator.parameters()).device
+        values = create_state(config, device, class_count).state_dict()
+    state.load_state_dict(values)
+    state.rollbacks, state.rolled_back_to = rollbacks, state.images_seen
+    logger.warning(
+        "%s. Rolling back to %d images with %g of the learning rate and another order of the data "
+        "(%d of %d)",
+        *(diverged, state.images_seen, ROLLBACK_LR**rollbacks, rollbacks, _MAX_ROLLBACKS),
+    )

@@ -41,7 +41,13 @@ from gantrain.training.determinism import repeatable
 from gantrain.training.out_of_memory import memory_errors_explained
 from gantrain.training.recorded_steps import CudaRecorder, RecordedStep
 from gantrain.training.run_monitor import RunMonitor
-from gantrain.training.run_setup import check_share, describe_data, load_labels, settle_config
+from gantrain.training.run_setup import (
+    check_share,
+    describe_data,
+    load_labels,
+    settle_config,
+    tell_left_out,
+)
 from gantrain.training.shared_batch_norm import share_batch_norm
 from gantrain.training.step_means import StepMeans, gradient_norm
 from gantrain.training.steps import Feed, StepResults, take_step
@@ -94,6 +100,7 @@ def train(config: TrainConfig) -> TrainState:
         repeatable(config.deterministic),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
     ):
+        tell_left_out(data)
         state = create_state(config, device, len(facts.class_names))
         restore_newest(state, run)
         feed = Feed(

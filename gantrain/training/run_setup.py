@@ -8,7 +8,9 @@ from torch import Tensor
 from gantrain.class_labels import count_classes
 from gantrain.config import TrainConfig
 from gantrain.config_rules import choose_lr, misfit, penalty_for_images, penalty_for_points
+from gantrain.data.bad_data import list_some
 from gantrain.data.datasets import Dataset
+from gantrain.data.image_folders import NAMES_SHOWN
 from gantrain.data.point_sets import PointSet
 from gantrain.data.stacked_mnist import STACKED_KIND
 from gantrain.errors import RunError
@@ -81,6 +83,14 @@ def describe_data(data: Dataset | PointSet) -> DataFacts:
     return DataFacts(
         data.fingerprint(), len(data.images), data.kind, data.class_names, class_counts=counts
     )
+
+
+def tell_left_out(data: Dataset | PointSet) -> None:
+    """Log which files are not trained on, where `--skip-bad-files` has left some out."""
+    if isinstance(data, Dataset) and data.bad_files:
+        total = len(data.images) + len(data.bad_files)
+        named = list_some([str(bad) for bad in data.bad_files], NAMES_SHOWN)
+        logger.info("left out %d of %d files: %s", len(data.bad_files), total, named)
 
 
 def load_labels(

@@ -1,6 +1,7 @@
 """The promises of a run: it resumes bit for bit, loses nothing, and stops with a reason."""
 
 import json
+import logging
 import os
 import re
 import resource
@@ -371,7 +372,7 @@ def test_a_run_whose_settings_cannot_be_read_says_which(
         RunDirectory(tmp_path).read()
 
 
-def test_a_run_is_not_resumed_on_other_data(tmp_path: Path):
+def test_a_run_is_not_resumed_on_other_data(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     def save_images(shade: int) -> None:
         (tmp_path / "data").mkdir(exist_ok=True)
         for index in range(16):
@@ -381,8 +382,10 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path: Path):
     save_images(0)
     train(resolve({**settings, "total_images": 16}))
     (tmp_path / "data" / "broken.png").write_bytes(b"")
-    resumed = train(resolve({**settings, "total_images": 32, "skip_bad_files": True}))
+    with caplog.at_level(logging.INFO, "gantrain"):
+        resumed = train(resolve({**settings, "total_images": 32, "skip_bad_files": True}))
     assert resumed.images_seen == 32, "a file that came later and is left out changes nothing"
+    assert "left out 1 of 17 files: broken.png: empty: zero bytes" in caplog.messages
     (tmp_path / "data" / "broken.png").unlink()
     save_images(100)
     with pytest.raises(RunError, match="other data"):

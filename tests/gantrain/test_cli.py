@@ -202,6 +202,13 @@ def test_a_run_folder_without_a_name_is_bad_usage(tmp_path: Path, monkeypatch, c
     assert not any(tmp_path.iterdir())
 
 
+def test_a_repository_without_a_name_is_bad_usage(tmp_path, small_run: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert gantrain("export", small_run.resolve(), "--repository=", "--name=x") == 2
+    assert "--repository: expected a folder, got an empty name" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_dry_run_prints_the_resolved_settings_and_stops(tmp_path: Path, capsys):
     run_dir = tmp_path / "run"
     assert gantrain("train", "--data=digits", f"--run-dir={run_dir}", "--lr=0.5", "--dry-run") == 0
@@ -269,6 +276,25 @@ def test_a_file_in_place_of_the_folder_to_write_in_is_named(
     assert gantrain("sample", small_run, "--seeds=0", f"--out={tmp_path / out}") == 1
     expected = f"--out: expected a folder above the picture, {tmp_path / 'text.txt'} is a file"
     assert capsys.readouterr().err == f"gantrain sample: {expected}\n"
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_what_to_do(small_run: Path, capsys):
+    assert gantrain("sample", small_run, "--seeds=0", "--out=/proc/new/grid.png") == 1
+    told = capsys.readouterr().err
+    assert told.startswith("gantrain sample: /proc/new could not be written: No such file")
+    assert "mend the folder and give the same command again" in told
+
+
+@pytest.mark.parametrize("command", ["report", "export"])
+def test_an_artifact_where_a_run_is_expected_is_told(command: str, tmp_path: Path, capsys):
+    artifact = tmp_path / "model.onnx"
+    artifact.write_bytes(b"no run")
+    flags = [f"--repository={tmp_path / 'models'}", "--name=x"] if command == "export" else []
+    assert gantrain(command, artifact, *flags) == 1
+    assert capsys.readouterr().err == (
+        f"gantrain {command}: {artifact} holds no run: it is no folder; give the one that "
+        "--run-dir named\n"
+    )
 
 
 def sampled_classes(source: Path, tmp_path: Path, *flags: str) -> list[int]:

@@ -25,7 +25,7 @@ from gantrain.errors import RunError
 from gantrain.latents import draw_latents
 from gantrain.optimizers import update_ema
 from gantrain.presets import resolve
-from gantrain.run_directory import RunDirectory, open_run
+from gantrain.run_directory import DataFacts, RunDirectory, check_same_run, open_run
 from gantrain.sampling import generate, load_run_generator
 from gantrain.training.loop import (
     Diverged,
@@ -295,8 +295,8 @@ def test_each_step_leaves_the_other_network_alone():
         pytest.param({"filters": 5}, "--filters 4, asked for is 5", id="setting"),
         pytest.param(
             {"lr": 0.5},
-            r"--lr 0\.002 \(the default before 0\.7\.0\), asked for is 0\.5",
-            id="earlier-default",
+            r"--lr 0\.002, asked for is 0\.5: give --lr 0\.002",
+            id="a-rate-that-was-once-the-default",
         ),
         pytest.param({"image_size": 16}, "--image-size 8, asked for is 16", id="size"),
         pytest.param({"seed": 5}, "--seed 0, asked for is 5: give --seed 0 to resume", id="seed"),
@@ -327,6 +327,15 @@ def test_a_run_of_before_names_the_default_that_it_had(small_run: Path, tmp_path
     with pytest.raises(RunError, match=told):
         train(resolve({**SMALL, "run_dir": run, "total_images": 1040}))
     train(resolve({**SMALL, "run_dir": run, "total_images": 1040, "ema_half_life_images": 32_000}))
+
+
+def test_a_run_of_before_names_the_rate_that_was_its_default(tmp_path: Path):
+    run, facts = RunDirectory(tmp_path), DataFacts("sha256:", 64, "test", ())
+    wide = {"data": "", "run_dir": tmp_path, "image_size": 64, "channels": 3}
+    run.write(resolve({**wide, "lr": 0.002}), facts)
+    told = r"--lr 0\.002 \(the default before 0\.7\.0\), asked for is 0\.00025"
+    with pytest.raises(RunError, match=told):
+        check_same_run(run, resolve({**wide, "lr": 0.00025}), facts)
 
 
 def test_checkpoints_that_nothing_says_the_run_of_are_not_resumed(small_run: Path, tmp_path: Path):

@@ -31,6 +31,7 @@ MAX_FILE_BYTES: Final = 256 * 2**20
 SIGNATURE_BYTES: Final = 12
 ENCRYPTED: Final = 0x1  # of a zip entry's flags
 NAMES_SHOWN: Final = 3
+FOLDER_KIND: Final = "image folder"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def list_folder(folder: Path) -> Iterator[Listing]:
             files.append(ImageFile(name, read))
         else:
             others.append(name)
-    yield make_listing("image folder", files, others, bad_folders)
+    yield make_listing(FOLDER_KIND, files, others, bad_folders)
 
 
 def walk(folder: Path, bad_folders: list[BadFile]) -> Iterator[Path]:

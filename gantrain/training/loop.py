@@ -42,6 +42,7 @@ from gantrain.training.out_of_memory import memory_errors_explained
 from gantrain.training.recorded_steps import CudaRecorder, RecordedStep
 from gantrain.training.run_monitor import RunMonitor
 from gantrain.training.run_setup import (
+    check_place,
     check_share,
     describe_data,
     load_labels,
@@ -91,6 +92,7 @@ def train(config: TrainConfig) -> TrainState:
     examples = data.points if isinstance(data, PointSet) else data.images
     config = settle_config(config, data)
     check_share(config.batch_size, place.count)
+    check_place(config, data)
     facts = describe_data(data)
     with (
         join_ranks(device) as ranks,

@@ -1,6 +1,7 @@
 """Hides what a run takes from its data: settings left open, facts to remember, labels."""
 
 import logging
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from gantrain.config import TrainConfig
 from gantrain.config_rules import choose_lr, misfit, penalty_for_images, penalty_for_points
 from gantrain.data.bad_data import list_some
 from gantrain.data.datasets import Dataset
-from gantrain.data.image_folders import NAMES_SHOWN
+from gantrain.data.image_folders import FOLDER_KIND, NAMES_SHOWN, is_hidden
 from gantrain.data.point_sets import PointSet
 from gantrain.data.stacked_mnist import STACKED_KIND
 from gantrain.errors import RunError
@@ -72,6 +73,23 @@ def check_share(batch_size: int, ranks: int) -> None:
         raise RunError(
             f"--batch-size {batch_size}: expected a multiple of the {ranks} ranks, which share the "
             f"batch evenly; use {f'{lower} or ' if lower else ''}{lower + ranks}"
+        )
+
+
+def check_place(config: TrainConfig, data: Dataset | PointSet) -> None:
+    """Keep the pictures of a run out of its data, or it could never be resumed.
+
+    Raises:
+        RunError: the run's folder lies in the folder of images.
+    """
+    if not isinstance(data, Dataset) or data.kind != FOLDER_KIND:
+        return
+    folder, run = Path(config.data).expanduser().resolve(), config.run_dir.resolve()
+    if run.is_relative_to(folder) and not any(map(is_hidden, run.relative_to(folder).parts)):
+        raise RunError(
+            f"--run-dir {config.run_dir} lies in the folder of images {config.data}, so the run's "
+            "pictures would become data: choose a folder outside it, and move a run there that "
+            "you want to resume"
         )
 
 

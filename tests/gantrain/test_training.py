@@ -401,6 +401,20 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path: Path, caplog: pytest.LogCa
         train(resolve({**settings, "total_images": 48}))
 
 
+@pytest.mark.parametrize("place", ["", "run", "runs/a"])
+def test_a_run_is_kept_out_of_the_images_that_it_trains_on(place: str, tmp_path: Path):
+    """Its pictures would be among them when it is resumed: other data, so it could not be."""
+    for index in range(16):
+        Image.new("L", (8, 8), index).save(tmp_path / f"{index}.png")
+    settings = {**SMALL, "data": str(tmp_path), "total_images": 16}
+    with pytest.raises(RunError, match=r"--run-dir .* lies in the folder of images .*outside it"):
+        train(resolve({**settings, "run_dir": tmp_path / place}))
+    assert len(list(tmp_path.rglob("*"))) == 16, "nothing was written"
+    for total in (16, 32):  # what is hidden is no data
+        run = {"run_dir": tmp_path / ".runs" / "a", "total_images": total}
+        assert train(resolve({**settings, **run})).images_seen == total
+
+
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path):
     first = start(command(tmp_path / "run", "--total-images=1000000"))
     try:

@@ -89,6 +89,14 @@ def run(arguments: Sequence[str]) -> int:
         return _INTERRUPTED
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except MemoryError as error:
+        what = f" ({error})" if str(error) else ""
+        print(
+            f"gantrain {name}: out of memory{what}: ask for fewer or smaller images at once, or "
+            "use a machine with more",
+            file=sys.stderr,
+        )
+        return 1
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "gantrain", *sys.stdlib_module_names):  # no extra brings these

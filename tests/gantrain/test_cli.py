@@ -3,6 +3,7 @@ import json
 import os
 import pty
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -295,6 +296,24 @@ def test_an_artifact_where_a_run_is_expected_is_told(command: str, tmp_path: Pat
         f"gantrain {command}: {artifact} holds no run: it is no folder; give the one that "
         "--run-dir named\n"
     )
+
+
+def test_a_lack_of_memory_is_told_in_one_line(tmp_path: Path, capsys):
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for index in range(20_000):  # a gigabyte, at 128x128 in colour
+            archive.writestr(f"{index}.png", b"")
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, limits[1]))
+    flags = [f"--data={tmp_path / 'many.zip'}", f"--run-dir={tmp_path / 'run'}", "--image-size=128"]
+    try:
+        assert gantrain("train", *flags, "--threads=1") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    told = capsys.readouterr().err
+    assert told.startswith("gantrain train: out of memory (Unable to allocate ")
+    assert told.endswith(": ask for fewer or smaller images at once, or use a machine with more\n")
+    assert told.count("\n") == 1
 
 
 def sampled_classes(source: Path, tmp_path: Path, *flags: str) -> list[int]:

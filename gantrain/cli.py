@@ -89,6 +89,14 @@ def run(arguments: Sequence[str]) -> int:
         return _INTERRUPTED
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except MemoryError as error:
+        what = f" ({error})" if str(error) else ""
+        print(
+            f"gantrain {name}: out of memory{what}: ask for fewer or smaller images at once, or "
+            "use a machine with more",
+            file=sys.stderr,
+        )
+        return 1
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "gantrain", *sys.stdlib_module_names):  # no extra brings these
@@ -235,12 +243,16 @@ def _sample(command: Sample) -> int:
 
 
 def _make_folder(out: Path) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        # From the root on, the first that is no folder is what stands in the way.
-        file = next(path for path in reversed(out.parents) if not path.is_dir())
-        raise RunError(f"--out: expected a folder above the picture, {file} is a file") from None
+    from gantrain.durable_files import writing
+
+    with writing(out.parent):
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            # From the root on, the first that is no folder is what stands in the way.
+            file = next(path for path in reversed(out.parents) if not path.is_dir())
+            told = f"--out: expected a folder above the picture, {file} is a file"
+            raise RunError(told) from None
 
 
 def _draw_points(command: Sample, points: Any) -> None:  # noqa: ANN401 - numpy is imported late

@@ -86,6 +86,12 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return super()._metavar_formatter(action, default_metavar)
 
 
+def _refuse_no_name(given: object) -> object:
+    if given == "":  # from a shell's unset variable; it would mean the current folder
+        raise ValueError("expected a folder, got an empty name")
+    return given
+
+
 class Train(TrainConfig):
     """Train a generator; the same command again resumes."""
 
@@ -93,12 +99,7 @@ class Train(TrainConfig):
         default=False, description="Print the resolved settings as JSON and stop."
     )
 
-    @field_validator("run_dir", mode="before")
-    @classmethod
-    def _check_run_dir(cls, given: object) -> object:
-        if given == "":  # from a shell's unset variable; the run would lie in the current folder
-            raise ValueError("expected a folder, got an empty name")
-        return given
+    _named = field_validator("run_dir", mode="before")(_refuse_no_name)
 
 
 class Presets(BaseModel):
@@ -214,6 +215,8 @@ class Export(Settings):
         description="Samples of each of three sets of seeds, to measure what fp16 or int8 does to "
         "the Frechet distance, where the run's data can be loaded; 0 leaves it out.",
     )
+
+    _named = field_validator("repository", mode="before")(_refuse_no_name)
 
 
 class Report(BaseModel):

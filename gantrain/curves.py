@@ -108,9 +108,15 @@ def plot_chart(rows: Rows, chart: Chart) -> str:
     figure.set_layout_engine("none")
     axes = figure.add_axes(_FRAME)
     for (key, values), colour, dashes in zip(series.items(), _SERIES, _DASHES, strict=False):
-        few = "o" if values.shape[1] < 3 else ""  # a line through one point cannot be seen
+        few = values.shape[1] < 3  # a line through one point cannot be seen
         axes.plot(
-            *values, color=colour, linestyle=dashes, marker=few, lw=1.5, label=chart.series[key]
+            *values,
+            color=colour,
+            linestyle=dashes,
+            marker="o" if few else "",
+            clip_on=not few,  # the last point lies on the frame, which would halve it
+            lw=1.5,
+            label=chart.series[key],
         )
     if chart.share:
         axes.axhspan(*_HEALTHY, color=_BAND, lw=0, zorder=0, label="healthy, 60-80 %")

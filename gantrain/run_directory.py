@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from gantrain.checkpoint import checkpoint_paths
 from gantrain.config import TrainConfig, flag, may_change
+from gantrain.config_rules import choose_lr
 from gantrain.durable_files import PARTIAL_SUFFIX, atomic_write
 from gantrain.errors import RunError
 
@@ -97,6 +98,10 @@ class RunDirectory:
             raise RunError(
                 f"{self.path} holds no run: there is no {self.config_file.name} in it"
             ) from None
+        except NotADirectoryError:  # such as an artifact, which others of the commands take
+            raise RunError(
+                f"{self.path} holds no run: it is no folder; give the one that --run-dir named"
+            ) from None
         except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
             raise RunError(
                 f"{self.config_file} cannot be used: {_describe(error)}; put back the file that "
@@ -177,7 +182,9 @@ def check_same_run(run: RunDirectory, config: TrainConfig, data: DataFacts) -> N
     for name, new in config:
         old = getattr(old_config, name)
         if new != old and not may_change(name):
-            before = _EARLIER_DEFAULTS.get((name, old))
+            default = choose_lr(config) if name == "lr" else TrainConfig.model_fields[name].default
+            # Who asks for today's default has hardly chosen it, and may wonder what has changed.
+            before = _EARLIER_DEFAULTS.get((name, old)) if new == default else None
             origin = f" (the default before {before})" if before else ""
             has, resume = _spell(name, old), f"give {_spell(name, old)}"
             if old is None:

@@ -197,7 +197,7 @@ def check_listing(
         count=len(names),
         image_size=size,
         channels=channels or (1 if all_grey else 3),
-        problem=find_problem(source, listing, len(names), bad_files, checking=True),
+        problem=find_problem(source, listing, len(names), bad_files),
         sizes=dict(sizes.most_common()),
         modes=dict(modes.most_common()),
         class_counts=counts_by_name(*label(listing, names)),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -310,7 +311,12 @@ def load_images(
     """Decode every image of a folder or zip into one array; raises DatasetError."""
     size = image_size or choose_image_size(listing, workers)
     images, names, bad_files = decode_listing(listing, size, channels or 3, progress, workers)
-    problem = find_problem(source, listing, len(names), [] if skip_bad_files else bad_files)
+    check = f"gantrain data check {shlex.quote(source)}"
+    if image_size:  # of another size others may be too small
+        check += f" --image-size {image_size}"
+    problem = find_problem(
+        source, listing, len(names), bad_files, skip_bad_files=skip_bad_files, check=check
+    )
     if problem:
         raise DatasetError(problem)
     if channels is None and is_grey(images):

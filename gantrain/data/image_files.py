@@ -88,14 +88,17 @@ def open_image(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise BadFileError(f"too many pixels: the limit is {Image.MAX_IMAGE_PIXELS}") from error
+        told = f"too many pixels: the limit is {Image.MAX_IMAGE_PIXELS}; make it smaller"
+        raise BadFileError(told) from error
     except UnidentifiedImageError as error:
         raise BadFileError(describe_unknown(data)) from error
     except Exception as error:  # a damaged file makes a decoder raise anything
         raise BadFileError(describe_damage(error)) from error
     limit = Image.MAX_IMAGE_PIXELS  # None: the user of the library has lifted it
     if limit is not None and image.width * image.height > limit:
-        raise BadFileError(f"too many pixels: {image.width}x{image.height}, the limit is {limit}")
+        raise BadFileError(
+            f"too many pixels: {image.width}x{image.height}, the limit is {limit}; make it smaller"
+        )
     return image
 
 

@@ -2,11 +2,10 @@
 
 import os
 import re
-import shlex
 import stat
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +31,7 @@ MAX_FILE_BYTES: Final = 256 * 2**20
 SIGNATURE_BYTES: Final = 12
 ENCRYPTED: Final = 0x1  # of a zip entry's flags
 NAMES_SHOWN: Final = 3
+FOLDER_KIND: Final = "image folder"
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def list_folder(folder: Path) -> Iterator[Listing]:
             files.append(ImageFile(name, read))
         else:
             others.append(name)
-    yield make_listing("image folder", files, others, bad_folders)
+    yield make_listing(FOLDER_KIND, files, others, bad_folders)
 
 
 def walk(folder: Path, bad_folders: list[BadFile]) -> Iterator[Path]:
@@ -180,7 +180,8 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
 
 def is_hidden(name: str) -> bool:
     """Tell files that no person put there: dot files, and macOS' shadow folder in zips."""
-    return name.startswith(".") or name == "__MACOSX"
+    # A zip that was packed from beside the folder, as `zip -r x.zip ../photos`, holds `../photos`.
+    return (name.startswith(".") and name != "..") or name == "__MACOSX"
 
 
 def is_image(name: str, read_start: Callable[[], bytes]) -> bool:
@@ -251,11 +252,17 @@ def label(listing: Listing, names: list[str]) -> tuple[NDArray[np.int64] | None,
 
 
 def find_problem(
-    source: str, listing: Listing, usable: int, bad_files: list[BadFile], *, checking: bool = False
+    source: str,
+    listing: Listing,
+    usable: int,
+    bad_files: Sequence[BadFile],
+    *,
+    skip_bad_files: bool = False,
+    check: str = "",
 ) -> str | None:
     """Say why no training can start on the listing: files are bad, or too few images are left.
 
-    `gantrain data check` is not told to run itself.
+    `check` is the command that would name every bad file, where this is not it.
     """
     if not listing.files and not listing.bad_folders:
         others = [f"{count} {extension}" for extension, count in listing.ignored.items()]
@@ -263,15 +270,17 @@ def find_problem(
             f"{source}: no images in it (it holds {list_some(others, 5) or 'no files'}); give a "
             "folder or .zip with PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF files"
         )
-    if bad_files:
-        total = len(listing.files) + len(listing.bad_folders)
-        more = "" if checking else f" (`gantrain data check {shlex.quote(source)}` names all)"
-        return (
-            f"{source}: {len(bad_files)} of {total} files cannot be used: "
-            f"{list_some([str(bad) for bad in bad_files], NAMES_SHOWN)}; mend or remove "
-            f"them{more}, or leave them out with `gantrain train --skip-bad-files`"
-        )
+    total = len(listing.files) + len(listing.bad_folders)
+    named = list_some([str(bad) for bad in bad_files], NAMES_SHOWN)
+    bad = f"{len(bad_files)} of {total} files cannot be used: {named}"
+    all_of_them = f" (`{check}` names all)" if check else ""
     if usable < 2:
         images = "image" if usable == 1 else "images"
-        return f"{source}: {usable} usable {images}; at least 2 are needed, add more"
+        few = f"{source}: {usable} usable {images}; at least 2 are needed, add more"
+        return f"{few} or mend the others: {bad}{all_of_them}" if bad_files else few
+    if bad_files and not skip_bad_files:
+        return (
+            f"{source}: {bad}; mend or remove them{all_of_them}, or leave them out with "
+            "`gantrain train --skip-bad-files`"
+        )
     return None

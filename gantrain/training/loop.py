@@ -32,12 +32,14 @@ from gantrain.training.recorded_steps import CudaRecorder, RecordedStep
 from gantrain.training.recovery import Diverged, check_bounds, restore_newest, roll_back
 from gantrain.training.run_monitor import RunMonitor
 from gantrain.training.run_setup import (
+    check_place,
     check_share,
     choose_device,
     create_state,
     describe_data,
     load_labels,
     settle_config,
+    tell_left_out,
 )
 from gantrain.training.step_means import StepMeans, gradient_norm
 from gantrain.training.steps import Feed, StepResults, take_step
@@ -65,6 +67,7 @@ def train(config: TrainConfig) -> TrainState:
     examples = data.points if isinstance(data, PointSet) else data.images
     config = settle_config(config, data)
     check_share(config.batch_size, place.count)
+    check_place(config, data)
     facts = describe_data(data)
     with (
         join_ranks(device) as ranks,
@@ -74,6 +77,7 @@ def train(config: TrainConfig) -> TrainState:
         repeatable(config.deterministic),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
     ):
+        tell_left_out(data)
         state = create_state(config, device, len(facts.class_names))
         restore_newest(state, run)
         feed = Feed(

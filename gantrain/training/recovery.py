@@ -89,8 +89,8 @@ def roll_back(
     """
     how = say_how_to_go_on(config, state.rollbacks)
     if config.on_divergence == "stop":
-        kept = "the last checkpoint before it is kept"
-        raise RunError(f"{diverged}; {kept}. {how}") from diverged
+        # There may be none: it can diverge before the first is due.
+        raise RunError(f"{diverged}; checkpoints before it are kept. {how}") from diverged
     rollbacks = state.rollbacks + 1
     if rollbacks > _MAX_ROLLBACKS:
         vain = f"{_MAX_ROLLBACKS} rollbacks have not helped"

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +17,9 @@ from gantrain.config_rules import (
     penalty_for_images,
     penalty_for_points,
 )
+from gantrain.data.bad_data import list_some
 from gantrain.data.datasets import Dataset
+from gantrain.data.image_folders import FOLDER_KIND, NAMES_SHOWN, is_hidden
 from gantrain.data.point_sets import PointSet
 from gantrain.data.stacked_mnist import STACKED_KIND
 from gantrain.errors import RunError
@@ -83,6 +86,23 @@ def check_share(batch_size: int, ranks: int) -> None:
         )
 
 
+def check_place(config: TrainConfig, data: Dataset | PointSet) -> None:
+    """Keep the pictures of a run out of its data, or it could never be resumed.
+
+    Raises:
+        RunError: the run's folder lies in the folder of images.
+    """
+    if not isinstance(data, Dataset) or data.kind != FOLDER_KIND:
+        return
+    folder, run = Path(config.data).expanduser().resolve(), config.run_dir.resolve()
+    if run.is_relative_to(folder) and not any(map(is_hidden, run.relative_to(folder).parts)):
+        raise RunError(
+            f"--run-dir {config.run_dir} lies in the folder of images {config.data}, so the run's "
+            "pictures would become data: choose a folder outside it, and move a run there that "
+            "you want to resume"
+        )
+
+
 def describe_data(data: Dataset | PointSet) -> DataFacts:
     """What a run remembers of its data."""
     if isinstance(data, PointSet):
@@ -91,6 +111,14 @@ def describe_data(data: Dataset | PointSet) -> DataFacts:
     return DataFacts(
         data.fingerprint(), len(data.images), data.kind, data.class_names, class_counts=counts
     )
+
+
+def tell_left_out(data: Dataset | PointSet) -> None:
+    """Log which files are not trained on, where `--skip-bad-files` has left some out."""
+    if isinstance(data, Dataset) and data.bad_files:
+        total = len(data.images) + len(data.bad_files)
+        named = list_some([str(bad) for bad in data.bad_files], NAMES_SHOWN)
+        logger.info("left out %d of %d files: %s", len(data.bad_files), total, named)
 
 
 def load_labels(

@@ -3,6 +3,7 @@ import json
 import os
 import pty
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -202,6 +203,13 @@ def test_a_run_folder_without_a_name_is_bad_usage(tmp_path: Path, monkeypatch, c
     assert not any(tmp_path.iterdir())
 
 
+def test_a_repository_without_a_name_is_bad_usage(tmp_path, small_run: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert gantrain("export", small_run.resolve(), "--repository=", "--name=x") == 2
+    assert "--repository: expected a folder, got an empty name" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_dry_run_prints_the_resolved_settings_and_stops(tmp_path: Path, capsys):
     run_dir = tmp_path / "run"
     assert gantrain("train", "--data=digits", f"--run-dir={run_dir}", "--lr=0.5", "--dry-run") == 0
@@ -269,6 +277,43 @@ def test_a_file_in_place_of_the_folder_to_write_in_is_named(
     assert gantrain("sample", small_run, "--seeds=0", f"--out={tmp_path / out}") == 1
     expected = f"--out: expected a folder above the picture, {tmp_path / 'text.txt'} is a file"
     assert capsys.readouterr().err == f"gantrain sample: {expected}\n"
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_what_to_do(small_run: Path, capsys):
+    assert gantrain("sample", small_run, "--seeds=0", "--out=/proc/new/grid.png") == 1
+    told = capsys.readouterr().err
+    assert told.startswith("gantrain sample: /proc/new could not be written: No such file")
+    assert "mend the folder and give the same command again" in told
+
+
+@pytest.mark.parametrize("command", ["report", "export"])
+def test_an_artifact_where_a_run_is_expected_is_told(command: str, tmp_path: Path, capsys):
+    artifact = tmp_path / "model.onnx"
+    artifact.write_bytes(b"no run")
+    flags = [f"--repository={tmp_path / 'models'}", "--name=x"] if command == "export" else []
+    assert gantrain(command, artifact, *flags) == 1
+    assert capsys.readouterr().err == (
+        f"gantrain {command}: {artifact} holds no run: it is no folder; give the one that "
+        "--run-dir named\n"
+    )
+
+
+def test_a_lack_of_memory_is_told_in_one_line(tmp_path: Path, capsys):
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for index in range(20_000):  # a gigabyte, at 128x128 in colour
+            archive.writestr(f"{index}.png", b"")
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, limits[1]))
+    flags = [f"--data={tmp_path / 'many.zip'}", f"--run-dir={tmp_path / 'run'}", "--image-size=128"]
+    try:
+        assert gantrain("train", *flags, "--threads=1") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    told = capsys.readouterr().err
+    assert told.startswith("gantrain train: out of memory (Unable to allocate ")
+    assert told.endswith(": ask for fewer or smaller images at once, or use a machine with more\n")
+    assert told.count("\n") == 1
 
 
 def sampled_classes(source: Path, tmp_path: Path, *flags: str) -> list[int]:

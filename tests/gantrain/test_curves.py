@@ -33,6 +33,13 @@ def test_metrics_that_belong_together_share_a_chart():
     assert {"discriminator", "generator", "images seen"} <= set(texts(curves["Losses"]))
 
 
+def test_the_only_point_is_drawn_whole_on_the_frame():
+    (one,) = plot_curves(make_rows(1, logit_size=0.6)).values()
+    markers = [use for use in ET.fromstring(one).iter(f"{NAMESPACE}g") if "clip-path" in use.attrib]
+    assert not [group for group in markers if list(group.iter(f"{NAMESPACE}use"))]
+    assert list(ET.fromstring(one).iter(f"{NAMESPACE}use"))
+
+
 def test_accuracy_is_in_percent_with_the_healthy_band_shaded():
     rows = make_rows(3, discriminator_accuracy_real=0.7, discriminator_accuracy_fake=0.9)
     (svg,) = plot_curves(rows).values()

@@ -217,8 +217,13 @@ def test_bad_files_are_skipped_when_told_to(spoiled):
 def test_skipping_must_leave_two_images(tmp_path):
     save(tmp_path / "1.png")
     (tmp_path / "2.png").touch()
-    with pytest.raises(DatasetError, match="1 usable image; at least 2 are needed"):
+    with pytest.raises(DatasetError) as caught:
         load_dataset(str(tmp_path), skip_bad_files=True)
+    assert str(caught.value) == (
+        f"{tmp_path}: 1 usable image; at least 2 are needed, add more or mend the others: 1 of 2 "
+        f"files cannot be used: 2.png: empty: zero bytes (`gantrain data check {tmp_path}` names "
+        "all)"
+    )
 
 
 def test_a_picture_with_too_many_pixels_is_a_bad_file_not_a_warning(tmp_path):

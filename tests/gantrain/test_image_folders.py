@@ -52,6 +52,11 @@ def test_backslashes_in_a_zip_are_folders(tmp_path):
     assert names_in(zip_of(tmp_path / "a.zip", ["cats\\1.png"])) == ["cats/1.png"]
 
 
+def test_a_zip_that_was_packed_from_beside_the_folder_is_listed(tmp_path):
+    names = ["../photos/cat/1.png", "../photos/dog/2.png", "../photos/.hidden/3.png"]
+    assert names_in(zip_of(tmp_path / "a.zip", names)) == names[:2]
+
+
 @pytest.mark.parametrize("pack", [fill, zip_of], ids=["folder", "zip"])
 def test_hidden_files_are_passed_over_in_silence(pack, tmp_path):
     path = pack(tmp_path / "source", ["a.png", ".b.png", ".git/c.png", "__MACOSX/._a.png"])

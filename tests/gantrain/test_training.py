@@ -1,6 +1,7 @@
 """The promises of a run: it resumes bit for bit, loses nothing, and stops with a reason."""
 
 import json
+import logging
 import os
 import re
 import resource
@@ -24,7 +25,7 @@ from gantrain.errors import RunError
 from gantrain.latents import draw_latents
 from gantrain.optimizers import update_ema
 from gantrain.presets import resolve
-from gantrain.run_directory import RunDirectory, open_run
+from gantrain.run_directory import DataFacts, RunDirectory, check_same_run, open_run
 from gantrain.sampling import generate, load_run_generator
 from gantrain.training.loop import train
 from gantrain.training.recovery import Diverged, check_bounds
@@ -289,8 +290,8 @@ def test_each_step_leaves_the_other_network_alone():
         pytest.param({"filters": 5}, "--filters 4, asked for is 5", id="setting"),
         pytest.param(
             {"lr": 0.5},
-            r"--lr 0\.002 \(the default before 0\.7\.0\), asked for is 0\.5",
-            id="earlier-default",
+            r"--lr 0\.002, asked for is 0\.5: give --lr 0\.002",
+            id="a-rate-that-was-once-the-default",
         ),
         pytest.param({"image_size": 16}, "--image-size 8, asked for is 16", id="size"),
         pytest.param({"seed": 5}, "--seed 0, asked for is 5: give --seed 0 to resume", id="seed"),
@@ -321,6 +322,15 @@ def test_a_run_of_before_names_the_default_that_it_had(small_run: Path, tmp_path
     with pytest.raises(RunError, match=told):
         train(resolve({**SMALL, "run_dir": run, "total_images": 1040}))
     train(resolve({**SMALL, "run_dir": run, "total_images": 1040, "ema_half_life_images": 32_000}))
+
+
+def test_a_run_of_before_names_the_rate_that_was_its_default(tmp_path: Path):
+    run, facts = RunDirectory(tmp_path), DataFacts("sha256:", 64, "test", ())
+    wide = {"data": "", "run_dir": tmp_path, "image_size": 64, "channels": 3}
+    run.write(resolve({**wide, "lr": 0.002}), facts)
+    told = r"--lr 0\.002 \(the default before 0\.7\.0\), asked for is 0\.00025"
+    with pytest.raises(RunError, match=told):
+        check_same_run(run, resolve({**wide, "lr": 0.00025}), facts)
 
 
 def test_checkpoints_that_nothing_says_the_run_of_are_not_resumed(small_run: Path, tmp_path: Path):
@@ -366,7 +376,7 @@ def test_a_run_whose_settings_cannot_be_read_says_which(
         RunDirectory(tmp_path).read()
 
 
-def test_a_run_is_not_resumed_on_other_data(tmp_path: Path):
+def test_a_run_is_not_resumed_on_other_data(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     def save_images(shade: int) -> None:
         (tmp_path / "data").mkdir(exist_ok=True)
         for index in range(16):
@@ -376,12 +386,28 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path: Path):
     save_images(0)
     train(resolve({**settings, "total_images": 16}))
     (tmp_path / "data" / "broken.png").write_bytes(b"")
-    resumed = train(resolve({**settings, "total_images": 32, "skip_bad_files": True}))
+    with caplog.at_level(logging.INFO, "gantrain"):
+        resumed = train(resolve({**settings, "total_images": 32, "skip_bad_files": True}))
     assert resumed.images_seen == 32, "a file that came later and is left out changes nothing"
+    assert "left out 1 of 17 files: broken.png: empty: zero bytes" in caplog.messages
     (tmp_path / "data" / "broken.png").unlink()
     save_images(100)
     with pytest.raises(RunError, match="other data"):
         train(resolve({**settings, "total_images": 48}))
+
+
+@pytest.mark.parametrize("place", ["", "run", "runs/a"])
+def test_a_run_is_kept_out_of_the_images_that_it_trains_on(place: str, tmp_path: Path):
+    """Its pictures would be among them when it is resumed: other data, so it could not be."""
+    for index in range(16):
+        Image.new("L", (8, 8), index).save(tmp_path / f"{index}.png")
+    settings = {**SMALL, "data": str(tmp_path), "total_images": 16}
+    with pytest.raises(RunError, match=r"--run-dir .* lies in the folder of images .*outside it"):
+        train(resolve({**settings, "run_dir": tmp_path / place}))
+    assert len(list(tmp_path.rglob("*"))) == 16, "nothing was written"
+    for total in (16, 32):  # what is hidden is no data
+        run = {"run_dir": tmp_path / ".runs" / "a", "total_images": total}
+        assert train(resolve({**settings, **run})).images_seen == total
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path: Path):

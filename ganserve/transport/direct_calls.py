@@ -36,6 +36,7 @@ _SHUT_DOWN = cygrpc.CompletionType.queue_shutdown
 _NO_EVENTS = (cygrpc.CompletionType.queue_timeout, _SHUT_DOWN)
 _NO_FLAGS = 0
 _JOIN_SECONDS = 5.0
+_UNREGISTERED = None  # in place of a method: those that are not registered with the core
 
 Work = Callable[[], None]
 Find = Callable[[Any], Awaitable[Any]]  # details of a call -> its handler, None for none
@@ -47,7 +48,7 @@ def core_server(aio_server: object) -> Any:  # noqa: ANN401 - published without 
 
     The same port must serve all methods, so there can be but one.
     """
-    needed = "register_completion_queue", "register_method", "request_registered_call"
+    needed = "register_completion_queue", "register_method", "request_registered_call", "request_call"
     for held in gc.get_referents(aio_server):
         if type(held) is cygrpc.Server and all(hasattr(held, name) for name in needed):
             return held
@@ -60,6 +61,8 @@ def _without_token(metadata: Metadata) -> Metadata:
 
 class DirectCalls:
     """Takes calls of some methods off a server that has not started yet.
+
+    And those of methods that are not registered with it, whose handlers must refuse.
 
     Args:
         server: from `core_server`.
@@ -94,7 +97,9 @@ class DirectCalls:
         self._loop = asyncio.get_running_loop()
         self._stopping = self._ended = False
         self._quiet_turns = 0
-        self._arrivals = {method: partial(self._arrived, method) for method in methods}
+        self._arrivals = {
+            method: partial(self._arrived, method) for method in (*methods, _UNREGISTERED)
+        }
         self._nothing_left = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._wait, name="direct-calls", daemon=True)
         server.register_completion_queue(self._queue)
@@ -151,10 +156,12 @@ class DirectCalls:
         else:
             self._loop.call_soon(self._take)
 
-    def _ask(self, method: str) -> None:
-        self._server.request_registered_call(
-            self._queue, self._queue, method, self._arrivals[method]
-        )
+    def _ask(self, method: str | None) -> None:
+        tag = self._arrivals[method]
+        if method is None:
+            self._server.request_call(self._queue, self._queue, tag)
+        else:
+            self._server.request_registered_call(self._queue, self._queue, method, tag)
 
     def _look_for_unread_replies(self) -> None:
         if unread := self._unread.give_up_late():
@@ -164,16 +171,19 @@ class DirectCalls:
     # Tags of what the core was asked for: called with its event, wherever that was taken. They
     # return what is left to do in the event loop, if anything is.
 
-    def _arrived(self, method: str, event: Any) -> Work | None:  # noqa: ANN401
+    def _arrived(self, asked_for: str | None, event: Any) -> Work | None:  # noqa: ANN401
         """A call has come, or the server stops."""
         if not event.success or event.call is None:
             return None
         if not self._stopping:
-            self._ask(method)
+            self._ask(asked_for)
+        method = asked_for or event.call_details.method.decode(errors="replace")
         call = CoreCall(CallDetails(method, event.invocation_metadata), event)
         # An operation holds the memory of its result, so each call has its own.
         end = cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)
         event.call.start_server_batch((end,), call.closed)
+        if asked_for is _UNREGISTERED:
+            return partial(call.begin, self._answer, b"")  # its handler can but refuse
         if method not in self._open_methods and not self._may_call(event.invocation_metadata):
             # Strangers fill no memory with their messages. They stay strangers, for a token that
             # becomes known only now would have the handler answer the empty message.

@@ -9,8 +9,6 @@ import time
 import grpc
 import pytest
 from grpc.aio import _server
-from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1.health import HealthServicer
 
 from ganserve.transport import accepting
 from ganserve.transport.accepting import _ASKED_FOR, DirectMethods, _EagerServer, make_aio_server
@@ -72,6 +70,8 @@ async def serving(direct_methods, options=(), request_seconds=20, **settings):
         direct_methods=direct(direct_methods, **settings),
     )
     server.add_generic_rpc_handlers((service,))
+    echo = grpc.unary_unary_rpc_method_handler(service.answer)
+    server.add_registered_method_handlers("test.Service", {"Echo": echo})
     port = server.add_insecure_port("127.0.0.1:0")
     service.address = f"127.0.0.1:{port}"
     await server.start()
@@ -128,18 +128,22 @@ async def test_calls_under_way_do_not_keep_others_from_being_taken(direct_method
         assert await asyncio.gather(*calls) == [b"x"] * 4 * _ASKED_FOR
 
 
-async def test_methods_are_not_asked_for_one_by_one():
-    server, asked = (
-        make_aio_server(interceptors=[], options=[], unfinished=UnfinishedRequests(20)),
-        [],
-    )
-    health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(), server)
-    make = server._server._make_request_call_future
-    server._server.__dict__["_make_request_call_future"] = lambda m: (asked.append(m), make(m))[1]
-    server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    await server.stop(0)
-    assert asked == [None]
+async def test_a_path_that_is_no_text_is_refused_and_stops_no_server(direct_methods):
+    async with serving(direct_methods) as (service, server, call):
+        async with grpc.aio.insecure_channel(service.address) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await channel.unary_unary(b"/test.Service/\xc8")(b"x", timeout=20)
+        assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert await call(b"x") == b"x"
+        async with grpc.aio.insecure_channel(service.address) as channel:
+            assert await channel.unary_unary(METHOD)(b"x", timeout=20) == b"x"
+        await server.stop(0)
+
+
+async def test_of_methods_that_do_not_exist_no_request_is_awaited(direct_methods):
+    async with serving(direct_methods) as (service, _, _):
+        async with unfinished_call(service, method="/test.Service/Other") as unfinished:
+            assert await unfinished.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_stop_answers_what_is_under_way(direct_methods):
@@ -270,7 +274,7 @@ async def test_another_number_of_messages_than_one_loses_no_other_call(messages,
 
 
 @contextlib.asynccontextmanager
-async def unfinished_call(service, metadata=()):
+async def unfinished_call(service, metadata=(), method=METHOD):
     """A call whose request does not come."""
 
     async def nothing():
@@ -278,7 +282,7 @@ async def unfinished_call(service, metadata=()):
         yield b""
 
     async with grpc.aio.insecure_channel(service.address) as channel:
-        yield channel.stream_unary(METHOD)(nothing(), metadata=metadata)
+        yield channel.stream_unary(method)(nothing(), metadata=metadata)
 
 
 async def test_a_request_that_does_not_come_in_time_is_refused(direct_methods, caplog):

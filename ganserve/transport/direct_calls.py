@@ -48,7 +48,8 @@ def core_server(aio_server: object) -> Any:  # noqa: ANN401 - published without 
 
     The same port must serve all methods, so there can be but one.
     """
-    needed = "register_completion_queue", "register_method", "request_registered_call", "request_call"
+    to_register = "register_completion_queue", "register_method"
+    needed = (*to_register, "request_registered_call", "request_call")
     for held in gc.get_referents(aio_server):
         if type(held) is cygrpc.Server and all(hasattr(held, name) for name in needed):
             return held

@@ -141,9 +141,11 @@ async def test_a_path_that_is_no_text_is_refused_and_stops_no_server(direct_meth
 
 
 async def test_of_methods_that_do_not_exist_no_request_is_awaited(direct_methods):
-    async with serving(direct_methods) as (service, _, _):
-        async with unfinished_call(service, method="/test.Service/Other") as unfinished:
-            assert await unfinished.code() is grpc.StatusCode.UNIMPLEMENTED
+    async with (
+        serving(direct_methods) as (service, _, _),
+        unfinished_call(service, method="/test.Service/Other") as unfinished,
+    ):
+        assert await unfinished.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_stop_answers_what_is_under_way(direct_methods):

@@ -80,6 +80,9 @@ async def serve(config: ServerConfig) -> None:
         loop.add_signal_handler(signal.SIGHUP, server.look_now)
         await server.serve_until(stop)
         await server.drain(config.drain_seconds)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)  # the loop's end would let them end the process
     logger.info("stopped")
 
 

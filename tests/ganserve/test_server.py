@@ -396,6 +396,21 @@ class TestProcess:
         status, log = process.end()
         assert status == 0, log
 
+    @pytest.mark.parametrize("late", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=str)
+    def test_a_signal_that_comes_when_it_has_stopped_changes_nothing(
+        self, late, repository, start_process
+    ):
+        process = start_process("--models", repository, "--drain-seconds", 0)
+        process.wait_until_serving()
+        process.process.terminate()
+        for line in process.process.stderr:
+            if "stopped" in line:
+                break
+        while process.process.poll() is None:
+            process.process.send_signal(late)
+            time.sleep(0.0005)
+        assert process.process.returncode == 0
+
     @pytest.fixture
     def frozen_client(self):
         """Start a client of an address that calls once, keeps its connection and is suspended."""

@@ -320,7 +320,11 @@ class Batcher:
     # In the event loop again.
 
     def _finish(self, batch: Batch) -> None:
-        self._answers.hand_out(batch)
+        try:
+            self._answers.hand_out(batch)
+        except MemoryError as error:  # there is none for all images of a large request
+            self._fail(batch.parts, error, batch.started_at)
+            return
         self._call_times.note(batch.rows, batch.seconds)
         if self._on_batch is not None:
             self._on_batch(batch, None)

@@ -22,7 +22,7 @@ from ganserve.batching.further_parts import FurtherParts
 from ganserve.batching.growth import Growth
 from ganserve.batching.row_queue import RowQueue
 from ganserve.cpus import let_others_first
-from ganserve.errors import DeadlineExceeded, Overloaded, ShuttingDown
+from ganserve.errors import DeadlineExceeded, ModelError, Overloaded, ShuttingDown
 from ganserve.metrics import AbandonReason, Metrics
 
 RunBatch = Callable[[NDArray[np.float32], NDArray[np.int64] | None], NDArray[np.uint8]]
@@ -69,6 +69,9 @@ class Batcher:
                 event loop where no worker is busy: changing threads would take longer.
             on_batch: Called in the event loop with each batch before those who wait for it go on,
                 and with the error if there was one; a failed batch has no images.
+
+        Raises:
+            ModelError: no more threads can be started.
         """
         assert not batch_sizes or max(batch_sizes) == max_batch_size, batch_sizes
         self._run_batch = run_batch
@@ -100,8 +103,12 @@ class Batcher:
             threading.Thread(target=self._work, name=f"{model_name}-{index}", daemon=True)
             for index in range(instances)
         ]
-        for worker in self._workers:
-            worker.start()
+        try:
+            for worker in self._workers:
+                worker.start()
+        except RuntimeError as error:  # the system or the container allows no more
+            self._end_workers()
+            raise ModelError(f"its threads cannot be started: {error}") from error
 
     async def submit(
         self,
@@ -142,11 +149,14 @@ class Batcher:
         self._further_parts.lift_limit()
         self._let_in()
         self._enqueue_arrived()
+        self._end_workers()
+        for worker in self._workers:
+            await asyncio.to_thread(worker.join)
+
+    def _end_workers(self) -> None:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        for worker in self._workers:
-            await asyncio.to_thread(worker.join)
 
     def _admit(self, entry: Entry, admitted: bool) -> None:
         if self._closing:

@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -289,6 +290,30 @@ class TestInProcess:
             assert await metric(server, "grpc_server_handled_total", grpc_code="OK") == len(
                 versions
             )
+
+
+async def test_a_version_whose_threads_cannot_start_leaves_the_one_before(
+    repository, running_server, monkeypatch
+):
+    start = threading.Thread.start
+
+    def start_one_of_a_model(thread):
+        if thread.name == "tiny-1":
+            raise RuntimeError("can't start new thread")  # as Python says where there are too many
+        start(thread)
+
+    async with running_server(repository) as server, connected(server) as stub:
+        monkeypatch.setattr(threading.Thread, "start", start_one_of_a_model)
+        write_artifact(repository, version=2)
+        states = {}
+        async with asyncio.timeout(20):
+            while states.get("2") != pb.MODEL_STATE_FAILED:
+                models = (await stub.ListModels(pb.ListModelsRequest())).models
+                states = {model.version: model.state for model in models}
+        assert states == {"1": pb.MODEL_STATE_READY, "2": pb.MODEL_STATE_FAILED}
+        reply = await stub.GenerateImages(pb.GenerateImagesRequest(seeds=pb.Seeds(values=[7])))
+        assert reply.model.version == "1"
+        await eventually(lambda: [t.name for t in threading.enumerate()].count("tiny-0") == 1)
 
 
 class Process:

@@ -129,7 +129,9 @@ class DirectCalls:
     def _wait(self) -> None:
         """The thread: wait for work, bring it to the event loop, sleep while that takes more."""
         while not self._ended:
-            event = self._queue.poll()
+            event = self._poll()
+            if event is None:
+                continue
             if event.completion_type == _SHUT_DOWN:
                 return
             work = _work_of(event)
@@ -146,7 +148,9 @@ class DirectCalls:
         self._quiet_turns += 1
         _do(work)
         for _ in range(_MOST_A_TURN):
-            event = self._queue.poll(_AT_ONCE)
+            event = self._poll(_AT_ONCE)
+            if event is None:
+                continue
             if event.completion_type in _NO_EVENTS:
                 self._ended = event.completion_type == _SHUT_DOWN
                 break
@@ -156,6 +160,17 @@ class DirectCalls:
             self._nothing_left.release()
         else:
             self._loop.call_soon(self._take)
+
+    def _poll(self, deadline: float | None = None) -> Any:  # noqa: ANN401
+        """The next event; None where a message found no memory: it is lost, others may be shorter.
+
+        Its call is refused as one whose message has not come.
+        """
+        try:
+            return self._queue.poll(deadline)
+        except MemoryError:
+            logger.exception("a call was lost")
+            return None
 
     def _ask(self, method: str | None) -> None:
         tag = self._arrivals[method]

@@ -8,6 +8,7 @@ import time
 
 import grpc
 import pytest
+from grpc._cython import cygrpc
 from grpc.aio import _server
 
 from ganserve.transport import accepting
@@ -304,6 +305,28 @@ async def test_a_request_that_comes_is_not_refused_later(direct_methods):
         await asyncio.sleep(0.4)
         service.open.set()
         assert await answer == b"x"
+
+
+@pytest.mark.parametrize("others", [0, 40], ids=["in the thread", "in the event loop too"])
+async def test_a_message_that_finds_no_memory_is_refused_alone(others, monkeypatch, caplog):
+    class ShortOfMemory(cygrpc.CompletionQueue):
+        """Has none for a message of three bytes."""
+
+        def poll(self, deadline=None):
+            event = super().poll(deadline)
+            for operation in getattr(event, "batch_operations", None) or ():
+                if getattr(operation, "message", lambda: None)() == b"big":
+                    raise MemoryError
+            return event
+
+    monkeypatch.setattr(cygrpc, "CompletionQueue", ShortOfMemory)
+    async with serving([METHOD], request_seconds=0.3) as (_, _, call), asyncio.timeout(20):
+        calls = [call(b"big" if number % 2 else b"x") for number in range(1, others + 2)]
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+        codes = [error.code() for error in ended if error != b"x"]
+        assert codes == [grpc.StatusCode.DEADLINE_EXCEEDED] * (others // 2 + 1)
+        assert await call(b"x") == b"x"
+    assert "a call was lost" in caplog.text
 
 
 async def test_a_stop_does_not_wait_for_requests_that_do_not_come(direct_methods):

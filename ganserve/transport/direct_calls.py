@@ -4,8 +4,8 @@ grpc.aio gives each call several tasks and futures, and each of its steps a chan
 is most of what an empty call costs. Here the event loop itself takes calls and their messages off
 gRPC's core, and answers each in one task and one step. Only while nothing comes a thread waits for
 it: that hands the loop what comes, and sleeps until the loop has nothing left to take. Only methods
-with one request and one response are taken so, and of their context only what handlers here ask for
-exists. Everything else of the server is grpc.aio's own.
+with one request and one response are taken so, and those that do not exist; of their context only
+what handlers here ask for exists. Everything else of the server is grpc.aio's own.
 
 What this stands on is private to gRPC, but its own servers for threads stand on it too.
 """

@@ -133,7 +133,8 @@ def _stoppable_start() -> Iterator[None]:
     """Answer signals until the server does, which takes imports and a start; then end quietly.
 
     Without a handler a container's first process is deaf to SIGTERM, and SIGHUP, which is to have
-    the server look for models, ends any other.
+    the server look for models, ends any other. A server that has stopped ends with 0, however often
+    it is told to.
     """
 
     def stop(*_: object) -> NoReturn:
@@ -143,12 +144,14 @@ def _stoppable_start() -> Iterator[None]:
     handlers = {signal.SIGHUP: signal.SIG_IGN, signal.SIGINT: stop, signal.SIGTERM: stop}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield
-    except _StartStopped:
-        pass
-    finally:
+        with contextlib.suppress(_StartStopped):
+            yield
+    except BaseException:
         for number, handler in before.items():
             signal.signal(number, handler)
+        raise
+    for number in handlers:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _generate(command: Generate) -> None:

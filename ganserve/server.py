@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -82,6 +82,9 @@ async def serve(config: ServerConfig) -> None:
         loop.add_signal_handler(signal.SIGHUP, server.refresh_now)
         await server.serve_until(stop)
         await server.drain(config.drain_seconds)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)  # the loop's end would let them end the process
     logger.info("stopped")
 
 
@@ -145,11 +148,8 @@ def make_grpc_server(
         options=[*grpc_options(config).items()],
         unfinished=make_unfinished_requests(config, server.metrics),
         direct_methods=DirectMethods(
-            [
-                f"/{_IMAGE_GENERATION}/GenerateImages",
-                f"/{_OPEN_INFERENCE}/ModelInfer",
-                _HEALTH_CHECK,  # so that it waits neither for others nor for half a message
-            ],
+            # The health check, so that it waits neither for others nor for half a message.
+            [*_unary_methods(), _HEALTH_CHECK],
             open_paths=[_HEALTH_CHECK],
             may_call=server.interceptor.may_call,
             unread=server.unread,
@@ -241,6 +241,14 @@ async def stop_grpc_server(grpc_server: grpc.aio.Server, server: RunningServer) 
         server.give_up_tracing()
         await grpc_server.stop(0)  # without effect where none may follow
     await closing
+
+
+def _unary_methods() -> Iterator[str]:
+    """Methods of ours with one request and one response."""
+    for service in _SERVICES:
+        for method in service.methods:
+            if not (method.client_streaming or method.server_streaming):
+                yield f"/{service.full_name}/{method.name}"
 
 
 async def _either(*ends: asyncio.Future[Any]) -> None:

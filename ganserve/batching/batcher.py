@@ -22,7 +22,7 @@ from ganserve.batching.latency_estimate import LatencyEstimate
 from ganserve.batching.results import Results, fail
 from ganserve.batching.row_queue import RowQueue
 from ganserve.cpus import lower_thread_priority
-from ganserve.errors import DeadlineExceeded, Overloaded, ShuttingDown
+from ganserve.errors import DeadlineExceeded, ModelError, Overloaded, ShuttingDown
 from ganserve.metrics import AbandonReason, Metrics
 
 # Latents [n, latent_dim] and, of conditional models, labels [n] -> [n, height, width, channels].
@@ -70,6 +70,9 @@ class Batcher:
                 event loop where no worker is busy: changing threads would take longer.
             on_batch: Called in the event loop with each batch before those who wait for it go on,
                 and with the error if there was one; a failed batch has no images.
+
+        Raises:
+            ModelError: no more threads can be started.
         """
         assert not batch_sizes or max(batch_sizes) == max_batch_size, batch_sizes
         self._run_batch = run_batch
@@ -101,8 +104,12 @@ class Batcher:
             threading.Thread(target=self._work, name=f"{model_name}-{index}", daemon=True)
             for index in range(instances)
         ]
-        for worker in self._workers:
-            worker.start()
+        try:
+            for worker in self._workers:
+                worker.start()
+        except RuntimeError as error:  # the system or the container allows no more
+            self._end_workers()
+            raise ModelError(f"its threads cannot be started: {error}") from error
 
     async def submit(
         self,
@@ -143,11 +150,14 @@ class Batcher:
         self._chunks.lift_limit()
         self._admit_chunks()
         self._enqueue_arrived()
+        self._end_workers()
+        for worker in self._workers:
+            await asyncio.to_thread(worker.join)
+
+    def _end_workers(self) -> None:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        for worker in self._workers:
-            await asyncio.to_thread(worker.join)
 
     def _admit(self, entry: Entry, continues: bool) -> None:
         if self._closing:
@@ -319,7 +329,11 @@ class Batcher:
     # In the event loop again.
 
     def _finish(self, batch: Batch) -> None:
-        self._results.deliver(batch)
+        try:
+            self._results.deliver(batch)
+        except MemoryError as error:  # there is none for all images of a large request
+            self._fail(batch.parts, error, batch.started_at)
+            return
         self._latency.update(batch.rows, batch.seconds)
         if self._on_batch is not None:
             self._on_batch(batch, None)

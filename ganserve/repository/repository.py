@@ -183,6 +183,7 @@ class Repository:
             model = await asyncio.get_running_loop().run_in_executor(
                 self._loader, self._load, candidate.path
             )
+            version.served = Served(model.spec, self._start_batcher(version.name, model))
         except ModelError as error:
             self._fail(version, error)
         else:
@@ -190,7 +191,6 @@ class Repository:
         self._on_change()
 
     def _put_into_service(self, version: Version, model: Model, seconds: float) -> None:
-        version.served = Served(model.spec, self._start_batcher(version.name, model))
         version.state = ModelState.READY
         serving = self.index.serving(version.name)
         self.index.serve(version.name, {**serving, version.number: version})

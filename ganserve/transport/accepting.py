@@ -7,7 +7,7 @@ where it lacks what is needed here, calls are taken one by one.
 """
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +24,8 @@ from ganserve.transport.unread_replies import UnreadReplies
 _ASKED_FOR = 16
 _TURNS_TO_HAND_OVER = 2 * _ASKED_FOR
 
+# grpc.aio must ask for some call, or it would not notice the stop.
+_NO_METHOD = "/"
 _EVER = 365 * 86400.0  # seconds
 
 _AioServer: Any = cygrpc.AioServer
@@ -72,14 +74,19 @@ class _StoppedOnce(_AioServer):  # type: ignore[misc]  # published without types
 
 
 class _EagerServer(_StoppedOnce):
-    """Keeps `_ASKED_FOR` calls asked for."""
+    """Keeps `_ASKED_FOR` calls of each method asked for.
+
+    Those of methods that do not exist are taken directly: grpc.aio (1.85) closes its ports for good
+    where the path of one is not UTF-8.
+    """
 
     def __init__(self, *arguments: object) -> None:
         self._handlers: list[Any] = []  # filled by the next line already
         super().__init__(*arguments)
-        self._asked_for: deque[asyncio.Task[Any]] = deque()  # in the order in which they are used
+        # By method, in the order in which they are used.
+        self._asked_for: defaultdict[bytes | None, deque[asyncio.Task[Any]]] = defaultdict(deque)
         self._direct: DirectCalls | None = None
-        self.direct_methods: DirectMethods | None = None
+        self.direct_methods = DirectMethods((), lambda _: True)
         self.interceptors: Sequence[Any] = ()  # of calls that are taken directly
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
@@ -88,24 +95,28 @@ class _EagerServer(_StoppedOnce):
         super().add_generic_rpc_handlers(handlers)
 
     def add_registered_method_handlers(self, method_handlers: dict[str, Any]) -> None:
-        """Leave it to the generic handlers, which know the same methods.
-
-        Registered methods are asked for one by one, and all of them waited for anew at each call.
-        """
+        """Have grpc.aio ask for their calls, but for those of direct methods."""
+        direct = self.direct_methods.paths
+        others = {path: method_handlers[path] for path in method_handlers if path not in direct}
+        super().add_registered_method_handlers(others)
 
     def _make_request_call_future(self, method: bytes | None) -> "asyncio.Task[Any]":
         """A task that ends with a new call, which may already have come."""
-        while len(self._asked_for) <= _ASKED_FOR:
+        if method is None and self._direct is not None:
+            method = _NO_METHOD.encode()
+        asked_for = self._asked_for[method]
+        while len(asked_for) <= _ASKED_FOR:
             task = super()._make_request_call_future(method)
             task.add_done_callback(_look_at_failure)
-            self._asked_for.append(task)
-        return self._asked_for.popleft()
+            asked_for.append(task)
+        return asked_for.popleft()
 
     async def start(self) -> None:
         """Start, with calls of `direct_methods` taken past grpc.aio if they can be."""
         methods = self.direct_methods
         server = core_server(self)
-        if methods is not None and server is not None and self.unfinished is not None:
+        if server is not None and self.unfinished is not None:
+            server.register_method(_NO_METHOD)
             find = self._find
             for interceptor in reversed(self.interceptors):
                 find = partial(interceptor.intercept_service, find)
@@ -131,7 +142,7 @@ class _EagerServer(_StoppedOnce):
         if self._direct is not None:
             self._direct.take_no_more()
         for _ in range(_TURNS_TO_HAND_OVER):
-            if not any(task.done() for task in self._asked_for):
+            if not any(task.done() for tasks in self._asked_for.values() for task in tasks):
                 break
             await asyncio.sleep(0)
         # A call that comes at this very moment finds nobody: it is cancelled as soon as nobody
@@ -166,7 +177,9 @@ def make_aio_server(
     inner = _inner(server)
     inner.unfinished = unfinished
     if is_eager:
-        inner.direct_methods, inner.interceptors = direct_methods, interceptors
+        inner.interceptors = interceptors
+        if direct_methods is not None:
+            inner.direct_methods = direct_methods
     return server
 
 

@@ -4,8 +4,8 @@ grpc.aio gives each call several tasks and futures, and each of its steps a chan
 is most of what an empty call costs. Here the event loop itself takes calls and their messages off
 gRPC's core, and answers each in one task and one step. Only while nothing comes a thread waits for
 it: that hands the loop what comes, and sleeps until the loop has nothing left to take. Only methods
-with one request and one response are taken so, and their context has only what the handlers here
-use. Everything else of the server is grpc.aio's own.
+with one request and one response are taken so, and those that do not exist; their context has only
+what the handlers here use. Everything else of the server is grpc.aio's own.
 
 What this stands on is private to gRPC, but its own servers for threads stand on it too.
 """
@@ -36,6 +36,7 @@ _SHUT_DOWN = cygrpc.CompletionType.queue_shutdown
 _NO_EVENTS = (cygrpc.CompletionType.queue_timeout, _SHUT_DOWN)
 _NO_FLAGS = 0
 _JOIN_SECONDS = 5.0
+_UNREGISTERED = None  # in place of a method: those that are not registered with the core
 
 Work = Callable[[], None]
 Find = Callable[[Any], Awaitable[Any]]  # details of a call -> its handler, None for none
@@ -47,7 +48,8 @@ def core_server(aio_server: object) -> Any:  # noqa: ANN401 - published without 
 
     The same port must serve all methods, so there can be but one.
     """
-    needed = "register_completion_queue", "register_method", "request_registered_call"
+    to_register = "register_completion_queue", "register_method"
+    needed = (*to_register, "request_registered_call", "request_call")
     for held in gc.get_referents(aio_server):
         if type(held) is cygrpc.Server and all(hasattr(held, name) for name in needed):
             return held
@@ -60,6 +62,8 @@ def _without_token(metadata: Metadata) -> Metadata:
 
 class DirectCalls:
     """Takes calls of some methods off a server that has not started yet.
+
+    And those of methods that are not registered with it, whose handlers must refuse.
 
     Args:
         server: from `core_server`.
@@ -94,7 +98,9 @@ class DirectCalls:
         self._loop = asyncio.get_running_loop()
         self._stopping = self._ended = False
         self._quiet_turns = 0
-        self._arrivals = {method: partial(self._arrived, method) for method in methods}
+        self._arrivals = {
+            method: partial(self._arrived, method) for method in (*methods, _UNREGISTERED)
+        }
         self._nothing_left = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._wait, name="direct-calls", daemon=True)
         server.register_completion_queue(self._queue)
@@ -123,7 +129,9 @@ class DirectCalls:
     def _wait(self) -> None:
         """The thread: wait for work, bring it to the event loop, sleep while that takes more."""
         while not self._ended:
-            event = self._queue.poll()
+            event = self._poll()
+            if event is None:
+                continue
             if event.completion_type == _SHUT_DOWN:
                 return
             work = _work_of(event)
@@ -140,7 +148,9 @@ class DirectCalls:
         self._quiet_turns += 1
         _do(work)
         for _ in range(_MOST_A_TURN):
-            event = self._queue.poll(_AT_ONCE)
+            event = self._poll(_AT_ONCE)
+            if event is None:
+                continue
             if event.completion_type in _NO_EVENTS:
                 self._ended = event.completion_type == _SHUT_DOWN
                 break
@@ -151,10 +161,23 @@ class DirectCalls:
         else:
             self._loop.call_soon(self._take)
 
-    def _ask(self, method: str) -> None:
-        self._server.request_registered_call(
-            self._queue, self._queue, method, self._arrivals[method]
-        )
+    def _poll(self, deadline: float | None = None) -> Any:  # noqa: ANN401
+        """The next event; None where a message found no memory: it is lost, others may be shorter.
+
+        Its call is refused as one whose message has not come.
+        """
+        try:
+            return self._queue.poll(deadline)
+        except MemoryError:
+            logger.exception("a call was lost")
+            return None
+
+    def _ask(self, method: str | None) -> None:
+        tag = self._arrivals[method]
+        if method is None:
+            self._server.request_call(self._queue, self._queue, tag)
+        else:
+            self._server.request_registered_call(self._queue, self._queue, method, tag)
 
     def _look_for_unread_replies(self) -> None:
         if unread := self._unread.give_up_late():
@@ -164,16 +187,19 @@ class DirectCalls:
     # Tags of what the core was asked for: called with its event, wherever that was taken. They
     # return what is left to do in the event loop, if anything is.
 
-    def _arrived(self, method: str, event: Any) -> Work | None:  # noqa: ANN401
+    def _arrived(self, asked_for: str | None, event: Any) -> Work | None:  # noqa: ANN401
         """A call has come, or the server stops."""
         if not event.success or event.call is None:
             return None
         if not self._stopping:
-            self._ask(method)
+            self._ask(asked_for)
+        method = asked_for or event.call_details.method.decode(errors="replace")
         call = CoreCall(CallDetails(method, event.invocation_metadata), event)
         # An operation holds the memory of its result, so each call has its own.
         end = cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)
         event.call.start_server_batch((end,), call.closed)
+        if asked_for is _UNREGISTERED:
+            return partial(call.begin, self._answer, b"")  # its handler can but refuse
         if method not in self._open_methods and not self._may_call(event.invocation_metadata):
             # The message of a caller without a token is not read, so that it fills no memory. The
             # token is taken off: were it to become known only now, the handler would answer b"".

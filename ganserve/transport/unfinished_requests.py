@@ -136,12 +136,19 @@ class RequestReading(grpc.aio.ServerInterceptor):
             if call.status is None:
                 raise
             call.task.uncancel()
-            await context.abort(*call.status)
+            await _abort(context, *call.status)
         finally:
             self._unfinished.remove(call)
         if request is grpc.aio.EOF:
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "expected a request, got none")
+            await _abort(context, grpc.StatusCode.UNIMPLEMENTED, "expected a request, got none")
         return request
+
+
+async def _abort(context: Any, code: grpc.StatusCode, details: str) -> None:  # noqa: ANN401
+    try:
+        await context.abort(code, details)
+    except grpc.aio.InternalError as error:  # the caller has gone, and gRPC does not know yet
+        raise asyncio.CancelledError from error
 
 
 class _Reading:

@@ -8,9 +8,8 @@ import time
 
 import grpc
 import pytest
+from grpc._cython import cygrpc
 from grpc.aio import _server
-from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1.health import HealthServicer
 
 from ganserve.transport import accepting
 from ganserve.transport.accepting import _ASKED_FOR, DirectMethods, _EagerServer, make_aio_server
@@ -72,6 +71,8 @@ async def serving(direct_methods, options=(), request_seconds=20, **settings):
         direct_methods=direct(direct_methods, **settings),
     )
     server.add_generic_rpc_handlers((service,))
+    echo = grpc.unary_unary_rpc_method_handler(service.answer)
+    server.add_registered_method_handlers("test.Service", {"Echo": echo})
     port = server.add_insecure_port("127.0.0.1:0")
     service.address = f"127.0.0.1:{port}"
     await server.start()
@@ -128,18 +129,24 @@ async def test_calls_under_way_do_not_keep_others_from_being_taken(direct_method
         assert await asyncio.gather(*calls) == [b"x"] * 4 * _ASKED_FOR
 
 
-async def test_methods_are_not_asked_for_one_by_one():
-    server, asked = (
-        make_aio_server(interceptors=[], options=[], unfinished=UnfinishedRequests(20)),
-        [],
-    )
-    health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(), server)
-    make = server._server._make_request_call_future
-    server._server.__dict__["_make_request_call_future"] = lambda m: (asked.append(m), make(m))[1]
-    server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    await server.stop(0)
-    assert asked == [None]
+async def test_a_path_that_is_no_text_is_refused_and_stops_no_server(direct_methods):
+    async with serving(direct_methods) as (service, server, call):
+        async with grpc.aio.insecure_channel(service.address) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await channel.unary_unary(b"/test.Service/\xc8")(b"x", timeout=20)
+        assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert await call(b"x") == b"x"
+        async with grpc.aio.insecure_channel(service.address) as channel:
+            assert await channel.unary_unary(METHOD)(b"x", timeout=20) == b"x"
+        await server.stop(0)
+
+
+async def test_of_methods_that_do_not_exist_no_request_is_awaited(direct_methods):
+    async with (
+        serving(direct_methods) as (service, _, _),
+        unfinished_call(service, method="/test.Service/Other") as unfinished,
+    ):
+        assert await unfinished.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_stop_answers_what_is_under_way(direct_methods):
@@ -270,7 +277,7 @@ async def test_another_number_of_messages_than_one_loses_no_other_call(messages,
 
 
 @contextlib.asynccontextmanager
-async def unfinished_call(service, metadata=()):
+async def unfinished_call(service, metadata=(), method=METHOD):
     """A call whose request does not come."""
 
     async def nothing():
@@ -278,7 +285,7 @@ async def unfinished_call(service, metadata=()):
         yield b""
 
     async with grpc.aio.insecure_channel(service.address) as channel:
-        yield channel.stream_unary(METHOD)(nothing(), metadata=metadata)
+        yield channel.stream_unary(method)(nothing(), metadata=metadata)
 
 
 async def test_a_request_that_does_not_come_in_time_is_refused(direct_methods, caplog):
@@ -298,6 +305,28 @@ async def test_a_request_that_comes_is_not_refused_later(direct_methods):
         await asyncio.sleep(0.4)
         service.open.set()
         assert await answer == b"x"
+
+
+@pytest.mark.parametrize("others", [0, 40], ids=["in the thread", "in the event loop too"])
+async def test_a_message_that_finds_no_memory_is_refused_alone(others, monkeypatch, caplog):
+    class ShortOfMemory(cygrpc.CompletionQueue):
+        """Has none for a message of three bytes."""
+
+        def poll(self, deadline=None):
+            event = super().poll(deadline)
+            for operation in getattr(event, "batch_operations", None) or ():
+                if getattr(operation, "message", lambda: None)() == b"big":
+                    raise MemoryError
+            return event
+
+    monkeypatch.setattr(cygrpc, "CompletionQueue", ShortOfMemory)
+    async with serving([METHOD], request_seconds=0.3) as (_, _, call), asyncio.timeout(20):
+        calls = [call(b"big" if number % 2 else b"x") for number in range(1, others + 2)]
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+        codes = [error.code() for error in ended if error != b"x"]
+        assert codes == [grpc.StatusCode.DEADLINE_EXCEEDED] * (others // 2 + 1)
+        assert await call(b"x") == b"x"
+    assert "a call was lost" in caplog.text
 
 
 async def test_a_stop_does_not_wait_for_requests_that_do_not_come(direct_methods):

@@ -607,6 +607,31 @@ async def test_the_model_calls_of_a_split_request_are_summed():
     assert generated.compute_seconds == pytest.approx(seconds)
 
 
+async def test_a_request_whose_images_find_no_memory_fails_alone_and_at_once():
+    side = 2**23  # more bytes of an image than an address can say
+    model = GatedModel()
+
+    def make_images(latents, labels):
+        model(latents, labels)
+        return np.broadcast_to(np.uint8(7), (len(latents), side, side, 3))
+
+    metrics = Metrics(CollectorRegistry())
+    shape = (side, side, 3)
+    batcher = Batcher(make_images, shape, metrics, model_name="m", latent_dim=2, max_batch_size=4)
+    large = start(batcher, *range(5))
+    await model.has_started()
+    small = start(batcher, 100)
+    await settle()
+    model.release()
+    async with asyncio.timeout(20):
+        assert (await small).pixels[0, 0, 0, 0] == 7
+        with pytest.raises(RuntimeError, match="the model failed on a batch") as error:
+            await large
+    assert isinstance(error.value.__cause__, MemoryError)
+    assert metrics.registry.get_sample_value("ganserve_pending_images") == 0
+    await batcher.close()
+
+
 async def test_an_error_that_nobody_waits_for_any_more_is_silent():
     loop, told = asyncio.get_running_loop(), []
     loop.set_exception_handler(lambda _, context: told.append(context))

@@ -8,7 +8,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from ganserve.client.channel_security import ChannelSecurity, open_async_channel
 from ganserve.errors import StartupError
@@ -75,7 +75,8 @@ async def test_the_port_knows_no_other_service(locked, repository, running_serve
             generate = ImageGenerationServiceStub(channel).GenerateImages
             assert await code_of(generate(pb.GenerateImagesRequest())) is Code.UNIMPLEMENTED
             reflect = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
-            call = reflect(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+            # Without a message: grpc.aio's client says INTERNAL where it is refused as it writes.
+            call = reflect(iter(()))
             assert await code_of(call.read()) is Code.UNIMPLEMENTED
         checks = {"grpc_service": "unknown", "grpc_code": "UNIMPLEMENTED"}
         assert await metric(server, "grpc_server_handled_total", **checks) == 2

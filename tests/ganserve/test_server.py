@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -293,6 +294,30 @@ class TestInProcess:
             )
 
 
+async def test_a_version_whose_threads_cannot_start_leaves_the_one_before(
+    repository, running_server, monkeypatch
+):
+    start = threading.Thread.start
+
+    def start_one_of_a_model(thread):
+        if thread.name == "tiny-1":
+            raise RuntimeError("can't start new thread")  # as Python says where there are too many
+        start(thread)
+
+    async with running_server(repository) as server, connected(server) as stub:
+        monkeypatch.setattr(threading.Thread, "start", start_one_of_a_model)
+        write_artifact(repository, version=2)
+        states = {}
+        async with asyncio.timeout(20):
+            while states.get("2") != pb.MODEL_STATE_FAILED:
+                models = (await stub.ListModels(pb.ListModelsRequest())).models
+                states = {model.version: model.state for model in models}
+        assert states == {"1": pb.MODEL_STATE_READY, "2": pb.MODEL_STATE_FAILED}
+        reply = await stub.GenerateImages(pb.GenerateImagesRequest(seeds=pb.Seeds(values=[7])))
+        assert reply.model.version == "1"
+        await eventually(lambda: [t.name for t in threading.enumerate()].count("tiny-0") == 1)
+
+
 class Process:
     """`python -m ganserve serve` as people run it."""
 
@@ -414,6 +439,21 @@ class TestProcess:
         process.process.terminate()
         status, log = process.end()
         assert status == 0, log
+
+    @pytest.mark.parametrize("late", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=str)
+    def test_a_signal_that_comes_when_it_has_stopped_changes_nothing(
+        self, late, repository, start_process
+    ):
+        process = start_process("--models", repository, "--drain-seconds", 0)
+        process.wait_until_serving()
+        process.process.terminate()
+        for line in process.process.stderr:
+            if "stopped" in line:
+                break
+        while process.process.poll() is None:
+            process.process.send_signal(late)
+            time.sleep(0.0005)
+        assert process.process.returncode == 0
 
     @pytest.fixture
     def frozen_client(self):

@@ -1,0 +1,30 @@
+"""How requests are read that grpc.aio does not take directly; more is in `test_accepting`."""
+
+import asyncio
+from types import SimpleNamespace
+
+import grpc
+import pytest
+
+from ganserve.transport.unfinished_requests import RequestReading, UnfinishedRequests
+
+
+class LeftCall:
+    """A context whose caller has gone before its request came: it ends, and can be sent nothing."""
+
+    async def read(self):
+        return grpc.aio.EOF
+
+    async def abort(self, _, __):
+        raise grpc.aio.InternalError('Failed "execute_batch"')
+
+
+async def test_who_leaves_before_the_request_has_come_is_no_error():
+    async def find(_):
+        return grpc.unary_stream_rpc_method_handler(None)
+
+    unfinished = UnfinishedRequests(20)
+    handler = await RequestReading(unfinished).intercept_service(find, SimpleNamespace())
+    with pytest.raises(asyncio.CancelledError):  # which grpc.aio keeps to itself
+        await handler.stream_stream(None, LeftCall())
+    assert len(unfinished) == 0

@@ -1,10 +1,9 @@
 """Hides how convolutions that halve or double maps are worked out while networks train on a CPU.
 
 A convolution, its transpose and the gradient of their weights are three faces of one trilinear
-form: a small map, a large one and a kernel, each pair of which makes the third. They have a second
-way here beside oneDNN's, taken within limits that were measured; a gradient of any order
-is again made of the three. Outside training, and on all other devices, the layers are
-PyTorch's own.
+form: a small map, a large one and a kernel, each pair of which makes the third. Each has a second
+way here beside oneDNN's, taken within limits that were measured; a gradient of any order is again
+made of the three. Outside training, and on all other devices, the layers are PyTorch's own.
 """
 
 from collections.abc import Iterator

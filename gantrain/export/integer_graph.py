@@ -25,10 +25,10 @@ from gantrain.export.integer_layers import (
     write_grid,
 )
 from gantrain.export.window_products import (
-    Axis,
     WindowProducts,
     lower_convolution,
     lower_transposed,
+    transposed_axes,
 )
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -93,10 +93,9 @@ class Layer:
         if self.node.op_type == "Conv":
             return lower_convolution(self.weights, pads, inputs)
         kernel, strides = self.weights.shape[2:], self.attributes.get("strides", (1, 1))
-        rows, columns = (
-            Axis(inputs[at], outputs[at], kernel[at], strides[at], pads[at]) for at in (0, 1)
+        return lower_transposed(
+            self.weights, transposed_axes(inputs, outputs, kernel, strides, pads[:2])
         )
-        return lower_transposed(self.weights, (rows, columns))
 
     def work(self, ranges: Mapping[str, Range]) -> int:
         """Multiplications of an image, zeros that only fill windows up included."""

@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper, shape_inference
 
 from gantrain.export.graph_draft import CHANNELS_FIRST, CHANNELS_LAST, Draft
 from gantrain.export.window_nodes import crop, write_product_of_each
-from gantrain.export.window_products import Axis, WindowProducts, lower_transposed
+from gantrain.export.window_products import lower_transposed, transposed_axes
 
 _MOST_PIXELS = 2 * 2
 
@@ -49,7 +49,14 @@ def _write(
     sizes: dict[str, list[int]],
 ) -> None:
     weights, *bias = parts
-    products = _products(node, weights, sizes)
+    kernel = list(weights.shape[2:])
+    attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    inputs, outputs = sizes[node.input[0]], sizes[node.output[0]]
+    if inputs == [1, 1] and outputs == kernel and not any(attributes["pads"]):
+        _write_pixel(draft, node, weights, bias)
+        return
+    axes = transposed_axes(inputs, outputs, kernel, attributes["strides"], attributes["pads"][:2])
+    products = lower_transposed(weights, axes, split=True)
     added = [draft.constant(value) for value in bias]
 
     def multiply(rows: str, phase: int) -> str:
@@ -61,19 +68,13 @@ def _write(
     draft.add("Transpose", [made], perm=CHANNELS_FIRST, output=node.output[0])
 
 
-def _products(
-    node: onnx.NodeProto, weights: np.ndarray, sizes: dict[str, list[int]]
-) -> WindowProducts:
-    attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-    rows, columns = (
-        Axis(inputs, outputs, kernel, stride, pad)
-        for inputs, outputs, kernel, stride, pad in zip(
-            sizes[node.input[0]],
-            sizes[node.output[0]],
-            weights.shape[2:],
-            attributes["strides"],
-            attributes["pads"][:2],
-            strict=True,
-        )
-    )
-    return lower_transposed(weights, (rows, columns), split=True)
+def _write_pixel(
+    draft: Draft, node: onnx.NodeProto, weights: np.ndarray, bias: list[np.ndarray]
+) -> None:
+    """Each output pixel sees the one input pixel and a weight of its own."""
+    inputs, outputs, height, width = weights.shape
+    rows = draft.add("Reshape", [node.input[0], draft.sizes(-1, inputs)])
+    operands = [weights.reshape(inputs, -1), *(value.repeat(height * width) for value in bias)]
+    made = draft.add("Gemm", [rows, *map(draft.constant, operands)])
+    shape = draft.sizes(-1, outputs, height, width)
+    draft.add("Reshape", [made, shape], output=node.output[0])

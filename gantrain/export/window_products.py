@@ -85,6 +85,19 @@ class Axis:
         return min(range(self.stride), key=lambda shift: _span(self.phases(shift))[1])
 
 
+def transposed_axes(
+    inputs: Sequence[int],  # height and width, as in all that follows
+    outputs: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[int],  # at the beginning
+) -> tuple[Axis, Axis]:
+    """Both axes of a transposed convolution, rows and columns."""
+    sizes = zip(inputs, outputs, kernel, strides, pads, strict=True)
+    rows, columns = (Axis(*of_axis) for of_axis in sizes)
+    return rows, columns
+
+
 def lower_convolution(
     weights: NDArray[np.float32],  # [outputs, inputs, height, width]
     pads: Sequence[int],  # top, left, bottom, right

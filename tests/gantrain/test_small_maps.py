@@ -10,20 +10,21 @@ from torch import nn
 from gantrain.export.onnx_graph import to_onnx
 from gantrain.export.small_maps import lower_small_maps
 from gantrain.latents import draw_latents
-from gantrain.networks.dcgan import Generator
+from gantrain.networks import Shape, create_networks
 from gantrain.sampling import PixelGenerator, open_session, run_session
 
 LATENT_DIM = 8
 
 
-def graph_of(image_size: int, classes: int = 0) -> onnx.ModelProto:
+def graph_of(image_size: int, classes: int = 0, kind: str = "dcgan") -> onnx.ModelProto:
     """A generator whose sums of products, all of small integers, are exact in whatever order."""
-    generator = Generator(image_size, 3, LATENT_DIM, filters=4, classes=classes).eval()
+    shape = Shape(image_size, 3, LATENT_DIM, filters=4, kernel_size=4, classes=classes)
+    generator = create_networks(kind, "dcgan", shape, seed=0)[0].eval()
     torch.manual_seed(image_size)
     for values in generator.parameters():
         nn.init.uniform_(values, -1.5, 1.5)
         values.data.round_()
-    for layer in generator.layers:
+    for layer in generator.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.eps = 0.0
     return to_onnx(PixelGenerator(generator).eval(), LATENT_DIM, classes)
@@ -53,6 +54,17 @@ def test_the_smallest_map_is_doubled_by_products(image_size: int, classes: int):
     gone = operators(model) - operators(lowered)
     assert gone == {"ConvTranspose": 1}
     assert (operators(lowered) - operators(model))["Gemm"] == 4
+    latents = np.rint(draw_latents(np.arange(5, dtype=np.uint64), LATENT_DIM) * 2)
+    expected = images_of(model, latents)
+    assert len(np.unique(expected)) > 2, "images of nothing would prove nothing"
+    assert np.array_equal(images_of(lowered, latents), expected)
+
+
+def test_a_map_of_one_pixel_is_a_single_product():
+    model = graph_of(8, kind="dcgan-2015")
+    lowered = lower_small_maps(model)
+    assert operators(model) - operators(lowered) == {"ConvTranspose": 1}
+    assert operators(lowered) - operators(model) == {"Gemm": 1, "Reshape": 2}
     latents = np.rint(draw_latents(np.arange(5, dtype=np.uint64), LATENT_DIM) * 2)
     expected = images_of(model, latents)
     assert len(np.unique(expected)) > 2, "images of nothing would prove nothing"

@@ -1,4 +1,4 @@
-"""Hides how many CPUs the process may really use: those of its affinity, as its cgroup allows."""
+"""Hides what CPUs there are: how many the process may really use, and who made them."""
 
 import math
 import os
@@ -6,6 +6,7 @@ from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
+_INFORMATION = Path("/proc/cpuinfo")
 
 
 def usable_cpus(cgroups: Path = _CGROUPS, own_cgroup: Path = _OWN_CGROUP) -> int:
@@ -31,6 +32,11 @@ def cgroup_quota(cgroups: Path = _CGROUPS, own_cgroup: Path = _OWN_CGROUP) -> fl
             for mount in (cgroups / controllers, cgroups / "cpu"):
                 quotas += [_quota_v1(folder) for folder in _with_parents(mount, path)]
     return min(quotas)
+
+
+def is_from_intel(information: Path = _INFORMATION) -> bool:
+    """Whether Intel made the processors; only Linux is asked."""
+    return "GenuineIntel" in _read(information)
 
 
 def _with_parents(mount: Path, path: str) -> list[Path]:

@@ -38,8 +38,8 @@ LAYERS = {
         {"optimizers", "run_directory", "presets", "curves"},
         {"checkpoint", "config_rules", "run_log", "pictures", "publishing"},
         {"data", "durable_files", "ranks", "runtime"},
-        {"networks", "losses", "config", "errors", "latents", "class_labels"}
-        | {"memory", "cpus", "seed_ranges"},
+        {"networks", "losses", "config", "errors", "latents", "class_labels"},
+        {"memory", "cpus", "seed_ranges"},
     ],
 }
 # The same within each package, whose own `__init__` is written as "".
@@ -119,6 +119,7 @@ LAYERS_WITHIN = {
         {"dcgan"},
         {"dcgan_2015", "faces", "keras_conv", "mlp", "image_gradients"},
         {"keras", "shape", "convolutions"},
+        {"product_limits"},
     ],
     "gantrain.training": [
         {"loop"},

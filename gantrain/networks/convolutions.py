@@ -2,8 +2,9 @@
 
 A convolution, its transpose and the gradient of their weights are three faces of one trilinear
 form: a small map, a large one and a kernel, each pair of which makes the third. Each has a second
-way here beside oneDNN's, taken within limits that were measured; a gradient of any order is again
-made of the three. Outside training, and on all other devices, the layers are PyTorch's own.
+way here beside oneDNN's, taken where `product_limits` says that it is quicker; a gradient of any
+order is again made of the three. Outside training, and on all other devices, the layers are
+PyTorch's own.
 """
 
 from collections.abc import Iterator
@@ -14,13 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# Sides of small maps up to which the gradient of the weights is quicker as one product over
-# unfolded maps (Chellapilla et al., "High performance convolutional neural networks for document
-# processing", 2006), by dtype. Measured with 64 images on two cores: see docs/benchmarks.md.
-_LARGEST_UNFOLDED = {torch.float32: 4, torch.bfloat16: 8}
-# The same for making small maps of large ones, and large ones of small ones.
-_LARGEST_HALVED = {torch.bfloat16: 4}
-_LARGEST_DOUBLED = {torch.bfloat16: 2}
+from gantrain.networks.product_limits import Way, is_product_quicker, was_measured
+
 # oneDNN fills vectors with output channels, so a transposed convolution to an image leaves most
 # of them empty; as a convolution of windows it has four times the channels.
 _FEWEST_FOR_ONEDNN = 4
@@ -116,7 +112,7 @@ def _is_ours(layer: nn.Module, maps: Tensor) -> bool:
     return (
         layer.training
         and maps.device.type == "cpu"
-        and maps.dtype in _LARGEST_UNFOLDED
+        and was_measured(maps.dtype)
         and (
             not torch.is_autocast_enabled("cpu")
             or torch.get_autocast_dtype("cpu") == torch.bfloat16
@@ -138,7 +134,7 @@ def _bias_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor | None:
 
 def halve_maps(maps: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Maps [batch, l, n, n] and weights [s, l, 4, 4] -> [batch, s, n // 2, n // 2]."""
-    if maps.shape[-1] // 2 <= _limit(_LARGEST_HALVED, maps):
+    if _by_product("halve", maps, maps.shape[-1] // 2, weight.numel()):
         return _halve_by_product(maps, weight, bias)
     return functional.conv2d(maps, weight, bias, stride=2, padding=1)
 
@@ -151,7 +147,7 @@ def double_maps(maps: Tensor, weight: Tensor, bias: Tensor | None, size: int) ->
     few = weight.shape[1] < _FEWEST_FOR_ONEDNN
     if few and size == 2 * maps.shape[-1] and maps.device.type == "cpu":
         return _double_by_windows(maps, weight, bias)
-    if maps.shape[-1] <= _limit(_LARGEST_DOUBLED, maps):
+    if _by_product("double", maps, maps.shape[-1], weight.numel()):
         return _double_by_products(maps, weight, bias, size)
     extra = size - 2 * maps.shape[-1]
     return functional.conv_transpose2d(
@@ -166,7 +162,8 @@ def weight_gradient(small: Tensor, large: Tensor) -> Tensor:
     one large maps of small ones; in both a weight is multiplied with a pixel of the one and goes to
     a pixel of the other.
     """
-    if small.shape[-1] <= _limit(_LARGEST_UNFOLDED, small):
+    kernel_size = 16 * small.shape[1] * large.shape[1]
+    if _by_product("learn", small, small.shape[-1], kernel_size):
         return _weight_gradient_by_product(small, large)
     weight = large.new_empty(small.shape[1], 4, 4, large.shape[1]).permute(0, 3, 1, 2)
     _, gradient, _ = torch.ops.aten.convolution_backward(
@@ -176,9 +173,9 @@ def weight_gradient(small: Tensor, large: Tensor) -> Tensor:
     return gradient  # type: ignore[no-any-return]
 
 
-def _limit(largest: dict[torch.dtype, int], maps: Tensor) -> int:
-    """The side of small maps up to which a second way is quicker, 0 if it never is."""
-    return largest.get(maps.dtype, 0) if maps.device.type == "cpu" else 0
+def _by_product(way: Way, maps: Tensor, side: int, weights: int) -> bool:
+    """Whether to take the second way to what is made of maps of so many pixels a side."""
+    return maps.device.type == "cpu" and is_product_quicker(way, side, weights, maps.dtype)
 
 
 def _halve_by_product(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -199,16 +196,17 @@ def _double_by_products(maps: Tensor, weight: Tensor, bias: Tensor | None, size:
     padded = functional.pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     windows = padded.unfold(1, 2, 1).unfold(2, 2, 1)  # [batch, n + 1, n + 1, inputs, 2, 2]
     windows = windows.permute(0, 1, 2, 4, 5, 3)
-    kernels = weight.permute(2, 3, 0, 1)  # [4, 4, inputs, outputs]
+    # A kernel's row is twice its place in a window and the phase's: for each, from the last one.
+    taps = weight.reshape(inputs, outputs, 2, 2, 2, 2).permute(3, 5, 2, 4, 0, 1).flip(0, 1, 2, 3)
+    kernels = taps.reshape(2, 2, 4 * inputs, outputs)
     large = _empty_maps(maps, outputs, size)
     for row in (0, 1):
         for column in (0, 1):
             phase = large.permute(0, 2, 3, 1)[:, row::2, column::2]
             height, width = phase.shape[1:3]
             seen = windows[:, row : row + height, column : column + width]
-            taps = kernels[[3 - row, 1 - row]][:, [3 - column, 1 - column]]
             pixels = maps.new_empty(phase.numel() // outputs, outputs)
-            _multiply(seen.reshape(-1, 4 * inputs), taps.reshape(-1, outputs), bias, pixels)
+            _multiply(seen.reshape(-1, 4 * inputs), kernels[row, column], bias, pixels)
             phase.copy_(pixels.view(phase.shape))
     return large
 

@@ -52,7 +52,7 @@ def train(config: TrainConfig) -> TrainState:
     Raises:
         DatasetError: the data cannot be used.
         RunError: the folder, the device or the numbers do not allow to go on.
-        Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; a checkpoint was saved.
     """
     place = read_ranks()
     device = choose_device(config.device, place.local_rank if place.count > 1 else None)

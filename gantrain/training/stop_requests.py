@@ -1,4 +1,4 @@
-"""Hides how SIGINT and SIGTERM become a wish to stop that the loop can look at."""
+"""Hides how signals become a wish to stop that the loop can look at."""
 
 import logging
 import signal
@@ -12,12 +12,17 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets; a second signal acts as if nobody listened."""
+    """An event that SIGINT, SIGTERM or SIGHUP sets; a second signal acts as if nobody listened.
+
+    SIGHUP, with which a terminal goes, stays ignored where it is, as under nohup.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals reach the main thread alone
         return
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        previous[signal.SIGHUP] = signal.getsignal(signal.SIGHUP)
 
     def request_stop(_number: int, _frame: FrameType | None) -> None:
         stop.set()

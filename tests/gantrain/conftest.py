@@ -27,7 +27,12 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def wait_for_checkpoint(process: subprocess.Popen[str], run_dir: Path) -> None:
     """Wait until a run that goes on has saved one."""
-    while not checkpoint_paths(run_dir / "checkpoints"):
+    wait_for(lambda: bool(checkpoint_paths(run_dir / "checkpoints")), process)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait until something holds, while a process goes on."""
+    while not condition():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
 

@@ -41,6 +41,12 @@ SMALL_LAYERS = [
 ]
 
 
+@pytest.fixture(params=[True, False], ids=["products", "onednn"])
+def way(request, monkeypatch):
+    """Both ways to each layer, of which a machine takes the quicker one."""
+    monkeypatch.setattr(convolutions, "is_product_quicker", lambda *_: request.param)
+
+
 def random(*shape, dtype=torch.float32, seed=0):
     values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
     return values.requires_grad_()
@@ -74,6 +80,7 @@ def assert_alike(found, expected):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("size", [2, 3, 4, 7, 8, 9, 16, 20])
+@pytest.mark.usefixtures("way")
 def test_a_convolution_learns_as_pytorchs(size, channels_last, bias):
     layer = Convolution(5, 6, bias=bias)
     maps = random(3, 5, size, size)
@@ -87,6 +94,7 @@ def test_a_convolution_learns_as_pytorchs(size, channels_last, bias):
 @pytest.mark.parametrize("outputs", [1, 3, 6])
 @pytest.mark.parametrize("output_padding", [0, 1])
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8])
+@pytest.mark.usefixtures("way")
 def test_a_transposed_convolution_learns_as_pytorchs(size, output_padding, outputs, bias):
     layer = TransposedConvolution(5, outputs, output_padding=output_padding, bias=bias)
     maps = random(3, 5, size, size)
@@ -143,6 +151,7 @@ def test_outside_training_the_layers_are_pytorchs_own(kind, sizes, maps):
         pytest.param(_WeightGradient, [(2, 3, 2, 2), (2, 2, 5, 5)], (), id="weights-odd"),
     ],
 )
+@pytest.mark.usefixtures("way")
 def test_the_gradients_and_theirs_are_right(function, shapes, more):
     inputs = [random(*s, dtype=torch.float64, seed=seed) for seed, s in enumerate(shapes)]
     assert gradcheck(function.apply, (*inputs, *more))
@@ -153,7 +162,7 @@ def test_the_gradients_and_theirs_are_right(function, shapes, more):
 def test_both_ways_to_the_gradient_of_weights_agree(size, monkeypatch):
     small, large = random(3, 5, size // 2, size // 2), random(3, 4, size, size, seed=1)
     product = _weight_gradient_by_product(small, large)
-    monkeypatch.setattr(convolutions, "_LARGEST_UNFOLDED", {})
+    monkeypatch.setattr(convolutions, "is_product_quicker", lambda *_: False)
     torch.testing.assert_close(weight_gradient(small, large), product, rtol=1e-4, atol=1e-4)
 
 
@@ -196,20 +205,21 @@ def test_products_make_what_a_transposed_convolution_makes(size, channels_last):
 
 
 @pytest.mark.parametrize(("kind", "sizes", "maps"), SMALL_LAYERS)
-def test_small_maps_in_bfloat16_are_worked_out_by_products(kind, sizes, maps, monkeypatch):
-    """No more is lost than by oneDNN, whose sums are rounded once as well."""
+def test_products_in_bfloat16_lose_no_more_than_onednn(kind, sizes, maps, monkeypatch):
+    """Both round each sum once."""
     layer, images = kind(*sizes), random(3, *maps, maps[1])
     exact = learn(layer, images)
+    monkeypatch.setattr(convolutions, "is_product_quicker", lambda *_: True)
     with torch.autocast("cpu", BFLOAT16):
         found = learn(layer, images, lambda _: exact[0].detach().to(BFLOAT16))
-        monkeypatch.setattr(convolutions, "_LARGEST_HALVED", {})
-        monkeypatch.setattr(convolutions, "_LARGEST_DOUBLED", {})
+        monkeypatch.setattr(convolutions, "is_product_quicker", lambda way, *_: way == "learn")
         usual = learn(layer, images, lambda _: exact[0].detach().to(BFLOAT16))
     for one, other, truth in zip(found, usual, exact, strict=True):
         assert not torch.equal(one, torch.zeros_like(one))
         assert (one - truth).norm() < 1.1 * (other - truth).norm() + 1e-6
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_a_penalty_on_the_gradient_reaches_the_weights(channels_last):
     """As R1 does: the weights' gradient of the squared gradient of the images."""

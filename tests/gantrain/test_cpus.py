@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from gantrain.cpus import cgroup_quota, usable_cpus
+from gantrain.cpus import cgroup_quota, is_from_intel, usable_cpus
 
 ALLOWED = len(os.sched_getaffinity(0))
 
@@ -67,3 +67,18 @@ def test_a_part_of_a_cpu_counts_as_one(tmp_path):
 
 def test_a_quota_above_the_affinity_changes_nothing(tmp_path):
     assert usable_cpus(*v2(tmp_path, "/a", a="99900000 100000\n")) == ALLOWED
+
+
+@pytest.mark.parametrize(
+    ("text", "is_intels"),
+    [
+        pytest.param("vendor_id\t: GenuineIntel\nmodel name\t: a Xeon\n", True, id="intel"),
+        pytest.param("vendor_id\t: AuthenticAMD\nmodel name\t: an EPYC\n", False, id="amd"),
+        pytest.param("CPU implementer\t: 0x41\n", False, id="arm"),
+        pytest.param(None, False, id="another-system"),
+    ],
+)
+def test_who_made_the_processors(tmp_path, text, is_intels):
+    if text is not None:
+        write(tmp_path / "cpuinfo", text)
+    assert is_from_intel(tmp_path / "cpuinfo") is is_intels

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import pty
 import re
 import resource
 import shutil
@@ -37,6 +38,7 @@ from tests.gantrain.conftest import (
     SMALL,
     nearest_class,
     tile_shades,
+    wait_for,
     wait_for_checkpoint,
 )
 
@@ -87,6 +89,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param(signal.SIGKILL, -signal.SIGKILL, id="killed"),
         pytest.param(signal.SIGINT, 130, id="interrupted"),
         pytest.param(signal.SIGTERM, 130, id="terminated"),
+        pytest.param(signal.SIGHUP, 130, id="terminal-gone"),
     ],
 )
 def test_a_run_cut_short_ends_with_the_weights_of_one_that_was_not(
@@ -115,6 +118,32 @@ def test_a_run_cut_short_ends_with_the_weights_of_one_that_was_not(
     seen = [row["images_seen"] for row in rows]
     assert seen == sorted(set(seen)), "a resumed run repeats no row"
     assert seen[-1] == final_weights(whole)["images_seen"]
+
+
+def test_a_run_whose_terminal_vanishes_saves_although_it_can_say_nothing_more(tmp_path: Path):
+    own, other = pty.openpty()
+    endless = ("--total-images=1000000", "--checkpoint-every=1000000", "--log-every=16")
+    arguments = command(tmp_path / "run", *endless)
+    process = subprocess.Popen(
+        ["setsid", "--ctty", *arguments], stdin=other, stdout=other, stderr=other
+    )
+    os.close(other)
+    rows = tmp_path / "run" / "metrics.jsonl"
+    wait_for(lambda: rows.exists() and rows.stat().st_size > 0, process)
+    os.close(own)
+    process.wait(timeout=60)
+    assert 0 < final_weights(tmp_path / "run")["images_seen"] < 1_000_000
+
+
+def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path):
+    process = start(["nohup", *command(tmp_path / "run", "--total-images=1000000")])
+    wait_for_checkpoint(process, tmp_path / "run")
+    process.send_signal(signal.SIGHUP)
+    saved = checkpoint_paths(tmp_path / "run" / "checkpoints")[0]
+    wait_for(lambda: checkpoint_paths(tmp_path / "run" / "checkpoints")[0] > saved, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:

@@ -1,0 +1,62 @@
+"""Hides for which layers matrix products are quicker than oneDNN's convolutions, by processor.
+
+A product reads its weights once for the pixels of a whole batch, where oneDNN reads them anew for
+each image: the more weights and the fewer pixels, the better is a product. In float32 it is MKL's,
+which is quick on its maker's processors; in bfloat16 it is oneDNN's own. All limits were measured
+with 64 and 128 images, one thread and two: see docs/benchmarks.md.
+"""
+
+from functools import cache
+from typing import Literal, NamedTuple
+
+import torch
+
+from gantrain.cpus import is_from_intel
+
+# Small maps of large ones, large ones of small ones, the gradient of the weights.
+Way = Literal["halve", "double", "learn"]
+
+
+class _Limit(NamedTuple):
+    side: int  # of small maps, at most
+    weights: int = 0  # of the kernel, at least
+
+
+_Limits = dict[tuple[Way, torch.dtype], _Limit]
+
+_FLOAT32, _BFLOAT16 = torch.float32, torch.bfloat16
+# With AVX-512, VNNI and AMX.
+_ON_INTEL: _Limits = {
+    ("halve", _FLOAT32): _Limit(4, 2**19),
+    ("halve", _BFLOAT16): _Limit(4, 2**19),
+    ("double", _FLOAT32): _Limit(4, 2**20),
+    ("double", _BFLOAT16): _Limit(4, 2**20),
+    ("learn", _FLOAT32): _Limit(4),
+    ("learn", _BFLOAT16): _Limit(8),
+}
+# On AMD, with AVX-512 and bf16.
+_ELSEWHERE: _Limits = {
+    ("halve", _BFLOAT16): _Limit(4),
+    ("double", _BFLOAT16): _Limit(2),
+    ("learn", _FLOAT32): _Limit(4),
+    ("learn", _BFLOAT16): _Limit(8),
+}
+
+
+def was_measured(dtype: torch.dtype) -> bool:
+    """Whether anything is known of maps in this precision."""
+    return dtype in (_FLOAT32, _BFLOAT16)
+
+
+def is_product_quicker(way: Way, side: int, weights: int, dtype: torch.dtype) -> bool:
+    """Whether a layer of so many weights is better worked out by products, on this machine's CPU.
+
+    `side` is that of the smaller maps, in pixels.
+    """
+    limit = _limits().get((way, dtype))
+    return limit is not None and side <= limit.side and weights >= limit.weights
+
+
+@cache
+def _limits() -> _Limits:
+    return _ON_INTEL if is_from_intel() else _ELSEWHERE

@@ -4,6 +4,7 @@ What is wrong with the folder is logged once an outage, not once a scan.
 """
 
 import asyncio
+import errno
 import logging
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -32,6 +33,7 @@ class RepositoryFolder:
         self._wanted = wanted
         self._default_model = default_model
         self._is_default_missing = False
+        self._device: int | None = None  # the file system on which something was found
         self._problems: set[str] = set()
         self._missing: set[tuple[str, int]] = set()  # wanted, but not there
 
@@ -43,7 +45,7 @@ class RepositoryFolder:
             be read. None if that is true of all.
         """
         try:
-            found, unreadable = await asyncio.to_thread(scan, self._root)
+            found, unreadable = await asyncio.to_thread(self._look)
         except OSError as error:
             self._report([error])
             return None
@@ -51,6 +53,21 @@ class RepositoryFolder:
         if self._wanted is not None:
             found = self._choose(self._wanted, found, unreadable)
         self._check_default({*found}, unreadable)
+        return found, unreadable
+
+    def _look(self) -> tuple[dict[str, list[Candidate]], dict[str, OSError]]:
+        """Scan the folder.
+
+        Raises:
+            OSError: it cannot be read, or is but the place where the one that could was mounted.
+        """
+        found, unreadable = scan(self._root)
+        device = self._root.stat().st_dev
+        if found or unreadable:
+            self._device = device
+        elif self._device not in (None, device):
+            problem = "empty and on another file system than before; is it still mounted?"
+            raise OSError(errno.ENODEV, problem, str(self._root))
         return found, unreadable
 
     def _choose(

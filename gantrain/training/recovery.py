@@ -42,6 +42,8 @@ def restore_newest(state: TrainState, run: RunDirectory) -> None:
     if values is not None:
         state.load_state_dict(values)
         logger.info("resuming %s at %d images", run.path, state.images_seen)
+    elif read_ranks().first and run.metrics_file.exists():
+        logger.warning("%s has no checkpoint yet: it starts over", run.path)
 
 
 def check_bounds(row: dict[str, float], state: TrainState) -> None:

@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -517,6 +518,21 @@ async def test_a_repository_that_vanishes_leaves_the_models_serving(tmp_path, ca
         await repository.refresh()
         assert serving(repository) == 1
         assert caplog.text.count("cannot be read") == 1
+
+
+async def test_a_repository_that_is_no_longer_mounted_leaves_the_models_serving(mount, caplog):
+    root = mount("size=1m")
+    write_artifact(root)
+    async with opened(root) as repository:
+        await repository.refresh()
+        await asyncio.to_thread(subprocess.run, ["umount", str(root)], check=True)
+        await repository.refresh()
+        await repository.refresh()
+        assert serving(repository) == 1
+        assert caplog.text.count("on another file system than before; is it still mounted?") == 1
+        write_artifact(root, version=2)  # not mounted again, but put there
+        await repository.refresh()
+        assert serving(repository) == 2
 
 
 async def test_a_model_that_cannot_be_read_holds_up_no_other(tmp_path, caplog):

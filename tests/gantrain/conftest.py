@@ -1,8 +1,8 @@
-"""Runs small enough to train in a test, and disks small enough to fill."""
+"""Runs small enough to train in a test."""
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -82,26 +82,3 @@ def conditional_run(class_folders: Path, tmp_path_factory: pytest.TempPathFactor
     }
     train(resolve({**settings, **more}))
     return run_dir
-
-
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mount a disk in memory with options such as `size=1m` or `ro`."""
-    mounted = []
-
-    def mount_tmpfs(options: str) -> Path:
-        folder = tmp_path / f"disk{len(mounted)}"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            pytest.skip("there is no `mount` here")
-        if done.returncode:
-            pytest.skip(f"needs the right to mount a disk: {done.stderr.strip()}")
-        mounted.append(folder)
-        return folder
-
-    yield mount_tmpfs
-    for folder in mounted:
-        subprocess.run(["umount", str(folder)], check=True)

@@ -146,6 +146,20 @@ def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path):
     assert process.returncode == 130
 
 
+def test_a_run_that_was_cut_short_before_its_first_checkpoint_says_that_it_starts_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    config = resolve({**SMALL, "run_dir": tmp_path / "run", "total_images": 64, "log_every": 16})
+    train(config)
+    assert "starts over" not in caplog.text
+    for path in checkpoint_paths(config.run_dir / "checkpoints"):
+        path.unlink()
+    train(config)
+    assert f"{config.run_dir} has no checkpoint yet: it starts over" in caplog.text
+    seen = [row["images_seen"] for row in read_metrics(config.run_dir)]
+    assert seen == [16, 32, 48, 64]
+
+
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]

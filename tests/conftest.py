@@ -1,0 +1,30 @@
+"""What the tests of both programs use."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount a disk in memory with options such as `size=1m` or `ro`."""
+    mounted = []
+
+    def mount_tmpfs(options: str) -> Path:
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            pytest.skip("there is no `mount` here")
+        if done.returncode:
+            pytest.skip(f"needs the right to mount a disk: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount_tmpfs
+    for folder in filter(Path.is_mount, mounted):
+        subprocess.run(["umount", str(folder)], check=True)

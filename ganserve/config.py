@@ -68,7 +68,7 @@ class ServerConfig(BaseSettings):
     version_policy: VersionPolicy = Field(
         default="latest",
         description="Which versions serve. latest: of each model the newest that can be loaded; "
-        "specific: those of --versions.",
+        "all: every one that can be loaded; specific: those of --versions.",
     )
     versions: VersionList = Field(
         default=(),

@@ -3,8 +3,8 @@
 For each image apart, its transposed convolution multiplies the weights with a matrix of as many
 columns as the map has pixels. Kernels work on 16 columns at a time, so a map of 2x2 pixels leaves
 three quarters of the work to nothing, and all weights are read again for each image. As products of
-windows the pixels of a whole batch are rows, and the weights are read once. Maps of 3x3 gain
-nothing: measured, see docs/benchmarks.md.
+windows the pixels of a whole batch are rows, and the weights are read once. Maps of 3x3 gain by it
+where weights are many: measured, see docs/benchmarks.md.
 """
 
 import numpy as np
@@ -15,13 +15,14 @@ from gantrain.export.graph_draft import CHANNELS_FIRST, CHANNELS_LAST, Draft
 from gantrain.export.window_nodes import crop, write_product_of_each
 from gantrain.export.window_products import lower_transposed, transposed_axes
 
-_MOST_PIXELS = 2 * 2
+_SMALL, _LESS_SMALL = 2 * 2, 3 * 3  # pixels
+_MANY_WEIGHTS = 2**20
 
 
-def lower_small_maps(model: onnx.ModelProto, most_pixels: int = _MOST_PIXELS) -> onnx.ModelProto:
-    """The graph with transposed convolutions of maps of at most so many pixels as products.
+def lower_small_maps(model: onnx.ModelProto, many_weights: int = _MANY_WEIGHTS) -> onnx.ModelProto:
+    """The graph with transposed convolutions of the smallest maps as products.
 
-    It computes the same sums in another order: a value on the edge between two grey levels may
+    Those are maps of up to 2x2 pixels, and of up to 3x3 where there are so many weights. It computes the same sums in another order: a value on the edge between two grey levels may
     come out as the other one.
     """
     graph = model.graph
@@ -33,12 +34,13 @@ def lower_small_maps(model: onnx.ModelProto, most_pixels: int = _MOST_PIXELS) ->
     constants = {entry.name: entry for entry in graph.initializer}
     draft = Draft("small")
     for node in graph.node:
-        pixels = np.prod(sizes.get(node.input[0], []))
-        if node.op_type == "ConvTranspose" and 0 < pixels <= most_pixels:
+        pixels = np.prod(sizes.get(node.input[0], [0]))
+        if node.op_type == "ConvTranspose" and 0 < pixels <= _LESS_SMALL:
             parts = [numpy_helper.to_array(constants[name]) for name in node.input[1:]]
-            _write(draft, node, parts, sizes)
-        else:
-            draft.nodes.append(node)
+            if pixels <= _SMALL or parts[0].size >= many_weights:
+                _write(draft, node, parts, sizes)
+                continue
+        draft.nodes.append(node)
     return draft.to_model(model)
 
 

@@ -76,6 +76,21 @@ def test_larger_maps_are_left_as_they_are():
     assert lower_small_maps(model).graph.node == model.graph.node
 
 
+@pytest.mark.parametrize("image_size", [12, 28], ids=["3x3-to-6x6", "3x3-to-7x7"])
+def test_maps_of_3x3_with_many_weights_are_doubled_by_products(image_size: int):
+    model = graph_of(image_size)
+    sizes = {entry.name: np.prod(entry.dims) for entry in model.graph.initializer}
+    first = next(node for node in model.graph.node if node.op_type == "ConvTranspose")
+    assert lower_small_maps(model, sizes[first.input[1]] + 1).graph.node == model.graph.node
+    lowered = lower_small_maps(model, sizes[first.input[1]])
+    onnx.checker.check_model(lowered, full_check=True)
+    assert operators(model) - operators(lowered) == {"ConvTranspose": 1}
+    latents = np.rint(draw_latents(np.arange(5, dtype=np.uint64), LATENT_DIM) * 2)
+    expected = images_of(model, latents)
+    assert len(np.unique(expected)) > 2, "images of nothing would prove nothing"
+    assert np.array_equal(images_of(lowered, latents), expected)
+
+
 def test_the_weights_are_not_more_than_they_were():
     model = graph_of(64)
     before, after = len(model.SerializeToString()), len(lower_small_maps(model).SerializeToString())

@@ -3,8 +3,9 @@
 python benchmarks/endurance_server.py FILE KEEP serve ...
 
 FILE gets a JSON object at each SIGUSR1, after a collection of garbage. KEEP is `nothing`, which
-changes nothing; `calls:100`, which keeps so many bytes of each call; or `models`, which never lets
-go of a version. The leaks show that the bars on memory can be missed.
+changes nothing; `calls:100`, which keeps so many bytes of each call; `models`, which never lets go
+of a version; or `loop:0.3`, which keeps the event loop busy for so many seconds when a version of
+the model `large-0` comes into service. They show that the bars can be missed.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +85,24 @@ def keep_models() -> None:
     vars(ganserve.repository.repository)["_let_go"] = hold_on
 
 
+def keep_loop(seconds: float) -> None:
+    """Stall once a round of loading."""
+    put_into_service = ganserve.repository.repository.Repository._put_into_service  # noqa: SLF001 - in the event loop
+
+    def stall_and_put(repository: Any, version: Any, *more: Any) -> None:  # noqa: ANN401 - as they come
+        if version.name == "large-0":
+            time.sleep(seconds)
+        put_into_service(repository, version, *more)
+
+    ganserve.repository.repository.Repository._put_into_service = stall_and_put  # type: ignore[method-assign, assignment]  # noqa: SLF001
+
+
 if __name__ == "__main__":
     answer_file, keep = Path(sys.argv.pop(1)), sys.argv.pop(1)
     if keep == "models":
         keep_models()
+    elif keep.startswith("loop:"):
+        keep_loop(float(keep.removeprefix("loop:")))
     elif keep != "nothing":
         keep_of_each_call(int(keep.removeprefix("calls:")))
     tell_when_asked(answer_file)

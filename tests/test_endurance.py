@@ -103,10 +103,25 @@ def test_growth_beyond_the_bar_is_seen(module):
     assert [bar(size, 1000).met for size in (-1, 10_000_000, 10_000_001)] == [True, True, False]
 
 
-def test_a_stall_is_seen(module):
-    bar = module("endurance_loading").stall_bar
-    assert bar("loading", "models", [1.0, 2.0, 9.0], [1.0, 4.0, 50.0]).met
-    assert not bar("loading", "models", [1.0, 2.0, 9.0], [1.0, 4.1, 50.0]).met
+def test_a_ratio_of_p99s_beyond_the_bar_is_seen(module):
+    loading = module("endurance_loading")
+
+    def judged(slow_ms: float, **more: bool) -> bool:
+        """Of calls every 3 ms, of which 50 of the 1000 while loading are slow."""
+        times = [(0.003 * call, 1e-3) for call in range(1000)]
+        times += [(10 + 0.003 * call, slow_ms / 1e3 if call < 50 else 1e-3) for call in range(1000)]
+        watched = loading.Watched(quiet=[(0, 3)], loading=[(10, 13)], times=times)
+        return loading.stall_bar("loading", watched, watched.loading, **more).met
+
+    assert [judged(1.9), judged(2.1), judged(2.1, is_seen=True)] == [True, False, True]
+
+
+def test_a_stall_of_the_server_makes_many_calls_late(module, tmp_path):
+    loading = module("endurance_loading")
+    stalled = loading._watch(tmp_path, 1, 2, keep="loop:0.3")
+    assert not stalled.failed
+    assert sum(took > 0.1 for _, took in stalled.times) > 30  # of the 67 that were due until then
+    assert loading.stall_bar("loading", stalled, stalled.loading, is_seen=True).met
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,11 @@
 
 python benchmarks/serving_client.py latency ADDRESS MODEL CALLS
 python benchmarks/serving_client.py closed ADDRESS MODEL IMAGES CONCURRENCY SECONDS FORMAT
+python benchmarks/serving_client.py shared ADDRESS MODEL IMAGES CONCURRENCY SECONDS
 python benchmarks/serving_client.py open ADDRESS MODEL IMAGES RATE SECONDS
+
+`shared` is one of several: it says when it is connected, is told on standard input when all begin
+to count (monotonic seconds), calls from then on or sooner, and counts what ends in that window.
 """
 
 import asyncio
@@ -71,25 +75,54 @@ async def closed(
         return {"calls": calls, "seconds": time.perf_counter() - begin}
 
 
+async def shared(
+    address: str, model: str, images: str, concurrency: str, seconds: str
+) -> dict[str, float]:
+    """Keep a number of calls under way over a window that other clients have too."""
+    message = request(model, int(images))
+    async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
+        generate = ImageGenerationServiceStub(channel).GenerateImages
+        await generate(message)
+        print("connected", flush=True)
+        begin = float(sys.stdin.readline())
+        if time.monotonic() > begin:
+            sys.exit("this client was told too late when all begin")
+        end = begin + float(seconds)
+
+        async def caller() -> int:
+            calls = 0
+            while time.monotonic() < end:
+                await generate(message)
+                calls += begin <= time.monotonic() < end
+            return calls
+
+        calls = sum(await asyncio.gather(*(caller() for _ in range(int(concurrency)))))
+        return {"calls": calls}
+
+
 async def open_loop(
     address: str, model: str, images: str, rate: str, seconds: str
 ) -> dict[str, object]:
-    """Start calls at random times, whatever becomes of them."""
+    """Start calls at random times, whatever becomes of them.
+
+    A refusal's time counts from when the call was due, for a client that is busy begins late and
+    would else take a late answer for a quick one.
+    """
     use_short_time_slices()  # what this client waits for a CPU is not the server's time
     message = request(model, int(images))
-    answered, refused = [], []
+    answered, refused, lateness = [], [], []
     other: list[str] = []
     async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
         generate = ImageGenerationServiceStub(channel).GenerateImages
 
-        async def call() -> None:
-            started = time.perf_counter()
+        async def call(due: float) -> None:
+            lateness.append(time.perf_counter() - due)
             try:
                 await generate(message, timeout=60)
                 answered.append(time.perf_counter())
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-                    refused.append(time.perf_counter() - started)
+                    refused.append(time.perf_counter() - due)
                 else:
                     other.append(error.code().name)
 
@@ -98,7 +131,7 @@ async def open_loop(
         async with asyncio.TaskGroup() as calls:
             while (start := start + arrivals.expovariate(float(rate))) < end:
                 await asyncio.sleep(start - time.perf_counter())
-                calls.create_task(call())
+                calls.create_task(call(start))
         # The queue fills in the first third and is full from then on.
         first = begin + float(seconds) / 3
         done = sum(first <= moment < end for moment in answered)
@@ -107,6 +140,7 @@ async def open_loop(
         "refused": len(refused),
         "other": other,
         "refusal": percentiles(refused),
+        "lateness": percentiles(lateness),
     }
 
 
@@ -116,5 +150,7 @@ if __name__ == "__main__":
         print(json.dumps(latency(*arguments)))
     elif mode == "closed":
         print(json.dumps(asyncio.run(closed(*arguments))))
+    elif mode == "shared":
+        print(json.dumps(asyncio.run(shared(*arguments))))
     else:
         print(json.dumps(asyncio.run(open_loop(*arguments))))

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import resource
 import shutil
@@ -43,10 +42,11 @@ class Process:
         return f"127.0.0.1:{self.port}"
 
     def cpu_seconds(self) -> float:
-        """CPU time of all its threads so far."""
-        stat = Path(f"/proc/{self.id}/stat").read_text()
-        fields = stat.rpartition(")")[2].split()  # the name before it may hold spaces
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """CPU time of all its threads so far, of those that have ended too; it has no children.
+
+        By the process's own clock, in nanoseconds: /proc counts in hundredths of a second.
+        """
+        return time.clock_gettime((~self.id << 3) | 2)  # as clock_getcpuclockid(3) makes it
 
 
 def own_cpu_seconds() -> float:

@@ -1,11 +1,13 @@
 """Hides how the GPU benchmark measures: the session, what may limit it, servers and their bits."""
 
+import contextlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -14,7 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from serving import Cost
 from serving_models import LATENT_DIM
-from serving_processes import Process, ask_client, own_cpu_seconds
+from serving_processes import FOLDER, Process, own_cpu_seconds
 
 from ganserve.latents import draw_latents
 from ganserve.models.bound_session import BoundSession
@@ -25,6 +27,7 @@ from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 
 IMAGES = 64  # in a request
 CLIENTS, CALLS_EACH = 4, 2
+_LEAD_SECONDS = 0.3  # of calls that are not counted
 
 
 def run_bare(model: Model, size: int, seconds: float) -> Cost:
@@ -76,15 +79,37 @@ def count_wrong(model: Model) -> int:
 
 def call(process: Process, model: str, seconds: float) -> Cost:
     """Keep calls under way from several processes, for one client would be the limit."""
-    cpu = process.cpu_seconds()
-    with ThreadPoolExecutor(CLIENTS) as clients:
-        arguments = ("closed", process.address, model, IMAGES, CALLS_EACH, seconds, "RAW")
-        reports = [*clients.map(lambda _: ask_client(*arguments), range(CLIENTS))]
-    # Each from its own begin to its own end: they start at slightly different times.
-    per_second = sum(report["calls"] / report["seconds"] for report in reports)
-    longest = max(report["seconds"] for report in reports)
-    images = round(per_second * longest) * IMAGES
-    return Cost(longest, process.cpu_seconds() - cpu, images)
+    command = [sys.executable, str(FOLDER / "serving_client.py"), "shared", process.address]
+    command += [model, *map(str, (IMAGES, CALLS_EACH, seconds))]
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(_client(command)) for _ in range(CLIENTS)]
+        for client in clients:
+            assert client.stdout is not None
+            client.stdout.readline()  # it is connected
+        # One window for all. Added up, rates of windows that overlap in part are too high: who
+        # begins early or ends late has the server for itself then.
+        begin = time.monotonic() + _LEAD_SECONDS
+        for client in clients:
+            assert client.stdin is not None
+            client.stdin.write(f"{begin}\n")
+            client.stdin.flush()
+        time.sleep(begin - time.monotonic())
+        cpu = process.cpu_seconds()
+        time.sleep(begin + seconds - time.monotonic())
+        cpu = process.cpu_seconds() - cpu
+        reports = [json.loads(client.communicate()[0]) for client in clients]
+    return Cost(seconds, cpu, sum(report["calls"] for report in reports) * IMAGES)
+
+
+@contextlib.contextmanager
+def _client(command: list[str]) -> "Iterator[subprocess.Popen[str]]":
+    with subprocess.Popen(
+        command, cwd=FOLDER.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as client:
+        try:
+            yield client
+        finally:
+            client.kill()
 
 
 def provider_of(process: Process, model: str) -> str:

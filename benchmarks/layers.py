@@ -21,6 +21,7 @@ from unittest import mock
 import torch
 from records import arguments_given, commit, processor, write_record
 from torch import Tensor
+from turns import in_order
 
 from gantrain.networks import convolutions
 from gantrain.networks.convolutions import double_maps, halve_maps, weight_gradient
@@ -37,7 +38,9 @@ SHAPES = (
 Layer = Callable[[], Tensor]
 
 
-def layers(small_channels: int, large_channels: int, side: int, batch: int, dtype: torch.dtype) -> dict[Way, Layer]:
+def layers(
+    small_channels: int, large_channels: int, side: int, batch: int, dtype: torch.dtype
+) -> dict[Way, Layer]:
     """The layers between two maps."""
     layout = torch.channels_last
     small, large, weight = (
@@ -57,7 +60,7 @@ def layers(small_channels: int, large_channels: int, side: int, batch: int, dtyp
 
 def milliseconds(layer: Layer, product: bool) -> float:
     """Wall time of one call, in the way asked for."""
-    with mock.patch.object(convolutions, "is_product_quicker", lambda *_: product):
+    with mock.patch.object(convolutions, "is_product_quicker", return_value=product):
         began = time.perf_counter()
         layer()
         return (time.perf_counter() - began) * 1e3
@@ -69,10 +72,14 @@ def rows(batch: int, threads: int, dtype: torch.dtype, turns: int) -> Iterator[s
     for small_channels, large_channels, side in SHAPES:
         cells = [f"{side}x{side}", f"{small_channels}, {large_channels}"]
         for way, layer in layers(small_channels, large_channels, side, batch, dtype).items():
-            pairs = [
-                [milliseconds(layer, product) for product in (False, True)]
-                for _ in range(turns + 1)
-            ][1:]  # the first warms up
+            pairs = []
+            for turn in range(turns + 1):
+                took = {
+                    product: milliseconds(layer, product)
+                    for product in in_order((False, True), turn)
+                }
+                pairs.append([took[False], took[True]])
+            del pairs[0]  # which warms up
             onednn, product = (statistics.median(column) for column in zip(*pairs, strict=True))
             ratio = statistics.median(one / other for one, other in pairs)
             weights = 16 * small_channels * large_channels

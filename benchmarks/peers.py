@@ -41,6 +41,7 @@ from records import arguments_given, commit, processor, stolen_seconds, write_re
 from serving import CPUS, Cost, bare_latency, run_bare
 from serving_models import LATENT_DIM, write_models
 from serving_processes import FOLDER, GRPC_FLAGS, free_port, grpc_frame, run_h2load
+from turns import in_order
 
 from ganserve.cpus import usable_cpus
 from ganserve.inference.v2 import open_inference_pb2 as v2
@@ -192,7 +193,7 @@ def main() -> None:
         path = models / "dcgan64" / "1" / "model.onnx"
         model = load_model(path, "cpu", threads=1)
         for number in range(arguments.turns):
-            for peer in PEERS:
+            for peer in in_order(PEERS, number):
                 with serving(peer, models, path, arguments.environments) as address:
                     check_pixels(peer.protocol, address, model)
                     turn = measure(peer, address, model, arguments.seconds)

@@ -9,7 +9,8 @@ nothing of each other, which is what the machine allows; one thread a rank. Rate
 second of wall time by the runs' own rows, without the first steps, with nothing else due in
 between. It needs two idle cores: the highest load before a turn stands in each row, and above the
 table how much CPU time the host took for others. Ratios are to the one rank of the same turn, for
-the speed of a shared machine changes within minutes: their median, the lowest and the highest.
+the speed of a shared machine changes within minutes: their median, the lowest and the highest, and
+whether two ranks are at the bar.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import torch
 from records import arguments_given, commit, processor, stolen_seconds, write_record
 from training_speed import make_folder
 from training_speed_kinds import BATCH, WARM_UP, rate_of_run
+from turns import in_order
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {  # runs at once, ranks of each, whole batch of each
@@ -36,6 +38,7 @@ KINDS = {  # runs at once, ranks of each, whole batch of each
 }
 NEVER = 10**9  # images
 BAR = 1.7
+JUDGED = ("parts", "each")  # two runs apart are what the machine allows
 
 
 def rate(kind: str, preset: str, data: Path, run_dir: Path, steps: int) -> float:
@@ -62,21 +65,28 @@ def rate(kind: str, preset: str, data: Path, run_dir: Path, steps: int) -> float
     return sum(map(rate_of_run, folders))
 
 
+def verdict_on(ratios: list[float]) -> str:
+    """Whether the median is at the bar, by all its digits."""
+    return "met" if statistics.median(ratios) >= BAR else "missed"
+
+
 def measure(preset: str, size: int, data: Path, folder: Path, rounds: int, steps: int) -> str:
     """The row of the table for one preset and size."""
     rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
     loads = []
     for turn in range(rounds):
-        for kind, found in rates.items():
+        for kind in in_order(rates, turn):
+            found = rates[kind]
             loads.append(os.getloadavg()[0])
             found.append(rate(kind, preset, data, folder / f"{preset}{size}_{turn}{kind}", steps))
             print(f"{preset}: {kind}, {found[-1]:.1f} images/s, load {loads[-1]:.1f}", flush=True)
     ones = rates.pop("one")
     cells = [f"{preset}, {size}x{size}", f"{statistics.median(ones):.1f}"]
-    for found in rates.values():
+    for kind, found in rates.items():
         ratios = [other / one for one, other in zip(ones, found, strict=True)]
-        spread = f"{statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
-        cells.append(f"{statistics.median(found):.1f} ({spread})")
+        verdict = f"; {verdict_on(ratios)}" if kind in JUDGED else ""
+        spread = f"{statistics.median(ratios):.3f}, {min(ratios):.3f} to {max(ratios):.3f}"
+        cells.append(f"{statistics.median(found):.1f} ({spread}{verdict})")
     row = f"| {' | '.join(cells)} | {max(loads):.1f} |"
     print(row, f"the bar is {BAR}", flush=True)
     return row

@@ -11,6 +11,7 @@ to count (monotonic seconds), calls from then on or sooner, and counts what ends
 
 import asyncio
 import json
+import math
 import random
 import sys
 import time
@@ -35,9 +36,9 @@ def request(model: str, images: int, image_format: str = "RAW") -> pb.GenerateIm
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
-    """Median and 99th percentile."""
+    """Median and 99th percentile; of nothing they are no numbers, which meet no bar."""
     if not seconds:
-        return {"p50": 0.0, "p99": 0.0}
+        return {"p50": math.nan, "p99": math.nan}
     return {"p50": float(np.percentile(seconds, 50)), "p99": float(np.percentile(seconds, 99))}
 
 

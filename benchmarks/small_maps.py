@@ -5,8 +5,8 @@
 Flagship generators with random weights, which change nothing about speed, as PyTorch's exporter
 writes them and as `gantrain export` does, in turns in one process, on one thread. CPU time counts,
 for others may share the machine. A ratio is the median over turns of the first's time over the
-other's in the same turn; ranges are quartiles. Where the smallest map is 3x3 and has few weights, as
-at 28x28, the export leaves the graph alone: what it would gain is shown. Prints a Markdown page,
+other's in the same turn; ranges are quartiles. Where the smallest map is 3x3 and has few weights,
+as at 28x28, the export leaves the graph alone: what it would gain is shown. Prints a Markdown page,
 --record keeps it.
 """
 
@@ -22,6 +22,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from records import arguments_given, commit, processor, write_record
+from turns import in_order
 
 from ganserve.models.onnx_weights import split_weights
 from ganserve.models.runtime import open_session
@@ -75,7 +76,10 @@ def compare(image_size: int, filters: int, side: int, turns: int) -> list[str]:
         runs = [runner(model, batch) for model in (plain, lowered)]
         first, second = (run()[0].astype(int) for run in runs)
         furthest, share = np.abs(first - second).max(), (first != second).mean()
-        pairs = [[cpu_seconds(run, batch) for run in runs] for _ in range(turns)]
+        pairs = []
+        for turn in range(turns):
+            took = {which: cpu_seconds(runs[which], batch) for which in in_order((0, 1), turn)}
+            pairs.append([took[0], took[1]])
         before, after = (1e6 * statistics.median(column) for column in zip(*pairs, strict=True))
         low, middle, high = statistics.quantiles([old / new for old, new in pairs], n=4)
         rows.append(

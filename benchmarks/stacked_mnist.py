@@ -33,7 +33,7 @@ from gantrain.evaluation.results import Evaluation
 from gantrain.networks import Shape, count_parameters, create_networks
 from gantrain.seed_ranges import parse_seeds
 
-MOST_KL = 0.06  # nats, of the runs with networks of one capacity
+MOST_KL, STRETCH_KL = 0.06, 0.03  # nats, of the runs with networks of one capacity
 FEWEST_MODES = 900  # with a quarter of a discriminator
 MEASURED = ("modes", "reverse_kl", "frechet_distance", "precision", "recall")
 
@@ -58,17 +58,21 @@ def discriminator_filters(arguments: argparse.Namespace) -> int:
 
 
 def judge_bars(arguments: argparse.Namespace, last: list[Evaluation]) -> tuple[list[str], bool]:
-    """The table of bars, and whether each is met by the mean over seeds."""
+    """The table of bars, and whether each but the stretch is met by the mean over seeds."""
     modes = [each.measurements["modes"].mean for each in last]
     divergences = [each.measurements["reverse_kl"].mean for each in last]
     if arguments.quarter:
         met = statistics.mean(modes) >= FEWEST_MODES
         return [bar_row("modes", f"at least {FEWEST_MODES}", modes, met)], met
     all_modes = min(modes) == len(CLASS_NAMES)
-    close = statistics.mean(divergences) <= MOST_KL
+    divergence = statistics.mean(divergences)
+    close = divergence <= MOST_KL
     return [
         bar_row("modes", f"{len(CLASS_NAMES)}", modes, all_modes),
         bar_row("reverse KL, nats", f"at most {MOST_KL}", divergences, close),
+        bar_row(
+            "the same, stretch", f"at most {STRETCH_KL}", divergences, divergence <= STRETCH_KL
+        ),
     ], all_modes and close
 
 

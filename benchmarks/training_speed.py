@@ -44,6 +44,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from training_speed_kinds import BATCH, IMAGES, KINDS, ConstantBatch, settings, wait_for
+from turns import in_order
 
 ROOT = Path(__file__).resolve().parents[1]
 # What each kind is compared with; the others with the example.
@@ -52,6 +53,7 @@ BASELINES = dict.fromkeys(
 )
 CPU_BARS, GPU_BARS = (1.3, 2.0), (5.0, 5.0)  # over the example: identical mathematics, bf16
 LOADING_BAR = 0.97
+MEMORY_BAR = 1.5  # GB beside PyTorch's own
 
 
 def make_folder(folder: Path, size: int, count: int) -> Path:
@@ -132,7 +134,7 @@ def best_seconds(work: Callable[[], object], device: torch.device, repeats: int 
 
 
 def peak_memory(arguments: list[str]) -> float:
-    """Peak resident size, MB, of a process that runs `gantrain`, or only imports PyTorch.
+    """Peak resident size, MiB, of a process that runs `gantrain`, or only imports PyTorch.
 
     From /proc, for `ru_maxrss` begins with the size of the process that started this one.
     """
@@ -163,9 +165,9 @@ def measure(options: argparse.Namespace, folder: Path) -> list[str]:
     device = torch.device(options.device)
     kinds = [kind for kind in KINDS if has_bf16(device) or "bf16" not in kind]
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for _ in range(options.rounds):
-        for kind, found in rates.items():
-            found.append(rate_of(kind, data, options))
+    for turn in range(options.rounds):
+        for kind in in_order(rates, turn):
+            rates[kind].append(rate_of(kind, data, options))
         print({name: round(values[-1], 1) for name, values in rates.items()}, flush=True)
     lines = bar_lines(rates, GPU_BARS if device.type == "cuda" else CPU_BARS)
     lines += ["", "| what | images/s | over what | ratio |", "|---|---|---|---|"]
@@ -231,8 +233,13 @@ def memory_lines(mnist: str | None, folder: Path) -> list[str]:
     bare = peak_memory([])
     arguments = ["train", f"--data={mnist}", f"--run-dir={folder / 'memory'}"]
     full = peak_memory([*arguments, "--total-images=2048"])
+    beside = (full - bare) * 2**20 / 1e9
+    met = "yes" if beside <= MEMORY_BAR else "no"
     return [
-        f"Peak memory, preset `dcgan` on MNIST: {full:.0f} MB, PyTorch alone {bare:.0f} MB.",
+        f"Peak memory, preset `dcgan` on MNIST: {full:.0f} MiB, PyTorch alone {bare:.0f} MiB.",
+        "",
+        *("| bar | value | measured | met |", "|---|---|---|---|"),
+        f"| peak memory beside PyTorch's own, GB | at most {MEMORY_BAR} | {beside:.2f} | {met} |",
         "",
     ]
 

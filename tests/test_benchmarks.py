@@ -1,5 +1,6 @@
 """The benchmarks judge as they say: what is counted, from when, in which order."""
 
+import argparse
 import asyncio
 import contextlib
 import importlib
@@ -7,9 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
+
+from gantrain.diagnosis.diagnostics import Diagnosis, Finding
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -93,3 +97,53 @@ async def test_clients_count_what_ends_in_the_window_that_all_share(module, monk
         report = await module("serving_client").shared(address, "any", "1", "2", "0.5")
     assert time.monotonic() > begin + 0.5
     assert 4 <= report["calls"] <= 20  # not those of the time before, which would be 16 more
+
+
+def test_the_median_is_judged_by_all_its_digits(module):
+    verdict_on = module("ranks").verdict_on
+    assert [verdict_on([1.0, ratio, 2.0]) for ratio in (1.7, 1.6999)] == ["met", "missed"]
+
+
+@pytest.mark.parametrize(("mebibytes", "met"), [(1900, "yes"), (1960, "no")])
+def test_peak_memory_is_judged_beside_pytorch_s_own(mebibytes, met, module, monkeypatch, tmp_path):
+    speed = module("training_speed")
+    monkeypatch.setattr(speed, "peak_memory", lambda flags: mebibytes if flags else 500)
+    (bar,) = [line for line in speed.memory_lines("mnist", tmp_path) if "at most 1.5" in line]
+    assert bar.endswith(f"| {met} |")
+
+
+@pytest.mark.parametrize(
+    ("divergence", "expected"),
+    [(0.03, ["yes", "yes"]), (0.031, ["yes", "no"]), (0.061, ["no", "no"])],
+)
+def test_the_stretch_of_stacked_mnist_is_judged_and_may_be_missed(divergence, expected, module):
+    values = {"modes": 1000, "reverse_kl": divergence}
+    measured = {name: SimpleNamespace(mean=value) for name, value in values.items()}
+    evaluations = [SimpleNamespace(measurements=measured)]
+    arguments = argparse.Namespace(quarter=False)
+    (_, *rows), met = module("stacked_mnist").judge_bars(arguments, evaluations)
+    assert [row.split("|")[-2].strip() for row in rows] == expected
+    assert met is (expected[0] == "yes")
+
+
+@pytest.mark.parametrize(
+    ("states", "expected", "right"),
+    [
+        pytest.param([(), ()], (), True, id="sound"),
+        pytest.param([("mode collapse",), ()], (), False, id="an alarm on the way"),
+        pytest.param([(), ("stalled",)], ("stalled",), True, id="named at the end"),
+        pytest.param([("stalled",), ()], ("stalled",), False, id="taken back"),
+    ],
+)
+def test_the_doctor_is_judged_by_every_diagnosis_of_a_sound_run(states, expected, right, module):
+    looks = tuple(
+        Diagnosis("; ".join(names), tuple(Finding(name, "", ()) for name in names))
+        for names in states
+    )
+    doctor = module("doctor")
+    assert doctor.is_right(doctor.Outcome(looks[-1], looks, 0, 0), expected) is right
+
+
+def test_where_nothing_was_refused_the_bar_on_refusals_is_not_met(module):
+    p99 = module("serving_client").percentiles([])["p99"]
+    assert module("serving").Bar("a refusal's p99", 5, False, [p99]).row().endswith("| no |")

@@ -81,13 +81,13 @@ def judge(source: str, found: Found) -> Iterator[tuple[str, bool]]:
             for seed in flagship
         ]
         yield bar_row(f"{name}: distance over that of `dcgan-2015`, {which}", bar, ratios)
-    seen = map(later_over_best, flagship.values())
-    ratios = [ratio for ratio in seen if ratio is not None]
-    if ratios:
-        yield bar_row(f"{name}: after four times the images over the best", STABLE_RATIO, ratios)
+    ratios = [ratio for runs in flagship.values() if (ratio := later_over_best(runs)) is not None]
+    what = f"{name}: after four times the images over the best"
+    if len(ratios) == len(flagship):
+        yield bar_row(what, STABLE_RATIO, ratios)
     else:
-        what = f"{name}: after four times the images over the best"
-        yield f"| {what} | at most {STABLE_RATIO:.2f} | not seen: still improving | no |", False
+        missing = f"not seen of {len(flagship) - len(ratios)} of {len(flagship)}: still improving"
+        yield f"| {what} | at most {STABLE_RATIO:.2f} | {missing} | no |", False
 
 
 def bar_row(what: str, bar: float, ratios: list[float]) -> tuple[str, bool]:

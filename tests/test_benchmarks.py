@@ -147,3 +147,21 @@ def test_the_doctor_is_judged_by_every_diagnosis_of_a_sound_run(states, expected
 def test_where_nothing_was_refused_the_bar_on_refusals_is_not_met(module):
     p99 = module("serving_client").percentiles([])["p99"]
     assert module("serving").Bar("a refusal's p99", 5, False, [p99]).row().endswith("| no |")
+
+
+def test_a_seed_that_was_not_seen_long_after_its_best_is_not_left_out(module):
+    def run(*distances):
+        return [
+            SimpleNamespace(
+                measurements={"frechet_distance": SimpleNamespace(mean=distance)},
+                generator=SimpleNamespace(images_seen=100 * 2**number),
+            )
+            for number, distance in enumerate(distances)
+        ]
+
+    stays, improves = run(10.0, 11.0, 10.1), run(10.0, 9.0, 8.0)
+    for seeds, expected in (({0: stays}, "yes"), ({0: stays, 1: improves}, "no")):
+        found = {"dcgan": seeds, "dcgan-2015": dict.fromkeys(seeds, run(50.0, 50.0, 50.0))}
+        *_, (line, met) = module("quality").judge("mnist", found)
+        assert line.endswith(f"| {expected} |")
+        assert met is (expected == "yes")

@@ -22,8 +22,9 @@ _MANY_WEIGHTS = 2**20
 def lower_small_maps(model: onnx.ModelProto, many_weights: int = _MANY_WEIGHTS) -> onnx.ModelProto:
     """The graph with transposed convolutions of the smallest maps as products.
 
-    Those are maps of up to 2x2 pixels, and of up to 3x3 where there are so many weights. It computes the same sums in another order: a value on the edge between two grey levels may
-    come out as the other one.
+    Those are maps of up to 2x2 pixels, and of up to 3x3 where there are so many weights. The graph
+    computes the same sums in another order: a value on the edge between two grey levels may come
+    out as the other one.
     """
     graph = model.graph
     inferred = shape_inference.infer_shapes(model).graph.value_info

@@ -173,6 +173,23 @@ CONTROLS: list[tuple[str, Callable[..., Any], Variant, Spoil, str]] = [
         "one without",
     ),
     (
+        *("calls in the clear that are said to use TLS", network.check_protocols, CPU),
+        one("Service", lambda m: m["spec"]["ports"][0].update(appProtocol="https")),
+        "expected appProtocol kubernetes.io/h2c",
+    ),
+    (
+        *("TLS that is not said", network.check_protocols, ALL),
+        one("Service", lambda m: m["spec"]["ports"][0].update(appProtocol="kubernetes.io/h2c")),
+        "expected appProtocol https",
+    ),
+    (
+        *("metrics that are said to use TLS", network.check_protocols, ALL),
+        lambda manifests: of_kind(manifests, "Service")[2]["spec"]["ports"][0].update(
+            appProtocol="https"
+        ),
+        "Service/ganserve-metrics: metrics: expected appProtocol http",
+    ),
+    (
         *("scraped twice", network.check_scrapes, CPU),
         spec("ServiceMonitor", selector={"matchLabels": {"app.kubernetes.io/name": "ganserve"}}),
         "expected one Service",

@@ -13,6 +13,7 @@ from tests.deploy.manifests import COMPONENTS, VOLUMES, Variant, of_kind, quanti
 from tests.deploy.spoiling import (
     Spoil,
     expression,
+    job,
     limits,
     one,
     panel,
@@ -59,6 +60,32 @@ CONTROLS: list[tuple[str, Callable[..., Any], Variant, Spoil, str]] = [
         *(setting(GANSERVE_DRAIN_SECONDS="60"), "terminationGracePeriodSeconds"),
     ),
     ("no preStop", workload.check_grace, CPU, server(lambda c: c.pop("lifecycle")), "preStop"),
+    (
+        *("a job that does not tell who ended it", workload.check_interruptions, DISTRIBUTED),
+        *(job(lambda j: j.pop("podFailurePolicy")), "taken away counts as a failure"),
+    ),
+    (
+        *("restarts that all count", workload.check_interruptions, DISTRIBUTED),
+        *(spec("JobSet", failurePolicy={"maxRestarts": 10}), "taken away counts as a failure"),
+    ),
+    (
+        *("a job that fails before it is known why", workload.check_interruptions, DISTRIBUTED),
+        *(job(lambda j: j.update(backoffLimit=0)), "backoffLimit"),
+    ),
+    (
+        *("torchrun sooner than the node", workload.check_interruptions, DISTRIBUTED),
+        job(lambda j: j["template"]["spec"].update(terminationGracePeriodSeconds=300)),
+        "expected --shutdown-timeout=290",
+    ),
+    (
+        *("torchrun as it is by default", workload.check_interruptions, DISTRIBUTED),
+        job(
+            lambda j: j["template"]["spec"]["containers"][0]["args"].remove(
+                "--shutdown-timeout=110"
+            )
+        ),
+        "expected --shutdown-timeout=110",
+    ),
     ("request over limit", workload.check_resources, CPU, requests(cpu="2001m"), "over the limit"),
     ("calls over memory", workload.check_resources, CPU, limits(memory="1Gi"), "1024 MiB"),
     (
@@ -266,10 +293,7 @@ CONTROLS: list[tuple[str, Callable[..., Any], Variant, Spoil, str]] = [
     ),
     (
         *("machines that are not there", network.check_addresses, DISTRIBUTED),
-        one(
-            "JobSet",
-            lambda m: m["spec"]["replicatedJobs"][0]["template"]["spec"].update(completions=3),
-        ),
+        job(lambda j: j.update(completions=3)),
         "--nnodes",
     ),
     (

@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 from pydantic import ValidationError
+from torch.distributed.run import get_args_parser
 
 from ganserve.config import ServerConfig
 from ganserve.server import _STOP_GRACE_SECONDS
@@ -19,6 +20,7 @@ from tests.deploy.manifests import (
     VOLUMES,
     Manifests,
     Workload,
+    name_of,
     of_kind,
     quantity,
     render,
@@ -37,6 +39,7 @@ IMAGES = {
 _USER = 65532
 _IMAGE_BYTES = 64 * 64 * 3  # the largest that the settings allow for
 _GPU = "nvidia.com/gpu"
+_TORCHRUN_END_SECONDS = 10  # for what torchrun itself does after its workers have ended
 
 
 def read_settings(manifests: Manifests, server: Workload) -> ServerConfig:
@@ -105,6 +108,33 @@ def check_grace(manifests: Manifests) -> Iterator[str]:
                 f"{server.name}: terminationGracePeriodSeconds: expected {needed:g} or more, "
                 f"got {grace}"
             )
+
+
+def check_interruptions(manifests: Manifests) -> Iterator[str]:
+    """A machine of several has its grace period to save in, and to be taken away is no failure."""
+    for job_set in of_kind(manifests, "JobSet"):
+        job = job_set["spec"]["replicatedJobs"][0]["template"]["spec"]
+        failing = [
+            condition["type"]
+            for rule in job.get("podFailurePolicy", {}).get("rules", ())
+            for condition in rule["onPodConditions"]
+            if rule["action"] == "FailJob" and condition["status"] == "True"
+        ]
+        ignored = [
+            reason
+            for rule in job_set["spec"]["failurePolicy"].get("rules", ())
+            for reason in rule["onJobFailureReasons"]
+            if rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
+        ]
+        if (failing, ignored) != (["DisruptionTarget"], ["PodFailurePolicy"]):
+            yield f"{name_of(job_set)}: a machine that is taken away counts as a failure"
+        if job["backoffLimit"] != job["completions"] - 1:
+            yield f"{name_of(job_set)}: backoffLimit: expected one less than the machines"
+        pod = job["template"]["spec"]
+        arguments = [one.replace("$(NODE_RANK)", "0") for one in pod["containers"][0]["args"]]
+        expected = pod.get("terminationGracePeriodSeconds", 30) - _TORCHRUN_END_SECONDS
+        if get_args_parser().parse_args(arguments).shutdown_timeout != expected:
+            yield f"{name_of(job_set)}: expected --shutdown-timeout={expected}, of its grace period"
 
 
 def check_resources(manifests: Manifests) -> Iterator[str]:
@@ -243,6 +273,13 @@ def fewest_evictions(replicas: int, max_unavailable: int | str) -> int:
 
 
 CHECKS = [
-    *(check_settings, check_ports, check_probes, check_grace, check_resources),
-    *(check_temporary_space, check_device, check_rights, check_volumes, check_images),
+    *(check_settings, check_ports, check_probes, check_grace, check_interruptions),
+    *(
+        check_resources,
+        check_temporary_space,
+        check_device,
+        check_rights,
+        check_volumes,
+        check_images,
+    ),
 ]

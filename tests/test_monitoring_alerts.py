@@ -34,6 +34,7 @@ KUBE = 'kube_deployment_%s{job="kube-state-metrics",namespace="faces",deployment
 MEMORY = f"process_resident_memory_bytes{{{POD}}}"
 BEGAN = f"process_start_time_seconds{{{POD}}}"
 EXPIRY = f'ganserve_certificate_expiry_timestamp_seconds{{{POD},certificate="server"}}'
+REFUSED = f'ganserve_credential_files_refused{{{POD},credential="tokens"}}'
 
 
 FIRES, SILENT = True, False
@@ -210,6 +211,12 @@ CASES: dict[str, list[tuple[bool, str, str, dict[str, str]]]] = {
         (FIRES, "six days left", "20m", {EXPIRY: f"{6 * 86400}x20"}),
         (SILENT, "eight days left", "20m", {EXPIRY: f"{8 * 86400}x20"}),
         (SILENT, "renewed", "20m", {EXPIRY: f"0x5 {90 * 86400}x15"}),
+    ],
+    "GanserveCredentialsRefused": [
+        (FIRES, "for as long as it is there", "600m", {REFUSED: "0x5 1x600"}),
+        (SILENT, "a look in between", "20m", {REFUSED: "0x5 1x2 0x20"}),
+        (SILENT, "mended", "20m", {REFUSED: "1x10 0x20"}),
+        (SILENT, "none", "20m", {REFUSED: "0x20"}),
     ],
 }
 

@@ -112,6 +112,10 @@ CONTROLS: list[tuple[str, Callable[..., Any], Variant, Spoil, str]] = [
         *("GPU with the image for CPUs", workload.check_device, GPU),
         *(server(lambda c: c.update(image="ganserve:cpu")), "ganserve:cpu"),
     ),
+    (
+        *("compiled kernels that fill /tmp", workload.check_device, GPU),
+        *(server(lambda c: c.pop("env")), "CUDA_CACHE_MAXSIZE: expected at most half of /tmp"),
+    ),
     ("taint", workload.check_device, GPU, pod(lambda s: s.pop("tolerations")), "tainted"),
     (
         *("root", workload.check_rights, CPU),

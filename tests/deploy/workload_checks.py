@@ -39,6 +39,7 @@ IMAGES = {
 _USER = 65532
 _IMAGE_BYTES = 64 * 64 * 3  # the largest that the settings allow for
 _GPU = "nvidia.com/gpu"
+_CUDA_CACHE = "CUDA_CACHE_MAXSIZE"  # the one variable that others read: CUDA's driver, in bytes
 _TORCHRUN_END_SECONDS = 10  # for what torchrun itself does after its workers have ended
 
 
@@ -54,7 +55,7 @@ def read_settings(manifests: Manifests, server: Workload) -> ServerConfig:
 
 def check_settings(manifests: Manifests) -> Iterator[str]:
     """Every variable is a setting, and all values hold."""
-    known = {_PREFIX + name.upper() for name in ServerConfig.model_fields}
+    known = {_PREFIX + name.upper() for name in ServerConfig.model_fields} | {_CUDA_CACHE}
     for server in servers(manifests):
         given = variables(manifests, server.server)
         for name in sorted(given.keys() - known):
@@ -188,6 +189,10 @@ def check_device(manifests: Manifests) -> Iterator[str]:
         if has_gpu != image.endswith(":gpu"):
             yield f"{server.name}: image {image}, but limits are {resources}"
         tolerated = {toleration["key"] for toleration in server.spec.get("tolerations", ())}
+        tmp = next(one["emptyDir"] for one in server.spec["volumes"] if one["name"] == "tmp")
+        cache = variables(manifests, server.server).get(_CUDA_CACHE, 2**30)  # the driver's default
+        if has_gpu and 2 * quantity(cache) > quantity(tmp["sizeLimit"]):
+            yield f"{server.name}: {_CUDA_CACHE}: expected at most half of /tmp, got {cache}"
         if has_gpu and _GPU not in tolerated:
             yield f"{server.name}: nodes with GPUs are tainted: expected a toleration of {_GPU}"
 

@@ -125,3 +125,8 @@ class Metrics:
             "Changed files of certificates or tokens, taken over or refused.",
             *("credential", "outcome"),
         )
+        self.credential_files_refused = gauge(
+            "ganserve_credential_files_refused",
+            "1 where the files' newest content was refused, so that another is in use, else 0.",
+            "credential",
+        )

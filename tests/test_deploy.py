@@ -5,6 +5,7 @@ wrong. tests/test_deploy_controls.py shows that each check sees what it is for.
 """
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -21,12 +22,14 @@ from tests.deploy.manifests import (
     TRAINING,
     VOLUMES,
     Variant,
+    kustomize,
     of_kind,
     quantity,
     render,
     servers,
     workloads,
 )
+from tests.markdown_blocks import extract_blocks
 
 # The oldest Kubernetes that has the preStop action `sleep` by default, and the newest published.
 OLDEST, NEWEST = "1.30", "1.37"
@@ -99,6 +102,35 @@ def test_runbooks_read_the_log_of_all_replicas(variant: Variant):
         assert " --tail=-1 " in command
         for server in servers(render(variant)):
             assert server.labels[selector[1]] == selector[2]
+
+
+def yaml_of(page: str, kind: str) -> str:
+    """The first example of a page that is of a kind."""
+    blocks = extract_blocks((ROOT / page).read_text())
+    return next(b.code for b in blocks if b.language == "yaml" and f"kind: {kind}\n" in b.code)
+
+
+def test_the_example_of_an_overlay_renders_and_lacks_no_policy(tmp_path: Path):
+    example = yaml_of("deploy/README.md", "Kustomization")
+    deploy = os.path.relpath(DEPLOY, tmp_path.resolve())
+    (tmp_path / "kustomization.yaml").write_text(example.replace("../deploy", deploy))
+    manifests = list(yaml.safe_load_all(kustomize(tmp_path)))
+    kinds = {manifest["kind"] for manifest in manifests}
+    assert "GRPCRoute" in kinds
+    # Without a policy, which names an authority of the cluster's, a Gateway speaks in the clear.
+    assert "Certificate" not in kinds
+    settings = [config["data"] for config in of_kind(manifests, "ConfigMap")]
+    assert any(data.get("GANSERVE_QUEUE_SIZE") == "4096" for data in settings)
+
+
+def test_the_example_of_a_policy_names_the_service_and_a_name_of_its_certificate():
+    policy = yaml.safe_load(yaml_of("docs/kubernetes.md", "BackendTLSPolicy"))["spec"]
+    manifests = render(Variant("base", ("tls", "gateway")))
+    (route,) = of_kind(manifests, "GRPCRoute")
+    (certificate,) = of_kind(manifests, "Certificate")
+    called = {backend["name"] for rule in route["spec"]["rules"] for backend in rule["backendRefs"]}
+    assert {target["name"] for target in policy["targetRefs"]} == called
+    assert policy["validation"]["hostname"] in certificate["spec"]["dnsNames"]
 
 
 def test_both_autoscalers_follow_one_rule():

@@ -13,6 +13,7 @@ from tests.deploy.manifests import COMPONENTS, VOLUMES, Variant, of_kind, quanti
 from tests.deploy.spoiling import (
     Spoil,
     expression,
+    job,
     limits,
     one,
     panel,
@@ -59,6 +60,32 @@ CONTROLS: list[tuple[str, Callable[..., Any], Variant, Spoil, str]] = [
         *(setting(GANSERVE_DRAIN_SECONDS="60"), "terminationGracePeriodSeconds"),
     ),
     ("no preStop", workload.check_grace, CPU, server(lambda c: c.pop("lifecycle")), "preStop"),
+    (
+        *("a job that does not tell who ended it", workload.check_interruptions, DISTRIBUTED),
+        *(job(lambda j: j.pop("podFailurePolicy")), "taken away counts as a failure"),
+    ),
+    (
+        *("restarts that all count", workload.check_interruptions, DISTRIBUTED),
+        *(spec("JobSet", failurePolicy={"maxRestarts": 10}), "taken away counts as a failure"),
+    ),
+    (
+        *("a job that fails before it is known why", workload.check_interruptions, DISTRIBUTED),
+        *(job(lambda j: j.update(backoffLimit=0)), "backoffLimit"),
+    ),
+    (
+        *("torchrun sooner than the node", workload.check_interruptions, DISTRIBUTED),
+        job(lambda j: j["template"]["spec"].update(terminationGracePeriodSeconds=300)),
+        "expected --shutdown-timeout=290",
+    ),
+    (
+        *("torchrun as it is by default", workload.check_interruptions, DISTRIBUTED),
+        job(
+            lambda j: j["template"]["spec"]["containers"][0]["args"].remove(
+                "--shutdown-timeout=110"
+            )
+        ),
+        "expected --shutdown-timeout=110",
+    ),
     ("request over limit", workload.check_resources, CPU, requests(cpu="2001m"), "over the limit"),
     ("calls over memory", workload.check_resources, CPU, limits(memory="1Gi"), "1024 MiB"),
     (
@@ -84,6 +111,10 @@ CONTROLS: list[tuple[str, Callable[..., Any], Variant, Spoil, str]] = [
     (
         *("GPU with the image for CPUs", workload.check_device, GPU),
         *(server(lambda c: c.update(image="ganserve:cpu")), "ganserve:cpu"),
+    ),
+    (
+        *("compiled kernels that fill /tmp", workload.check_device, GPU),
+        *(server(lambda c: c.pop("env")), "CUDA_CACHE_MAXSIZE: expected at most half of /tmp"),
     ),
     ("taint", workload.check_device, GPU, pod(lambda s: s.pop("tolerations")), "tainted"),
     (
@@ -173,6 +204,23 @@ CONTROLS: list[tuple[str, Callable[..., Any], Variant, Spoil, str]] = [
         "one without",
     ),
     (
+        *("calls in the clear that are said to use TLS", network.check_protocols, CPU),
+        one("Service", lambda m: m["spec"]["ports"][0].update(appProtocol="https")),
+        "expected appProtocol kubernetes.io/h2c",
+    ),
+    (
+        *("TLS that is not said", network.check_protocols, ALL),
+        one("Service", lambda m: m["spec"]["ports"][0].update(appProtocol="kubernetes.io/h2c")),
+        "expected appProtocol https",
+    ),
+    (
+        *("metrics that are said to use TLS", network.check_protocols, ALL),
+        lambda manifests: of_kind(manifests, "Service")[2]["spec"]["ports"][0].update(
+            appProtocol="https"
+        ),
+        "Service/ganserve-metrics: metrics: expected appProtocol http",
+    ),
+    (
         *("scraped twice", network.check_scrapes, CPU),
         spec("ServiceMonitor", selector={"matchLabels": {"app.kubernetes.io/name": "ganserve"}}),
         "expected one Service",
@@ -249,10 +297,7 @@ CONTROLS: list[tuple[str, Callable[..., Any], Variant, Spoil, str]] = [
     ),
     (
         *("machines that are not there", network.check_addresses, DISTRIBUTED),
-        one(
-            "JobSet",
-            lambda m: m["spec"]["replicatedJobs"][0]["template"]["spec"].update(completions=3),
-        ),
+        job(lambda j: j.update(completions=3)),
         "--nnodes",
     ),
     (

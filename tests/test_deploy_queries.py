@@ -52,6 +52,16 @@ SERIES = {
     'ganserve_model_workers{%s,pod="a",model="m"}': "2x20",
     'ganserve_model_workers{%s,pod="a",model="n"}': "2x20",
     'ganserve_model_workers{%s,pod="b",model="m"}': "2x20",
+    # d waited and computed like a, until it was deleted 45 seconds before the queries.
+    'ganserve_pending_images{%s,pod="d"}': "40x13 stale",
+    'ganserve_queue_seconds_sum{%s,pod="d"}': "0+3x13 stale",
+    'ganserve_queue_seconds_count{%s,pod="d"}': "0+10x13 stale",
+    'ganserve_compute_seconds_sum{%s,pod="d",model="m"}': "0+9x13 stale",
+    'ganserve_model_workers{%s,pod="d",model="m"}': "2x13 stale",
+    'up{%s,pod="d"}': "1x13 stale",
+    'up{%s,pod="a"}': "1x20",
+    'up{%s,pod="b"}': "1x20",
+    'up{%s,pod="c"}': "1x20",
     # Of another cluster's namespace: not ours.
     'ganserve_pending_images{job="ganserve",namespace="other",pod="a"}': "1000x20",
 }

@@ -23,7 +23,8 @@ HEALTH = f'grpc_server_handled_total{{{POD},grpc_service="grpc.health.v1.Health"
 REJECTED = f'ganserve_rejected_requests_total{{{POD},reason="%s"}}'
 BUCKET = f'grpc_server_handling_seconds_bucket{{{SERVICE},le="%s"}}'
 PENDING, QUEUE_SIZE = f"ganserve_pending_images{{{POD}}}", f"ganserve_queue_size_images{{{POD}}}"
-LOADS = f'ganserve_model_loads_total{{{POD},model="m",outcome="%s"}}'
+LOADS = f'ganserve_model_loads_total{{{POD},model="%s",outcome="%s"}}'
+LOADED, OTHER = LOADS % ("m", "success"), LOADS % ("n", "success")
 FAILED = f'ganserve_model_failed_versions{{{POD},model="m"}}'
 READY = f'ganserve_model_ready{{{POD},model="m"}}'
 INFO = 'ganserve_model_info{%s,model="m",version="1",digest="%s",provider="%s"}'
@@ -33,6 +34,7 @@ KUBE = 'kube_deployment_%s{job="kube-state-metrics",namespace="faces",deployment
 MEMORY = f"process_resident_memory_bytes{{{POD}}}"
 BEGAN = f"process_start_time_seconds{{{POD}}}"
 EXPIRY = f'ganserve_certificate_expiry_timestamp_seconds{{{POD},certificate="server"}}'
+REFUSED = f'ganserve_credential_files_refused{{{POD},credential="tokens"}}'
 
 
 FIRES, SILENT = True, False
@@ -51,6 +53,7 @@ NOT_AVAILABLE = CONDITION % ("Available", "false")
 QUEUE = {QUEUE_SIZE: "2048x10", INFO % (POD, "d", CPU): "1x10"}
 THREE_QUEUES = QUEUE | {(INFO % (POD, d, CPU)).replace('"m"', f'"{d}"'): "1x10" for d in "ef"}
 SETTLED = {BEGAN: "0x100"}  # since midnight of the first day
+LEAK = SETTLED | {MEMORY: "100+1x100"}
 
 ALWAYS = {REJECTED % "rate_limited": "0x1000"}  # counted from 0 on by every server
 # How far apart the values of a series are, where it is not a minute.
@@ -192,19 +195,28 @@ CASES: dict[str, list[tuple[bool, str, str, dict[str, str]]]] = {
         ),
     ],
     "GanserveMemoryGrows": [
-        (FIRES, "leak", "1000m", SETTLED | {MEMORY: "100+1x100"}),
+        (FIRES, "leak", "1000m", LEAK),
+        (FIRES, "models loaded at the start", "1000m", LEAK | {LOADED: "1x100", OTHER: "2x100"}),
+        (FIRES, "a model loaded long before", "1000m", LEAK | {LOADED: "_x30 1x70"}),
+        (FIRES, "a model taken away", "1000m", LEAK | {LOADED: "1x100", OTHER: "1x70 stale"}),
         (SILENT, "steady", "1000m", SETTLED | {MEMORY: "100x100"}),
         (SILENT, "up and down", "1000m", SETTLED | {MEMORY: " ".join(["100 180 130"] * 34)}),
         (SILENT, "young process", "1000m", {MEMORY: "100+1x100", BEGAN: "36000x100"}),
-        (
-            *(SILENT, "one more model", "1000m"),
-            SETTLED | {MEMORY: "100+1x100", LOADS % "success": "1x70 2x30"},
-        ),
+        (SILENT, "a new version", "1000m", LEAK | {LOADED: "1x70 2x30"}),
+        (SILENT, "one more model", "1000m", LEAK | {LOADED: "1x100", OTHER: "_x70 1x30"}),
+        (SILENT, "another model", "1000m", LEAK | {LOADED: "1x69 stale", OTHER: "_x70 1x30"}),
+        (SILENT, "a version that fails", "1000m", LEAK | {LOADS % ("m", "failure"): "_x70 1x30"}),
     ],
     "GanserveCertificateExpires": [
         (FIRES, "six days left", "20m", {EXPIRY: f"{6 * 86400}x20"}),
         (SILENT, "eight days left", "20m", {EXPIRY: f"{8 * 86400}x20"}),
         (SILENT, "renewed", "20m", {EXPIRY: f"0x5 {90 * 86400}x15"}),
+    ],
+    "GanserveCredentialsRefused": [
+        (FIRES, "for as long as it is there", "600m", {REFUSED: "0x5 1x600"}),
+        (SILENT, "a look in between", "20m", {REFUSED: "0x5 1x2 0x20"}),
+        (SILENT, "mended", "20m", {REFUSED: "1x10 0x20"}),
+        (SILENT, "none", "20m", {REFUSED: "0x20"}),
     ],
 }
 

@@ -119,12 +119,11 @@ class ServerCertificate:
         if client_ca is not None:
             files["tls_client_ca"] = client_ca
         self._needs_client = client_ca is not None
-        reloads = metrics.credential_reloads
         self._files = ReloadedFiles(
             "certificates",
             files,
             partial(read_certificate, (certificate, key)),
-            lambda outcome: reloads.labels("certificate", outcome).inc(),
+            _show_reloads("certificate", metrics),
         )
         self._show_expiry()
 
@@ -166,12 +165,11 @@ class Tokens:
         Raises:
             StartupError: it cannot be read, or a line of it is no token.
         """
-        reloads = metrics.credential_reloads
         self._files = ReloadedFiles(
             "tokens",
             {"token_file": file},
             parse_tokens,
-            lambda outcome: reloads.labels("tokens", outcome).inc(),
+            _show_reloads("tokens", metrics),
         )
 
     def refresh(self) -> None:
@@ -196,6 +194,18 @@ class Tokens:
             if hmac.compare_digest(known, digest):
                 found = known
         return found
+
+
+def _show_reloads(credential: str, metrics: Metrics) -> Callable[[str], None]:
+    """Count what becomes of changed files, from 0 on so that the first one is an increase."""
+    counts = {o: metrics.credential_reloads.labels(credential, o) for o in ("success", "failure")}
+    refused = metrics.credential_files_refused.labels(credential)
+
+    def show(outcome: str) -> None:
+        counts[outcome].inc()
+        refused.set(outcome == "failure")
+
+    return show
 
 
 def parse_tokens(content: bytes) -> tuple[bytes, ...]:

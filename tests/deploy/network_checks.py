@@ -88,6 +88,18 @@ def check_service_ports(manifests: Manifests) -> Iterator[str]:
         yield "expected a Service with an address and one without"
 
 
+def check_protocols(manifests: Manifests) -> Iterator[str]:
+    """Ports say what they speak, for service meshes go by it: TLS on those of calls alone."""
+    for service in of_kind(manifests, "Service"):
+        for server in _selected(manifests, service["spec"]["selector"]):
+            has_tls = read_settings(manifests, server).tls_certificate is not None
+            spoken = {"grpc": "https" if has_tls else "kubernetes.io/h2c", "metrics": "http"}
+            for port in service["spec"]["ports"]:
+                expected = spoken[port["name"]]
+                if port.get("appProtocol") != expected:
+                    yield f"{name_of(service)}: {port['name']}: expected appProtocol {expected}"
+
+
 def check_scrapes(manifests: Manifests) -> Iterator[str]:
     """Each replica is scraped once, on a port that its Service has, until it ends."""
     for monitor in of_kind(manifests, "ServiceMonitor"):
@@ -228,6 +240,6 @@ def _selected(manifests: Manifests, selector: Mapping[str, str]) -> list[Workloa
 
 
 CHECKS = [
-    *(check_namespaces, check_selectors, check_spread, check_service_ports, check_scrapes),
-    *(check_network_policy, check_scaling, check_disruption, check_addresses),
+    *(check_namespaces, check_selectors, check_spread, check_service_ports, check_protocols),
+    *(check_scrapes, check_network_policy, check_scaling, check_disruption, check_addresses),
 ]

@@ -23,6 +23,11 @@ def pod(spoil: Callable[[dict[str, Any]], object], kind: str = "Deployment") -> 
     return one(kind, lambda manifest: spoil(manifest["spec"]["template"]["spec"]))
 
 
+def job(spoil: Callable[[dict[str, Any]], object]) -> Spoil:
+    """Spoil the first job of a JobSet."""
+    return one("JobSet", lambda m: spoil(m["spec"]["replicatedJobs"][0]["template"]["spec"]))
+
+
 def server(spoil: Callable[[dict[str, Any]], object]) -> Spoil:
     """Spoil the container that serves."""
     return pod(lambda spec: spoil(spec["containers"][0]))

@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 from pydantic import ValidationError
+from torch.distributed.run import get_args_parser
 
 from ganserve.config import ServerConfig
 from ganserve.server import _STOP_GRACE_SECONDS
@@ -19,6 +20,7 @@ from tests.deploy.manifests import (
     VOLUMES,
     Manifests,
     Workload,
+    name_of,
     of_kind,
     quantity,
     render,
@@ -37,6 +39,8 @@ IMAGES = {
 _USER = 65532
 _IMAGE_BYTES = 64 * 64 * 3  # the largest that the settings allow for
 _GPU = "nvidia.com/gpu"
+_CUDA_CACHE = "CUDA_CACHE_MAXSIZE"  # the one variable that others read: CUDA's driver, in bytes
+_TORCHRUN_END_SECONDS = 10  # for what torchrun itself does after its workers have ended
 
 
 def read_settings(manifests: Manifests, server: Workload) -> ServerConfig:
@@ -51,7 +55,7 @@ def read_settings(manifests: Manifests, server: Workload) -> ServerConfig:
 
 def check_settings(manifests: Manifests) -> Iterator[str]:
     """Every variable is a setting, and all values hold."""
-    known = {_PREFIX + name.upper() for name in ServerConfig.model_fields}
+    known = {_PREFIX + name.upper() for name in ServerConfig.model_fields} | {_CUDA_CACHE}
     for server in servers(manifests):
         given = variables(manifests, server.server)
         for name in sorted(given.keys() - known):
@@ -107,6 +111,33 @@ def check_grace(manifests: Manifests) -> Iterator[str]:
             )
 
 
+def check_interruptions(manifests: Manifests) -> Iterator[str]:
+    """A machine of several has its grace period to save in, and to be taken away is no failure."""
+    for job_set in of_kind(manifests, "JobSet"):
+        job = job_set["spec"]["replicatedJobs"][0]["template"]["spec"]
+        failing = [
+            condition["type"]
+            for rule in job.get("podFailurePolicy", {}).get("rules", ())
+            for condition in rule["onPodConditions"]
+            if rule["action"] == "FailJob" and condition["status"] == "True"
+        ]
+        ignored = [
+            reason
+            for rule in job_set["spec"]["failurePolicy"].get("rules", ())
+            for reason in rule["onJobFailureReasons"]
+            if rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
+        ]
+        if (failing, ignored) != (["DisruptionTarget"], ["PodFailurePolicy"]):
+            yield f"{name_of(job_set)}: a machine that is taken away counts as a failure"
+        if job["backoffLimit"] != job["completions"] - 1:
+            yield f"{name_of(job_set)}: backoffLimit: expected one less than the machines"
+        pod = job["template"]["spec"]
+        arguments = [one.replace("$(NODE_RANK)", "0") for one in pod["containers"][0]["args"]]
+        expected = pod.get("terminationGracePeriodSeconds", 30) - _TORCHRUN_END_SECONDS
+        if get_args_parser().parse_args(arguments).shutdown_timeout != expected:
+            yield f"{name_of(job_set)}: expected --shutdown-timeout={expected}, of its grace period"
+
+
 def check_resources(manifests: Manifests) -> Iterator[str]:
     """Requests are at most limits, both are there, and calls fit the memory."""
     for workload in workloads(manifests):
@@ -158,6 +189,10 @@ def check_device(manifests: Manifests) -> Iterator[str]:
         if has_gpu != image.endswith(":gpu"):
             yield f"{server.name}: image {image}, but limits are {resources}"
         tolerated = {toleration["key"] for toleration in server.spec.get("tolerations", ())}
+        tmp = next(one["emptyDir"] for one in server.spec["volumes"] if one["name"] == "tmp")
+        cache = variables(manifests, server.server).get(_CUDA_CACHE, 2**30)  # the driver's default
+        if has_gpu and 2 * quantity(cache) > quantity(tmp["sizeLimit"]):
+            yield f"{server.name}: {_CUDA_CACHE}: expected at most half of /tmp, got {cache}"
         if has_gpu and _GPU not in tolerated:
             yield f"{server.name}: nodes with GPUs are tainted: expected a toleration of {_GPU}"
 
@@ -243,6 +278,13 @@ def fewest_evictions(replicas: int, max_unavailable: int | str) -> int:
 
 
 CHECKS = [
-    *(check_settings, check_ports, check_probes, check_grace, check_resources),
-    *(check_temporary_space, check_device, check_rights, check_volumes, check_images),
+    *(check_settings, check_ports, check_probes, check_grace, check_interruptions),
+    *(
+        check_resources,
+        check_temporary_space,
+        check_device,
+        check_rights,
+        check_volumes,
+        check_images,
+    ),
 ]

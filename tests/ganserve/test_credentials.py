@@ -57,6 +57,10 @@ def reloads(metrics, credential):
     )
 
 
+def refused(metrics, credential):
+    return sample(metrics, "ganserve_credential_files_refused", credential=credential)
+
+
 class TestCertificates:
     def test_their_expiry_is_shown(self, authority, metrics):
         ServerCertificate(*authority.issue(days=30), authority.ca, metrics)
@@ -74,11 +78,11 @@ class TestCertificates:
         caplog.set_level(logging.INFO, "ganserve")
         certificate = ServerCertificate(*authority.issue(days=30), None, metrics)
         certificate.refresh()
-        assert reloads(metrics, "certificate") == (None, None)
+        assert reloads(metrics, "certificate") == (0, 0)
         authority.issue(days=60)
         certificate.refresh()
         certificate.refresh()
-        assert reloads(metrics, "certificate") == (1, None)
+        assert reloads(metrics, "certificate") == (1, 0)
         expiry = sample(
             metrics, "ganserve_certificate_expiry_timestamp_seconds", certificate="server"
         )
@@ -93,7 +97,7 @@ class TestCertificates:
         for file in files:
             file.write_bytes(around + file.read_bytes())
         certificate.refresh()
-        assert reloads(metrics, "certificate") == (1, None)
+        assert reloads(metrics, "certificate") == (1, 0)
 
     @pytest.mark.parametrize(
         ("spoil", "message"),
@@ -151,7 +155,8 @@ class TestCertificates:
         certificate.refresh()
         certificate.refresh()
         assert certificate._files.value is before
-        assert reloads(metrics, "certificate") == (None, 1)
+        assert reloads(metrics, "certificate") == (0, 1)
+        assert refused(metrics, "certificate") == 1
         (record,) = caplog.records  # one line a change, not one a look
         assert "the certificates before stay in use" in record.message
         assert message in record.message
@@ -167,7 +172,7 @@ class TestCertificates:
         authority.issue()
         certificate.refresh()
         assert certificate._files.value is before
-        assert reloads(metrics, "certificate") == (None, 1)
+        assert reloads(metrics, "certificate") == (0, 1)
         assert "No such file" in caplog.text
         assert not key.exists()
 
@@ -243,7 +248,7 @@ class TestTokens:
         tokens.refresh()
         assert tokens.identify(f"Bearer {TOKEN}") is None
         assert tokens.identify(f"Bearer {OTHER}") is not None
-        assert reloads(metrics, "tokens") == (1, None)
+        assert reloads(metrics, "tokens") == (1, 0)
 
     def test_a_broken_file_leaves_the_tokens_before_in_use(self, file, metrics, caplog):
         tokens = Tokens(file, metrics)
@@ -253,8 +258,22 @@ class TestTokens:
         file.unlink()
         tokens.refresh()
         assert tokens.identify(f"Bearer {TOKEN}") is not None
-        assert reloads(metrics, "tokens") == (None, 4)
+        assert reloads(metrics, "tokens") == (0, 4)
         assert "No such file" in caplog.text
+
+    def test_a_refusal_shows_from_the_first_one_on_until_the_file_is_right(self, file, metrics):
+        file.write_text(f"{TOKEN}\n{OTHER}")
+        tokens = Tokens(file, metrics)
+        assert (reloads(metrics, "tokens"), refused(metrics, "tokens")) == ((0, 0), 0)
+        file.write_text("revoked too much")
+        for _ in range(2):
+            tokens.refresh()
+            assert (reloads(metrics, "tokens"), refused(metrics, "tokens")) == ((0, 1), 1)
+        assert tokens.identify(f"Bearer {OTHER}") is not None
+        file.write_text(TOKEN)
+        tokens.refresh()
+        assert (reloads(metrics, "tokens"), refused(metrics, "tokens")) == ((1, 1), 0)
+        assert tokens.identify(f"Bearer {OTHER}") is None
 
     @pytest.mark.parametrize(
         ("content", "message"),

@@ -26,6 +26,7 @@ CONTRACT = {
     "ganserve_model_load_seconds": {"model"},
     "ganserve_certificate_expiry_timestamp_seconds": {"certificate"},
     "ganserve_credential_reloads": {"credential", "outcome"},
+    "ganserve_credential_files_refused": {"credential"},
 }
 
 

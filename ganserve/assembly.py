@@ -159,8 +159,8 @@ def make_interceptor(
     config: ServerConfig,
     metrics: Metrics,
     admission: Admission | None,
-    tracing: "Tracing | None" = None,
-    unread: UnreadReplies | None = None,
+    tracing: "Tracing | None",
+    unread: UnreadReplies,
 ) -> Interceptor:
     """Build what surrounds the calls of a port; without `admission` nobody needs a token."""
     return Interceptor(
@@ -168,11 +168,11 @@ def make_interceptor(
         deadline_seconds=config.deadline_seconds,
         max_deadline_seconds=config.max_deadline_seconds,
         max_calls=config.max_concurrent_calls,
+        unread=unread,
         exempt_services=(HEALTH, reflection.SERVICE_NAME),
         open_services=(HEALTH,),  # probes have no token
         has_token=admission.has_token if admission and admission.needs_token else None,
         tracer=tracing,
-        unread=unread,
     )
 
 

@@ -196,12 +196,13 @@ async def open_health_port(config: ServerConfig, server: RunningServer) -> Async
     Opened first and closed last, so that the process is seen to work until it ends.
     """
     # Not the other port's, which knows all methods.
-    interceptor = make_interceptor(config, server.metrics, admission=None)
+    interceptor = make_interceptor(config, server.metrics, None, None, server.unread)
     limits = grpc_options(config) | {"grpc.max_receive_message_length": _LARGEST_HEALTH_CHECK}
     health_server = make_aio_server(
         interceptors=[interceptor],
         options=[*limits.items()],
         unfinished=make_unfinished_requests(config, server.metrics),
+        direct_methods=DirectMethods((), interceptor.may_call, server.unread),
     )
     health_pb2_grpc.add_HealthServicer_to_server(server.health, health_server)
     try:

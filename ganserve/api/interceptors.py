@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import math
-import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextvars import ContextVar
 from functools import partial
@@ -53,6 +51,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         max_deadline_seconds: How long any call may take.
         max_calls: How many calls may be under way, those included that were answered and whose
             replies are `unread`.
+        unread: Replies that have not left; the same in which calls taken directly count theirs.
         exempt_services: Such as health and reflection. Their calls have no deadline, are answered
             while the server drains, and are not waited for. They do not count among `max_calls`;
             of their streams, such as watches, there may be as many again, an eighth of them from
@@ -60,7 +59,6 @@ class Interceptor(grpc.aio.ServerInterceptor):
         open_services: Those whose calls need no token.
         has_token: Given a call's metadata, whether it may be answered; None where all may.
         tracer: Begins the traces of calls, if there are any.
-        unread: Replies that have not left.
     """
 
     def __init__(
@@ -68,13 +66,13 @@ class Interceptor(grpc.aio.ServerInterceptor):
         metrics: Metrics,
         *,
         deadline_seconds: float,
-        max_deadline_seconds: float = math.inf,
-        max_calls: int = sys.maxsize,
+        max_deadline_seconds: float,
+        max_calls: int,
+        unread: UnreadReplies,
         exempt_services: Collection[str] = (),
         open_services: Collection[str] = (),
         has_token: Callable[[CallMetadata], bool] | None = None,
         tracer: Tracer | None = None,
-        unread: UnreadReplies | None = None,
     ) -> None:
         self._metrics = metrics
         self.under_way = CallsUnderWay(max_calls, unread)

@@ -44,10 +44,10 @@ class Batcher:
         *,
         model_name: str,
         latent_dim: int,
-        max_batch_size: int = 16,
+        max_batch_size: int,
+        queue_size: int,
         batch_sizes: Sequence[int] = (),
         max_wait_seconds: float = 0.0,
-        queue_size: int = 2048,
         instances: int = 1,
         inline_seconds: float = 0.0,
         on_batch: Callable[[Batch, Exception | None], None] | None = None,
@@ -61,10 +61,10 @@ class Batcher:
             model_name: The label of the metrics.
             latent_dim: Of the latents that are drawn from seeds.
             max_batch_size: Rows in one model call, at most.
+            queue_size: Rows that may wait; where one chunk of a stream is larger, its rows.
             batch_sizes: The only sizes the model is called with; batches are padded up to the
                 next one. The largest is `max_batch_size`. None: every size, nothing is padded.
             max_wait_seconds: How long the oldest row may wait for its batch to fill up.
-            queue_size: Rows that may wait; where one chunk of a stream is larger, its rows.
             instances: Model calls at the same time.
             inline_seconds: Model calls that are expected to be shorter than this are made in the
                 event loop where no worker is busy: changing threads would take longer.

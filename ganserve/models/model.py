@@ -3,7 +3,6 @@
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,8 @@ def load_model(
         warm_batch_sizes: Given a provider's name, the sizes to warm up; on a GPU they are the only
             ones that the model is called with.
         max_bytes: How large the file may be.
-        gpu: How models run on a GPU. Its `reproducibility` counts on the CPU too.
+        gpu: How models run on a GPU; needed unless the device is `cpu`. Its `reproducibility`
+            counts on the CPU too.
 
     Raises:
         ModelError: the file cannot be served.
@@ -97,6 +97,7 @@ def _load(
     metadata = parse_metadata(session.get_modelmeta().custom_metadata_map.get("gan"))
     spec = read_spec(session, metadata, hashlib.sha256(file.content).hexdigest())
     if wanted != "cpu":
+        assert gpu is not None, wanted
         try:
             return load_on_gpu(
                 file,
@@ -105,7 +106,7 @@ def _load(
                 device=wanted,
                 batch_sizes=warm_batch_sizes(FIRST_PROVIDERS[wanted]),
                 threads=threads,
-                settings=gpu or GpuSettings(ThreadPoolExecutor(1)),
+                settings=gpu,
             )
         except ProviderUnavailable as error:
             if device != "auto":

@@ -6,7 +6,6 @@ number of them.
 """
 
 import contextlib
-import math
 import threading
 import time
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ class UnreadReplies:
         longest_seconds: how long any may take; the core ends a call whose own deadline passes.
     """
 
-    def __init__(self, seconds: float = math.inf, longest_seconds: float = math.inf) -> None:
+    def __init__(self, seconds: float, longest_seconds: float) -> None:
         self._seconds = {False: seconds, True: longest_seconds}  # by whether there is a deadline
         self.bytes = 0
         self._lock = threading.Lock()  # of `bytes`

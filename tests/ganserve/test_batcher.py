@@ -617,7 +617,8 @@ async def test_a_request_whose_images_find_no_memory_fails_alone_and_at_once():
 
     metrics = Metrics(CollectorRegistry())
     shape = (side, side, 3)
-    batcher = Batcher(make_images, shape, metrics, model_name="m", latent_dim=2, max_batch_size=4)
+    settings = {"model_name": "m", "latent_dim": 2, "max_batch_size": 4, "queue_size": 64}
+    batcher = Batcher(make_images, shape, metrics, **settings)
     large = start(batcher, *range(5))
     await model.has_started()
     small = start(batcher, 100)

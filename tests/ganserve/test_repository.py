@@ -62,7 +62,8 @@ async def opened(root, load=LOAD, **settings):
     metrics = Metrics(CollectorRegistry())
 
     def start_batcher(name, model):
-        return Batcher(model.run_batch, (4, 4, 3), metrics, model_name=name, latent_dim=4)
+        sizes = {"latent_dim": 4, "max_batch_size": 16, "queue_size": 64}
+        return Batcher(model.run_batch, (4, 4, 3), metrics, model_name=name, **sizes)
 
     repository = Repository(root, load, start_batcher, metrics, **settings)
     repository.metrics = metrics

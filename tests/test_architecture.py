@@ -22,7 +22,8 @@ LAYERS = {
         {"api", "saved_images"},
         {"repository", "tracing", "cli_options"},
         {"batching", "security", "load_test", "log_format"},
-        {"calls", "client", "transport"},
+        {"calls"},
+        {"client", "transport"},
         {"models", "metrics", "metrics_port", "encoding", "config"},
         {"errors", "latents", "png", "single_writer_metrics", "wire_format", "setting_values"}
         | {"listeners", "cpus", "memory", "flag_names", "seed_ranges", "grid"}
@@ -88,6 +89,7 @@ LAYERS_WITHIN = {
         {"direct_calls", "calls_under_way"},
         {"core_call", "unfinished_requests", "unread_replies", "replies", "messages"}
         | {"listening", "deadlines", "health"},
+        {"call_context"},
     ],
     "gantrain.data": [
         {"data_check"},

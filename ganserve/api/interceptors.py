@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 
 from ganserve.batching.batcher import DEADLINE_SLACK_SECONDS
-from ganserve.calls import GRPC_TYPES, Call, CallMetadata, Context, Method, Tracer, request_id_of
+from ganserve.calls import GRPC_TYPES, Call, Method, Tracer, request_id_of
 from ganserve.errors import (
     DeadlineExceeded,
     InternalError,
@@ -22,10 +22,12 @@ from ganserve.errors import (
 )
 from ganserve.metrics import Metrics
 from ganserve.security.admission import client_address
+from ganserve.transport.call_context import CallMetadata, Context
 from ganserve.transport.calls_under_way import CallsUnderWay
 from ganserve.transport.deadlines import Deadlines
 from ganserve.transport.messages import (
     Deserialize,
+    StreamContext,
     abort,
     deserialize_request,
     open_stream,
@@ -176,10 +178,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
         method: Method,
         behaviour: Callable[[Any, Context], AsyncGenerator[Any]],
         deserialize: Deserialize | None,
-    ) -> Callable[[Any, Context], Awaitable[None]]:
+    ) -> Callable[[Any, StreamContext], Awaitable[None]]:
         behave = self._count_stream(behaviour) if method.exempt else behaviour
 
-        async def answer(request: Any, context: Context) -> None:  # noqa: ANN401 - as gRPC has it
+        async def answer(request: Any, context: StreamContext) -> None:  # noqa: ANN401
             call = self._begin(method, context)
             is_open = False
             try:

@@ -15,13 +15,14 @@ from ganserve.api.request import (
     rows_of,
 )
 from ganserve.batching.entries import Generated
-from ganserve.calls import Context, current_trace, note_request
+from ganserve.calls import current_trace, note_request
 from ganserve.encoding import Encoder, ImageFormat
 from ganserve.errors import Overloaded
 from ganserve.metrics import Metrics
 from ganserve.repository.model_index import ModelIndex
 from ganserve.repository.versions import ModelState, Served, Version
 from ganserve.security.admission import Admission
+from ganserve.transport.call_context import Context
 from ganserve.transport.replies import Reply, reply_head
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from ganserve.calls import CallMetadata, Context, split_peer
+from ganserve.calls import split_peer
 from ganserve.errors import Overloaded, RateLimited
 from ganserve.security.credentials import Tokens
+from ganserve.transport.call_context import CallMetadata, Context
 
 # A client whose share is whole needs no entry; at this number the one silent for longest goes too.
 _MOST_CLIENTS = 10_000

@@ -39,14 +39,13 @@ class UnreadReplies:
         # Until when, of time.monotonic, and how many bytes.
         self._held: dict[AnsweredCall, tuple[float, int]] = {}
         self._statuses = 0
-        self._look_at_the_clock()
 
     def __len__(self) -> int:
         return len(self._held) + self._statuses
 
     def add(self, call: AnsweredCall, size: int, has_deadline: bool) -> None:
         """Count a reply of `size` bytes that is about to be given to gRPC."""
-        self._held[call] = self._end[has_deadline], size
+        self._held[call] = time.monotonic() + self._seconds[has_deadline], size
         with self._lock:
             self.bytes += size
 
@@ -67,19 +66,9 @@ class UnreadReplies:
 
     def give_up_late(self) -> int:
         """Let go of replies that have taken too long; how many these are. To be called often."""
-        now = self._look_at_the_clock()
+        now = time.monotonic()
         late = [call for call, (until, _) in list(self._held.items()) if until < now]
         for call in late:
             self.remove(call)
             call.give_up()
         return len(late)
-
-    def _look_at_the_clock(self) -> float:
-        """Replies that are added before the next look are given the time of that next look.
-
-        To look at the clock for each would cost as much as all else here.
-        """
-        now = time.monotonic()
-        latest = now + BETWEEN_LOOKS
-        self._end = {kind: latest + seconds for kind, seconds in self._seconds.items()}
-        return now

@@ -158,20 +158,20 @@ def fixed_batch_sizes(config: ServerConfig, provider: str) -> tuple[int, ...]:
 def make_interceptor(
     config: ServerConfig,
     metrics: Metrics,
-    admission: Admission | None,
+    admission: Admission,
     tracing: "Tracing | None",
     unread: UnreadReplies,
 ) -> Interceptor:
-    """Build what surrounds the calls of a port; without `admission` nobody needs a token."""
+    """Build what surrounds the calls of a port."""
     return Interceptor(
         metrics,
         deadline_seconds=config.deadline_seconds,
         max_deadline_seconds=config.max_deadline_seconds,
         max_calls=config.max_concurrent_calls,
         unread=unread,
+        has_token=admission.has_token,
         exempt_services=(HEALTH, reflection.SERVICE_NAME),
         open_services=(HEALTH,),  # probes have no token
-        has_token=admission.has_token if admission and admission.needs_token else None,
         tracer=tracing,
     )
 

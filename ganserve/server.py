@@ -151,7 +151,7 @@ def make_grpc_server(
             # The health check, so that it waits neither for others nor for half a message.
             [*_unary_methods(), _HEALTH_CHECK],
             open_paths=[_HEALTH_CHECK],
-            may_call=server.interceptor.may_call,
+            may_call=server.admission.has_token,
             unread=server.unread,
         ),
     )
@@ -196,13 +196,13 @@ async def open_health_port(config: ServerConfig, server: RunningServer) -> Async
     Opened first and closed last, so that the process is seen to work until it ends.
     """
     # Not the other port's, which knows all methods.
-    interceptor = make_interceptor(config, server.metrics, None, None, server.unread)
+    interceptor = make_interceptor(config, server.metrics, server.admission, None, server.unread)
     limits = grpc_options(config) | {"grpc.max_receive_message_length": _LARGEST_HEALTH_CHECK}
     health_server = make_aio_server(
         interceptors=[interceptor],
         options=[*limits.items()],
         unfinished=make_unfinished_requests(config, server.metrics),
-        direct_methods=DirectMethods((), interceptor.may_call, server.unread),
+        direct_methods=DirectMethods((), server.admission.has_token, server.unread),
     )
     health_pb2_grpc.add_HealthServicer_to_server(server.health, health_server)
     try:

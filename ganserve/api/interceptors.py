@@ -58,8 +58,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
             while the server drains, and are not waited for. They do not count among `max_calls`;
             of their streams, such as watches, there may be as many again, an eighth of them from
             one client.
+        has_token: Given a call's metadata, whether it may be answered; asked in any thread.
         open_services: Those whose calls need no token.
-        has_token: Given a call's metadata, whether it may be answered; None where all may.
         tracer: Begins the traces of calls, if there are any.
     """
 
@@ -71,9 +71,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
         max_deadline_seconds: float,
         max_calls: int,
         unread: UnreadReplies,
+        has_token: Callable[[CallMetadata], bool],
         exempt_services: Collection[str] = (),
         open_services: Collection[str] = (),
-        has_token: Callable[[CallMetadata], bool] | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         self._metrics = metrics
@@ -84,7 +84,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._tracer = tracer
         self._deadlines = Deadlines(deadline_seconds)
         self._longest_deadlines = Deadlines(max_deadline_seconds)
-        # By path: what answers, and, where a token is needed, what refuses callers without one.
+        # By path: what answers, and, but for open services, what refuses callers without a token.
         self._handlers: dict[str, tuple[Handler, Handler | None]] = {}
         # One for all methods that do not exist, or their names would become labels. It has no
         # series before the first such call.
@@ -105,13 +105,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 return self._unknown or self._surround_unknown()
             self._handlers[path] = self._surround(path, handler)
         answer, refuse = self._handlers[path]
-        if refuse is not None and not self.may_call(handler_call_details.invocation_metadata):
+        if refuse is not None and not self._has_token(handler_call_details.invocation_metadata):
             return refuse
         return answer
-
-    def may_call(self, metadata: CallMetadata) -> bool:
-        """Whether a call of a service that is not open is answered; asked in any thread."""
-        return self._has_token is None or self._has_token(metadata)
 
     def _surround_unknown(self) -> Handler:
         unknown = Method(self._metrics, "unknown", "unknown", "unknown", exempt=True)
@@ -146,7 +142,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             # Not that of the message's class: a reply may know how to serialize itself.
             response_serializer=handler.response_serializer and methodcaller("SerializeToString"),
         )
-        if self._has_token is None or service in self._open_services:
+        if service in self._open_services:
             return built, None
         # Before a byte of the message is read; and strangers do not decide what is traced.
         refuse = self._surround_stream(make_method(tracer=None), _refuse_without_token, None)

@@ -93,13 +93,8 @@ class Admission:
         self._tokens = tokens
         self._rate_limiter = rate_limiter
 
-    @property
-    def needs_token(self) -> bool:
-        """Whether a call must carry a token."""
-        return self._tokens is not None
-
     def has_token(self, metadata: CallMetadata) -> bool:
-        """Whether a call may be made at all."""
+        """Whether a call may be made at all: all may where no tokens are asked for."""
         return self._tokens is None or self._identify(self._tokens, metadata) is not None
 
     def taking_images(self, context: Context, images: int) -> AbstractContextManager[None]:

@@ -229,9 +229,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     def _passed_deadline(self) -> DeadlineExceeded | None:
         """The deadline of ours that cancelled the current call, if one did."""
-        if self._deadlines.has_passed():
+        if self._deadlines.take_passed():
             return _late(self._deadlines.seconds, "calls without a deadline")
-        if self._longest_deadlines.has_passed():
+        if self._longest_deadlines.take_passed():
             return _late(self._longest_deadlines.seconds, "all calls")
         return None
 

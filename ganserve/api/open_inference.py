@@ -119,7 +119,9 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
                 generated = await served.batcher.submit(
                     rows, generation.labels, deadline=deadline, truncation=truncation
                 )
-            return self._respond(version, generated, request.id)
+            response = self._respond(version, generated, request.id)
+            served.count_images(generation.count)
+            return response
 
     def _is_model_ready(self, name: str, number: int | None) -> bool:
         try:
@@ -153,8 +155,6 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         )
         response.outputs.add(name=OUTPUT, datatype="UINT8", shape=generated.pixels.shape)
         self._observe_encode_seconds(time.perf_counter() - started)
-        count = len(generated.pixels)
-        version.count_images(count)
         return response
 
 

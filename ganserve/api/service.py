@@ -97,7 +97,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
                     rows, generation.labels, deadline=deadline, truncation=truncation
                 )
             reply = await self._respond(version, served, generation, generated, first=0)
-            version.count_images(generation.count)
+            served.count_images(generation.count)
             return reply
 
     async def StreamImages(  # type: ignore[override]  # a reply may serialize itself
@@ -117,7 +117,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
                 async with contextlib.aclosing(chunks) as replies:
                     async for reply in replies:
                         # Before it is sent: a caller that leaves may have received it.
-                        version.count_images(reply.message.count)
+                        served.count_images(reply.message.count)
                         yield reply
 
     async def ListModels(self, _: pb.ListModelsRequest, __: Context) -> pb.ListModelsResponse:

@@ -18,7 +18,7 @@ from ganserve.models.bound_session import BoundSession
 from ganserve.models.gpu_sessions import GpuSettings, open_on_gpu
 from ganserve.models.model_files import read_model_file
 from ganserve.models.model_spec import ModelSpec, make_feeds, read_spec, runner_of_rows
-from ganserve.models.onnx_file import check_fields, check_format, check_onnx_file
+from ganserve.models.onnx_file import check_format, check_onnx_fields, check_onnx_file
 from ganserve.models.onnx_weights import SplitFile, split_weights
 from ganserve.models.providers import FIRST_PROVIDERS
 from ganserve.models.runtime import Session, one_line, open_session, resolve_device
@@ -130,7 +130,7 @@ def read_checked_file(path: Path, max_bytes: int) -> SplitFile:
         content = read_model_file(path, max_bytes)
     except OSError as error:  # of all failures to load a model the one worth another attempt
         raise UnreadableModel(f"cannot be read: {error.strerror}") from error
-    check_fields(content)
+    check_onnx_fields(content)
     file = split_weights(content)
     check_onnx_file(file.outline)
     for handed_over in (file.graph, file.content):  # other bytes than those looked through

@@ -32,8 +32,11 @@ class Deadlines:
             assert task is not None
             self._ends.pop(task, None)
 
-    def has_passed(self) -> bool:
-        """Whether it was this deadline, and nothing else, that cancelled the current task."""
+    def take_passed(self) -> bool:
+        """Whether it was this deadline, and nothing else, that cancelled the current task.
+
+        Asked once: the task then counts as not cancelled by it.
+        """
         task = asyncio.current_task()
         assert task is not None
         if task not in self._passed:

@@ -778,8 +778,8 @@ class TestSeriesOfVersions:
             for number in range(1, 6):
                 path = write_artifact(tmp_path, version=number)
                 await repository.refresh()
-                with repository.index.use("tiny", None) as (version, _):
-                    version.count_images(number)
+                with repository.index.use("tiny", None) as (_, served):
+                    served.count_images(number)
                 await eventually(lambda: len(repository.index.versions) == 1)
             counts = [
                 sample(repository, "ganserve_images_total", model="tiny", version=str(number))
@@ -789,9 +789,9 @@ class TestSeriesOfVersions:
             # One that comes back counts on from where it was shown, and is shown.
             remove(path)
             await repository.refresh()
-            with repository.index.use("tiny", None) as (version, _):
+            with repository.index.use("tiny", None) as (version, served):
                 assert version.number == 4
-                version.count_images(1)
+                served.count_images(1)
             labels = {"model": "tiny", "version": "4"}
             assert sample(repository, "ganserve_images_total", **labels) == 5
 
@@ -800,9 +800,9 @@ class TestSeriesOfVersions:
         write_artifact(tmp_path, "other")
         async with opened(tmp_path) as repository:
             await repository.refresh()
-            with repository.index.use("tiny", None) as (version, served):
+            with repository.index.use("tiny", None) as (_, served):
                 await pixels_of(served)
-                version.count_images(1)
+                served.count_images(1)
 
             assert models_with_series(repository) == {"tiny", "other"}
             remove(path)

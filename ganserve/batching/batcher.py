@@ -246,7 +246,7 @@ class Batcher:
             except Exception as error:  # fails this batch alone, whatever it is
                 self._fail(parts, error, began)
 
-    # From here on in the worker threads.
+    # In the worker threads.
 
     def _work(self) -> None:
         lower_thread_priority()
@@ -285,6 +285,8 @@ class Batcher:
         if oldest <= self._shared_at:  # left for another worker, not to wait for more
             return 0.0
         return oldest + self._max_wait_seconds - time.monotonic()
+
+    # In a worker's thread or, for `_run_inline` and `_finish`, in the event loop.
 
     def _take(self, *, share: bool) -> list[Part]:
         """Take one batch off the queue; the lock is held. Empty where all that waited was late.
@@ -326,7 +328,7 @@ class Batcher:
             error.__cause__ = cause
             self._loop.call_soon_threadsafe(fail, part.entry, error)
 
-    # In the event loop again.
+    # In the event loop.
 
     def _finish(self, batch: Batch) -> None:
         try:

@@ -17,7 +17,6 @@ from prometheus_client import CollectorRegistry, ProcessCollector, disable_creat
 from ganserve.api.open_inference import OpenInferenceService
 from ganserve.api.service import ImageGenerationService, Limits
 from ganserve.assembly import (
-    HEALTH,
     make_interceptor,
     make_unfinished_requests,
     read_credentials,
@@ -37,6 +36,7 @@ from ganserve.models.model_files import check_root
 from ganserve.models.runtime import check_runtime, keep_runtime_silent
 from ganserve.running_server import RunningServer
 from ganserve.transport.accepting import DirectMethods, make_aio_server, may_stop_again
+from ganserve.transport.health import HEALTH
 from ganserve.transport.listening import allow_connections, grpc_options, listen
 from ganserve.v1 import image_generation_pb2, image_generation_pb2_grpc
 

@@ -28,6 +28,7 @@ LAYERS = {
         {"errors", "latents", "png", "single_writer_metrics", "wire_format", "setting_values"}
         | {"listeners", "cpus", "memory", "flag_names", "seed_ranges", "grid"}
         | {"inference", "v1"},
+        {"plain_text"},
     ],
     "gantrain": [
         {"__main__"},
@@ -48,7 +49,7 @@ LAYERS_WITHIN = {
     "ganserve.api": [
         {"open_inference"},
         {"service", "inference_request"},
-        {"request", "interceptors"},
+        {"request", "interceptors", "replies"},
     ],
     "ganserve.batching": [
         {"batcher"},
@@ -87,7 +88,7 @@ LAYERS_WITHIN = {
     "ganserve.transport": [
         {"accepting"},
         {"direct_calls", "calls_under_way"},
-        {"core_call", "unfinished_requests", "unread_replies", "replies", "messages"}
+        {"core_call", "unfinished_requests", "unread_replies", "messages"}
         | {"listening", "deadlines", "health"},
         {"call_context"},
     ],

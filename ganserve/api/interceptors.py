@@ -11,7 +11,6 @@ from typing import Any, NoReturn, TypeAlias
 
 import grpc
 
-from ganserve.batching.batcher import DEADLINE_SLACK_SECONDS
 from ganserve.calls import GRPC_TYPES, Call, Method, Tracer, request_id_of
 from ganserve.errors import (
     DeadlineExceeded,
@@ -24,7 +23,7 @@ from ganserve.metrics import Metrics
 from ganserve.security.admission import client_address
 from ganserve.transport.call_context import CallMetadata, Context
 from ganserve.transport.calls_under_way import CallsUnderWay
-from ganserve.transport.deadlines import Deadlines
+from ganserve.transport.deadlines import DEADLINE_SLACK_SECONDS, Deadlines
 from ganserve.transport.messages import (
     Deserialize,
     StreamContext,

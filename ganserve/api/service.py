@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from dataclasses import dataclass
 from typing import Any
 
+from ganserve.api.replies import Reply, reply_head
 from ganserve.api.request import (
     GenerationRequest,
     check_one_reply,
@@ -23,7 +24,6 @@ from ganserve.repository.model_index import ModelIndex
 from ganserve.repository.versions import ModelState, Served, Version
 from ganserve.security.admission import Admission
 from ganserve.transport.call_context import Context
-from ganserve.transport.replies import Reply, reply_head
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
 

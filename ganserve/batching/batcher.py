@@ -24,13 +24,10 @@ from ganserve.batching.row_queue import RowQueue
 from ganserve.cpus import lower_thread_priority
 from ganserve.errors import DeadlineExceeded, ModelError, Overloaded, ShuttingDown
 from ganserve.metrics import AbandonReason, Metrics
+from ganserve.transport.deadlines import DEADLINE_SLACK_SECONDS
 
 # Latents [n, latent_dim] and, of conditional models, labels [n] -> [n, height, width, channels].
 RunBatch = Callable[[NDArray[np.float32], NDArray[np.int64] | None], NDArray[np.uint8]]
-
-# gRPC and we read the clock at different moments: a caller cancelled this close to its deadline
-# was cancelled by it.
-DEADLINE_SLACK_SECONDS = 0.005
 
 
 class Batcher:

@@ -3,6 +3,10 @@
 import asyncio
 from typing import Any
 
+# gRPC and we read the clock at different moments: a caller cancelled this close to its deadline
+# was cancelled by it.
+DEADLINE_SLACK_SECONDS = 0.005
+
 
 class Deadlines:
     """A deadline for calls: one timer for all, for it is equally long for each.

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from ganserve.batching.batcher import DEADLINE_SLACK_SECONDS, Batcher
+from ganserve.batching.batcher import Batcher
 from ganserve.batching.entries import Entry
 from ganserve.batching.latency_estimate import LatencyEstimate
 from ganserve.batching.results import fail
 from ganserve.errors import DeadlineExceeded, Overloaded, ShuttingDown
 from ganserve.latents import draw_latents, truncate
 from ganserve.metrics import Metrics
+from ganserve.transport.deadlines import DEADLINE_SLACK_SECONDS
 from tests.ganserve.conftest import eventually, settle
 
 SHAPE = (1, 2, 1)

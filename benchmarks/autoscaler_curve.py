@@ -13,6 +13,7 @@ import csv
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -20,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving_models import write_models
 from serving_processes import free_port, running, wait_until_serving
 
+from ganserve.load_test.plan import LoadPlan
 from ganserve.load_test.run import offer_load
 
 CURVE = Path(__file__).resolve().parent / "results/autoscaler_curve.csv"
@@ -69,20 +71,16 @@ async def watch(port: int, rows: list[dict[str, float]]) -> None:
 
 async def record(address: str, metrics_port: int) -> tuple[float, list[dict[str, float]]]:
     """Capacity in images a second, and the rows."""
-    asked = {"images_per_request": IMAGES_PER_REQUEST, "image_format": "raw"}
-    most = await offer_load(address, concurrency=16, seconds=8.0, **asked)  # type: ignore[arg-type]
+    plan = LoadPlan(address, concurrency=16, images_per_request=IMAGES_PER_REQUEST, seconds=8.0)
+    most = await offer_load(plan)
     capacity = most.images_per_second
     print(f"capacity: {capacity:.0f} images/s", file=sys.stderr)
     rows: list[dict[str, float]] = []
     watching = asyncio.create_task(watch(metrics_port, rows))
     for share in SHARES:
-        await offer_load(
-            address,
-            rate=share * capacity / IMAGES_PER_REQUEST,
-            seconds=STEP_SECONDS,
-            warm_up_seconds=0.0,
-            **asked,  # type: ignore[arg-type]
-        )
+        rate = share * capacity / IMAGES_PER_REQUEST
+        step = replace(plan, rate=rate, seconds=STEP_SECONDS, warm_up_seconds=0.0)
+        await offer_load(step)
         print(f"{len(rows)} s: {rows[-1] if rows else ''}", file=sys.stderr)
     watching.cancel()
     return capacity, rows

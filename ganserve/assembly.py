@@ -7,7 +7,6 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import TYPE_CHECKING
 
-from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from ganserve.api.interceptors import Interceptor
@@ -23,6 +22,7 @@ from ganserve.models.runtime import resolve_device
 from ganserve.repository.repository import Repository
 from ganserve.security.admission import Admission, RateLimiter
 from ganserve.security.credentials import ServerCertificate, Tokens
+from ganserve.transport.health import HEALTH
 from ganserve.transport.unfinished_requests import UnfinishedRequests
 from ganserve.transport.unread_replies import UnreadReplies
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 # Measured: two changes of threads take 0.1 to 0.3 ms of CPU, more than a small model.
 _INLINE_SECONDS = 0.002
 
@@ -158,21 +157,21 @@ def fixed_batch_sizes(config: ServerConfig, provider: str) -> tuple[int, ...]:
 def make_interceptor(
     config: ServerConfig,
     metrics: Metrics,
-    admission: Admission | None,
-    tracing: "Tracing | None" = None,
-    unread: UnreadReplies | None = None,
+    admission: Admission,
+    tracing: "Tracing | None",
+    unread: UnreadReplies,
 ) -> Interceptor:
-    """Build what surrounds the calls of a port; without `admission` nobody needs a token."""
+    """Build what surrounds the calls of a port."""
     return Interceptor(
         metrics,
         deadline_seconds=config.deadline_seconds,
         max_deadline_seconds=config.max_deadline_seconds,
         max_calls=config.max_concurrent_calls,
+        unread=unread,
+        has_token=admission.has_token,
         exempt_services=(HEALTH, reflection.SERVICE_NAME),
         open_services=(HEALTH,),  # probes have no token
-        has_token=admission.has_token if admission and admission.needs_token else None,
         tracer=tracing,
-        unread=unread,
     )
 
 

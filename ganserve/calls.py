@@ -7,23 +7,19 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import unquote
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
-from grpc.aio import ServicerContext
 
 from ganserve.metrics import Metrics
+from ganserve.transport.call_context import CallMetadata, Context
 
 logger = logging.getLogger(__name__)
-
-Context = ServicerContext[Any, Any]
-# As gRPC hands it over: pairs of a name and a text, or bytes where the name ends in -bin.
-CallMetadata = Iterable[tuple[str, str | bytes]] | None
 
 REQUEST_ID = "x-request-id"  # the metadata in which ids come and go
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -244,34 +244,36 @@ def _load_test(command: LoadTest) -> None:
 
 
 async def _offer_load(command: LoadTest) -> "LoadReport | Sweep":
+    from ganserve.load_test.plan import LoadPlan
     from ganserve.load_test.run import offer_load, stopped_by_interrupts
     from ganserve.load_test.sweep import parse_sweep, sweep
 
+    plan = LoadPlan(
+        address=command.address,
+        model=command.model or "",
+        rate=command.rate,
+        concurrency=command.concurrency or LoadPlan.concurrency,
+        images_per_request=command.images_per_request,
+        image_format=command.format,
+        class_label=command.class_label,
+        seconds=command.seconds,
+        warm_up_seconds=command.warm_up_seconds,
+        connections=command.connections,
+        timeout_seconds=command.timeout_seconds,
+        max_calls_under_way=command.max_calls_under_way,
+        security=_security(command),
+    )
     with stopped_by_interrupts() as stop:
         offer = functools.partial(
-            offer_load,
-            command.address,
-            model=command.model or "",
-            images_per_request=command.images_per_request,
-            image_format=command.format,
-            class_label=command.class_label,
-            seconds=command.seconds,
-            warm_up_seconds=command.warm_up_seconds,
-            connections=command.connections,
-            processes=command.processes,
-            verify=command.verify,
-            timeout_seconds=command.timeout_seconds,
-            max_calls_under_way=command.max_calls_under_way,
-            security=_security(command),
-            stop=stop,
+            offer_load, processes=command.processes, verify=command.verify, stop=stop
         )
         if command.sweep is None:
-            return await offer(rate=command.rate, concurrency=command.concurrency or 8)
+            return await offer(plan)
 
         async def offer_at(kind: "LoadKind", value: float) -> "LoadReport":
             if kind == "rate":
-                return await offer(rate=value)
-            return await offer(concurrency=int(value))
+                return await offer(replace(plan, rate=value))
+            return await offer(replace(plan, concurrency=int(value)))
 
         return await sweep(parse_sweep(command.sweep), offer_at)
 

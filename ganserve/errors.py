@@ -5,7 +5,6 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
-from unicodedata import category
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -15,11 +14,7 @@ from google.rpc.error_details_pb2 import BadRequest, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
-# A status travels in trailers, of which gRPC clients take 8 KB: once as a message, which may grow
-# threefold there, and twice in its details.
-_LONGEST_TEXT_BYTES = 1000
-# Of Unicode: control and format characters, halves of others, ends of lines and of paragraphs.
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+from ganserve.plain_text import cut, printable
 
 
 class StartupError(RuntimeError):
@@ -70,7 +65,7 @@ class InvalidRequest(RequestError):
 
     def details(self) -> Sequence[Message]:
         """Name the field."""
-        violation = BadRequest.FieldViolation(field=self.field, description=_cut(self.problem))
+        violation = BadRequest.FieldViolation(field=self.field, description=cut(self.problem))
         return (BadRequest(field_violations=[violation]),)
 
 
@@ -170,7 +165,7 @@ REQUEST_ERRORS = (
 def to_status(error: RequestError) -> grpc.Status:
     """Build the status with its details, as `context.abort_with_status` takes it."""
     number, _ = error.code.value
-    status = Status(code=number, message=_cut(str(error)))
+    status = Status(code=number, message=cut(str(error)))
     for detail in error.details():
         packed = AnyMessage()
         packed.Pack(detail)
@@ -183,23 +178,3 @@ def to_status(error: RequestError) -> grpc.Status:
         answer = answer._replace(trailing_metadata=(*answer.trailing_metadata, pushback))
     built: grpc.Status = answer
     return built
-
-
-def printable(text: str) -> str:
-    """A text from elsewhere that forges no line of a log and moves no cursor, and a short one."""
-    return _cut(escape(text[: _LONGEST_TEXT_BYTES + 1]))
-
-
-def escape(text: str) -> str:
-    """Write what does not show, such as the end of a line, as `repr` does; all spaces stay."""
-    if text.isprintable():
-        return text
-    return "".join(repr(one)[1:-1] if category(one) in _HIDDEN else one for one in text)
-
-
-def _cut(text: str) -> str:
-    """Keep a text short enough for every client, such as a list of a thousand models."""
-    encoded = text.encode()
-    if len(encoded) <= _LONGEST_TEXT_BYTES:
-        return text
-    return encoded[:_LONGEST_TEXT_BYTES].decode(errors="ignore") + "..."

@@ -30,7 +30,7 @@ def spell_flags(command: str, message: str, fields_of: FieldsOf) -> str:
     """Name the flags where a message about several settings names their fields."""
     fields = fields_of(command)
 
-    def spell_subject(match: re.Match[str]) -> str:
+    def spell_named(match: re.Match[str]) -> str:
         return _spell_flag(command, match[0]) if match[0] in fields else match[0]
 
     def spell_other(match: re.Match[str]) -> str:
@@ -39,7 +39,7 @@ def spell_flags(command: str, message: str, fields_of: FieldsOf) -> str:
         return f"--{match[0].replace('_', '-')}" if is_field else match[0]
 
     subject, colon, rest = message.partition(": ")
-    return _NAME.sub(spell_subject, subject) + colon + _NAME.sub(spell_other, rest)
+    return _NAME.sub(spell_named, subject) + colon + _NAME.sub(spell_other, rest)
 
 
 def spell_subject(command: str, message: str, fields_of: FieldsOf) -> str:

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from ganserve.calls import current_call
-from ganserve.errors import escape
+from ganserve.plain_text import escape
 from ganserve.setting_values import LogFormat
 
 # What gRPC logs, with a traceback, of each value that is no UTF-8; any caller can send hundreds.

@@ -17,7 +17,6 @@ from prometheus_client import CollectorRegistry, ProcessCollector, disable_creat
 from ganserve.api.open_inference import OpenInferenceService
 from ganserve.api.service import ImageGenerationService, Limits
 from ganserve.assembly import (
-    HEALTH,
     make_interceptor,
     make_unfinished_requests,
     read_credentials,
@@ -37,6 +36,7 @@ from ganserve.models.model_files import check_root
 from ganserve.models.runtime import check_runtime, keep_runtime_silent
 from ganserve.running_server import RunningServer
 from ganserve.transport.accepting import DirectMethods, make_aio_server, may_stop_again
+from ganserve.transport.health import HEALTH
 from ganserve.transport.listening import allow_connections, grpc_options, listen
 from ganserve.v1 import image_generation_pb2, image_generation_pb2_grpc
 
@@ -151,7 +151,7 @@ def make_grpc_server(
             # The health check, so that it waits neither for others nor for half a message.
             [*_unary_methods(), _HEALTH_CHECK],
             open_paths=[_HEALTH_CHECK],
-            may_call=server.interceptor.may_call,
+            may_call=server.admission.has_token,
             unread=server.unread,
         ),
     )
@@ -196,12 +196,13 @@ async def open_health_port(config: ServerConfig, server: RunningServer) -> Async
     Opened first and closed last, so that the process is seen to work until it ends.
     """
     # Not the other port's, which knows all methods.
-    interceptor = make_interceptor(config, server.metrics, admission=None)
+    interceptor = make_interceptor(config, server.metrics, server.admission, None, server.unread)
     limits = grpc_options(config) | {"grpc.max_receive_message_length": _LARGEST_HEALTH_CHECK}
     health_server = make_aio_server(
         interceptors=[interceptor],
         options=[*limits.items()],
         unfinished=make_unfinished_requests(config, server.metrics),
+        direct_methods=DirectMethods((), server.admission.has_token, server.unread),
     )
     health_pb2_grpc.add_HealthServicer_to_server(server.health, health_server)
     try:

@@ -34,7 +34,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import Attributes
 
 from ganserve.batching.entries import Batch, Part
-from ganserve.calls import Call, CallMetadata, split_peer
+from ganserve.calls import Call, split_peer
+from ganserve.transport.call_context import CallMetadata
 
 logger = logging.getLogger(__name__)
 

@@ -22,11 +22,13 @@ LAYERS = {
         {"api", "saved_images"},
         {"repository", "tracing", "cli_options"},
         {"batching", "security", "load_test", "log_format"},
-        {"calls", "client", "transport"},
+        {"calls"},
+        {"client", "transport"},
         {"models", "metrics", "metrics_port", "encoding", "config"},
         {"errors", "latents", "png", "single_writer_metrics", "wire_format", "setting_values"}
         | {"listeners", "cpus", "memory", "flag_names", "seed_ranges", "grid"}
         | {"inference", "v1"},
+        {"plain_text"},
     ],
     "gantrain": [
         {"__main__"},
@@ -47,7 +49,7 @@ LAYERS_WITHIN = {
     "ganserve.api": [
         {"open_inference"},
         {"service", "inference_request"},
-        {"request", "interceptors"},
+        {"request", "interceptors", "replies"},
     ],
     "ganserve.batching": [
         {"batcher"},
@@ -86,8 +88,9 @@ LAYERS_WITHIN = {
     "ganserve.transport": [
         {"accepting"},
         {"direct_calls", "calls_under_way"},
-        {"core_call", "unfinished_requests", "unread_replies", "replies", "messages"}
+        {"core_call", "unfinished_requests", "unread_replies", "messages"}
         | {"listening", "deadlines", "health"},
+        {"call_context"},
     ],
     "gantrain.data": [
         {"data_check"},

@@ -59,11 +59,9 @@ def parse_inference(
     inputs = _find_inputs(request)
     _check_raw_contents(request)
     source = _parse_source(inputs, spec, max_images)
-    count = source.count
     return GenerationRequest(
-        count=count,
         source=source,
-        labels=_parse_labels(inputs, spec, count),
+        labels=_parse_labels(inputs, spec, source.count),
         truncation=_parse_truncation(request),
         format=ImageFormat.RAW,
         quality=None,

@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import math
-import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextvars import ContextVar
 from functools import partial
@@ -13,8 +11,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import grpc
 
-from ganserve.batching.batcher import DEADLINE_SLACK_SECONDS
-from ganserve.calls import GRPC_TYPES, Call, CallMetadata, Context, Method, Tracer, request_id_of
+from ganserve.calls import GRPC_TYPES, Call, Method, Tracer, request_id_of
 from ganserve.errors import (
     DeadlineExceeded,
     InternalError,
@@ -24,10 +21,12 @@ from ganserve.errors import (
 )
 from ganserve.metrics import Metrics
 from ganserve.security.admission import client_address
+from ganserve.transport.call_context import CallMetadata, Context
 from ganserve.transport.calls_under_way import CallsUnderWay
-from ganserve.transport.deadlines import Deadlines
+from ganserve.transport.deadlines import DEADLINE_SLACK_SECONDS, Deadlines
 from ganserve.transport.messages import (
     Deserialize,
+    StreamContext,
     abort,
     deserialize_request,
     open_stream,
@@ -53,14 +52,14 @@ class Interceptor(grpc.aio.ServerInterceptor):
         max_deadline_seconds: How long any call may take.
         max_calls: How many calls may be under way, those included that were answered and whose
             replies are `unread`.
+        unread: Replies that have not left; the same in which calls taken directly count theirs.
         exempt_services: Such as health and reflection. Their calls have no deadline, are answered
             while the server drains, and are not waited for. They do not count among `max_calls`;
             of their streams, such as watches, there may be as many again, an eighth of them from
             one client.
+        has_token: Given a call's metadata, whether it may be answered; asked in any thread.
         open_services: Those whose calls need no token.
-        has_token: Given a call's metadata, whether it may be answered; None where all may.
         tracer: Begins the traces of calls, if there are any.
-        unread: Replies that have not left.
     """
 
     def __init__(
@@ -68,13 +67,13 @@ class Interceptor(grpc.aio.ServerInterceptor):
         metrics: Metrics,
         *,
         deadline_seconds: float,
-        max_deadline_seconds: float = math.inf,
-        max_calls: int = sys.maxsize,
+        max_deadline_seconds: float,
+        max_calls: int,
+        unread: UnreadReplies,
+        has_token: Callable[[CallMetadata], bool],
         exempt_services: Collection[str] = (),
         open_services: Collection[str] = (),
-        has_token: Callable[[CallMetadata], bool] | None = None,
         tracer: Tracer | None = None,
-        unread: UnreadReplies | None = None,
     ) -> None:
         self._metrics = metrics
         self.under_way = CallsUnderWay(max_calls, unread)
@@ -84,7 +83,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._tracer = tracer
         self._deadlines = Deadlines(deadline_seconds)
         self._longest_deadlines = Deadlines(max_deadline_seconds)
-        # By path: what answers, and, where a token is needed, what refuses callers without one.
+        # By path: what answers, and, but for open services, what refuses callers without a token.
         self._handlers: dict[str, tuple[Handler, Handler | None]] = {}
         # One for all methods that do not exist, or their names would become labels. It has no
         # series before the first such call.
@@ -105,13 +104,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 return self._unknown or self._surround_unknown()
             self._handlers[path] = self._surround(path, handler)
         answer, refuse = self._handlers[path]
-        if refuse is not None and not self.may_call(handler_call_details.invocation_metadata):
+        if refuse is not None and not self._has_token(handler_call_details.invocation_metadata):
             return refuse
         return answer
-
-    def may_call(self, metadata: CallMetadata) -> bool:
-        """Whether a call of a service that is not open is answered; asked in any thread."""
-        return self._has_token is None or self._has_token(metadata)
 
     def _surround_unknown(self) -> Handler:
         unknown = Method(self._metrics, "unknown", "unknown", "unknown", exempt=True)
@@ -146,7 +141,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             # Not that of the message's class: a reply may know how to serialize itself.
             response_serializer=handler.response_serializer and methodcaller("SerializeToString"),
         )
-        if self._has_token is None or service in self._open_services:
+        if service in self._open_services:
             return built, None
         # Before a byte of the message is read; and strangers do not decide what is traced.
         refuse = self._surround_stream(make_method(tracer=None), _refuse_without_token, None)
@@ -178,10 +173,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
         method: Method,
         behaviour: Callable[[Any, Context], AsyncGenerator[Any]],
         deserialize: Deserialize | None,
-    ) -> Callable[[Any, Context], Awaitable[None]]:
+    ) -> Callable[[Any, StreamContext], Awaitable[None]]:
         behave = self._count_stream(behaviour) if method.exempt else behaviour
 
-        async def answer(request: Any, context: Context) -> None:  # noqa: ANN401 - as gRPC has it
+        async def answer(request: Any, context: StreamContext) -> None:  # noqa: ANN401
             call = self._begin(method, context)
             is_open = False
             try:
@@ -233,9 +228,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     def _passed_deadline(self) -> DeadlineExceeded | None:
         """The deadline of ours that cancelled the current call, if one did."""
-        if self._deadlines.has_passed():
+        if self._deadlines.take_passed():
             return _late(self._deadlines.seconds, "calls without a deadline")
-        if self._longest_deadlines.has_passed():
+        if self._longest_deadlines.take_passed():
             return _late(self._longest_deadlines.seconds, "all calls")
         return None
 

@@ -11,7 +11,7 @@ from ganserve.api.inference_request import INPUTS, OUTPUT, parse_inference, pars
 from ganserve.api.request import check_one_reply, parse_version, rows_of
 from ganserve.api.service import Limits
 from ganserve.batching.entries import Generated
-from ganserve.calls import Context, note_request
+from ganserve.calls import note_request
 from ganserve.encoding import ImageFormat
 from ganserve.errors import Loading, UnknownModel
 from ganserve.inference.v2 import model_config_pb2 as config_pb
@@ -23,6 +23,7 @@ from ganserve.repository.model_index import ModelIndex
 from ganserve.repository.versions import ModelState, Version
 from ganserve.security.admission import Admission
 from ganserve.setting_values import VersionPolicy
+from ganserve.transport.call_context import Context
 
 # As Triton spells them, for clients that look.
 _PLATFORM = "onnxruntime_onnx"
@@ -118,7 +119,9 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
                 generated = await served.batcher.submit(
                     rows, generation.labels, deadline=deadline, truncation=truncation
                 )
-            return self._respond(version, generated, request.id)
+            response = self._respond(version, generated, request.id)
+            served.count_images(generation.count)
+            return response
 
     def _is_model_ready(self, name: str, number: int | None) -> bool:
         try:
@@ -152,8 +155,6 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         )
         response.outputs.add(name=OUTPUT, datatype="UINT8", shape=generated.pixels.shape)
         self._observe_encode_seconds(time.perf_counter() - started)
-        count = len(generated.pixels)
-        version.count_images(count)
         return response
 
 

@@ -68,12 +68,16 @@ Source = FromSeeds | FromLatents | FromInterpolation
 class GenerationRequest:
     """What to generate, checked against the model that will do it."""
 
-    count: int
     source: Source
     labels: NDArray[np.int64] | None  # [count], conditional models only
     truncation: float
     format: ImageFormat
     quality: int | None
+
+    @property
+    def count(self) -> int:
+        """How many images."""
+        return self.source.count
 
     @property
     def seeds(self) -> NDArray[np.uint64]:  # [count], or [0]
@@ -90,11 +94,10 @@ def parse_request(
         InvalidRequest: names the field, what was expected and what came.
     """
     source = _parse_source(request, spec, max_images)
-    count, image_format = source.count, _parse_format(request)
+    image_format = _parse_format(request)
     return GenerationRequest(
-        count=count,
         source=source,
-        labels=_parse_labels(request, spec, count),
+        labels=_parse_labels(request, spec, source.count),
         truncation=_parse_truncation(request),
         format=image_format,
         quality=_parse_quality(request, image_format),

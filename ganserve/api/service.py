@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from dataclasses import dataclass
 from typing import Any
 
+from ganserve.api.replies import Reply, reply_head
 from ganserve.api.request import (
     GenerationRequest,
     check_one_reply,
@@ -15,14 +16,14 @@ from ganserve.api.request import (
     rows_of,
 )
 from ganserve.batching.entries import Generated
-from ganserve.calls import Context, current_trace, note_request
+from ganserve.calls import current_trace, note_request
 from ganserve.encoding import Encoder, ImageFormat
 from ganserve.errors import Overloaded
 from ganserve.metrics import Metrics
 from ganserve.repository.model_index import ModelIndex
 from ganserve.repository.versions import ModelState, Served, Version
 from ganserve.security.admission import Admission
-from ganserve.transport.replies import Reply, reply_head
+from ganserve.transport.call_context import Context
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
 
@@ -96,7 +97,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
                     rows, generation.labels, deadline=deadline, truncation=truncation
                 )
             reply = await self._respond(version, served, generation, generated, first=0)
-            version.count_images(generation.count)
+            served.count_images(generation.count)
             return reply
 
     async def StreamImages(  # type: ignore[override]  # a reply may serialize itself
@@ -116,7 +117,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
                 async with contextlib.aclosing(chunks) as replies:
                     async for reply in replies:
                         # Before it is sent: a caller that leaves may have received it.
-                        version.count_images(reply.message.count)
+                        served.count_images(reply.message.count)
                         yield reply
 
     async def ListModels(self, _: pb.ListModelsRequest, __: Context) -> pb.ListModelsResponse:

@@ -24,13 +24,10 @@ from ganserve.batching.row_queue import RowQueue
 from ganserve.cpus import lower_thread_priority
 from ganserve.errors import DeadlineExceeded, ModelError, Overloaded, ShuttingDown
 from ganserve.metrics import AbandonReason, Metrics
+from ganserve.transport.deadlines import DEADLINE_SLACK_SECONDS
 
 # Latents [n, latent_dim] and, of conditional models, labels [n] -> [n, height, width, channels].
 RunBatch = Callable[[NDArray[np.float32], NDArray[np.int64] | None], NDArray[np.uint8]]
-
-# gRPC and we read the clock at different moments: a caller cancelled this close to its deadline
-# was cancelled by it.
-DEADLINE_SLACK_SECONDS = 0.005
 
 
 class Batcher:
@@ -44,10 +41,10 @@ class Batcher:
         *,
         model_name: str,
         latent_dim: int,
-        max_batch_size: int = 16,
+        max_batch_size: int,
+        queue_size: int,
         batch_sizes: Sequence[int] = (),
         max_wait_seconds: float = 0.0,
-        queue_size: int = 2048,
         instances: int = 1,
         inline_seconds: float = 0.0,
         on_batch: Callable[[Batch, Exception | None], None] | None = None,
@@ -61,10 +58,10 @@ class Batcher:
             model_name: The label of the metrics.
             latent_dim: Of the latents that are drawn from seeds.
             max_batch_size: Rows in one model call, at most.
+            queue_size: Rows that may wait; where one chunk of a stream is larger, its rows.
             batch_sizes: The only sizes the model is called with; batches are padded up to the
                 next one. The largest is `max_batch_size`. None: every size, nothing is padded.
             max_wait_seconds: How long the oldest row may wait for its batch to fill up.
-            queue_size: Rows that may wait; where one chunk of a stream is larger, its rows.
             instances: Model calls at the same time.
             inline_seconds: Model calls that are expected to be shorter than this are made in the
                 event loop where no worker is busy: changing threads would take longer.
@@ -246,7 +243,7 @@ class Batcher:
             except Exception as error:  # fails this batch alone, whatever it is
                 self._fail(parts, error, began)
 
-    # From here on in the worker threads.
+    # In the worker threads.
 
     def _work(self) -> None:
         lower_thread_priority()
@@ -285,6 +282,8 @@ class Batcher:
         if oldest <= self._shared_at:  # left for another worker, not to wait for more
             return 0.0
         return oldest + self._max_wait_seconds - time.monotonic()
+
+    # In a worker's thread or, for `_run_inline` and `_finish`, in the event loop.
 
     def _take(self, *, share: bool) -> list[Part]:
         """Take one batch off the queue; the lock is held. Empty where all that waited was late.
@@ -326,7 +325,7 @@ class Batcher:
             error.__cause__ = cause
             self._loop.call_soon_threadsafe(fail, part.entry, error)
 
-    # In the event loop again.
+    # In the event loop.
 
     def _finish(self, batch: Batch) -> None:
         try:

@@ -23,7 +23,8 @@ class Generated(NamedTuple):
 class Entry:
     """One submission.
 
-    `taken` is changed under the batcher's lock alone, what is done in the event loop alone.
+    `taken` is changed under the batcher's lock alone; in the event loop alone `pixels`, `done`,
+    `queue_seconds` and `compute_seconds` are, and `future` is answered.
     """
 
     __slots__ = (

@@ -33,7 +33,7 @@ from ganserve.client.messages import (
 )
 from ganserve.client.models import ModelInfo, read_models
 from ganserve.client.patience import MOST_ATTEMPTS, Patience
-from ganserve.client.streams import IMAGES_PER_CALL, StreamProgress, build_messages
+from ganserve.client.streams import IMAGES_PER_CALL, CallProgress, StreamProgress, build_messages
 from ganserve.encoding import to_picture
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
@@ -117,12 +117,11 @@ class AsyncClient:
     ) -> AsyncGenerator[NDArray[np.uint8]]:
         """Generate images as arrays, in order, as they are made; see `Client.stream`."""
         timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
-        progress = StreamProgress(retries=self._retries)
+        stream = StreamProgress(retries=self._retries)
         for message in build_messages(request, self._model, images_per_call):
-            progress.begin(message, timeout)
             async with (
                 self._readable_errors(timeout),
-                contextlib.aclosing(self._stream_call(progress)) as parts,
+                contextlib.aclosing(self._stream_call(stream.begin(message, timeout))) as parts,
             ):
                 async for images in parts:
                     yield images
@@ -181,7 +180,7 @@ class AsyncClient:
                 except grpc.RpcError as error:
                     await self._wait(patience.pause_after(error))
 
-    async def _stream_call(self, progress: StreamProgress) -> AsyncGenerator[NDArray[np.uint8]]:
+    async def _stream_call(self, progress: CallProgress) -> AsyncGenerator[NDArray[np.uint8]]:
         """The images of one call of a stream, by however many attempts."""
         while True:
             call = self._stub.StreamImages(
@@ -189,7 +188,7 @@ class AsyncClient:
             )
             try:
                 async for response in call:
-                    for images in progress.take(response):
+                    if (images := progress.take(response)) is not None:
                         yield images
                 progress.end()
                 return

@@ -44,7 +44,7 @@ def build_messages(
     if images_per_call < 1:
         raise ValueError(f"images_per_call: expected at least 1, got {images_per_call}")
     whole = build_message(request, default_model, "raw")
-    count = _count_images(whole, request)
+    count = _count_images(whole)
     if count <= images_per_call:
         yield whole
         return
@@ -68,7 +68,7 @@ def build_messages(
         yield message
 
 
-def _count_images(message: pb.GenerateImagesRequest, request: ImageRequest) -> int:
+def _count_images(message: pb.GenerateImagesRequest) -> int:
     """How many images a message asks for; 0 for a walk, which cannot be parted."""
     match message.WhichOneof("source"):
         case "seed_range":
@@ -76,7 +76,7 @@ def _count_images(message: pb.GenerateImagesRequest, request: ImageRequest) -> i
         case "seeds":
             return len(message.seeds.values)
         case "latents":
-            return len(np.asarray(request["latents"]))
+            return len(message.latents.values) // max(message.latents.latent_dim, 1)
         case _:
             return 0
 
@@ -102,26 +102,42 @@ def _copy_source(
 
 
 class StreamProgress:
-    """How far a stream has come, over all its calls and their attempts.
+    """How far a stream has come, over all its calls.
+
+    Attributes:
+        made_by: The model and version of the images that have come.
+        images: How many have.
+        retries: Whether a call is made again.
+    """
+
+    def __init__(self, *, retries: bool = True) -> None:
+        self.made_by: pb.ModelIdentity | None = None
+        self.images = 0
+        self.retries = retries
+
+    def begin(self, message: pb.GenerateImagesRequest, timeout_seconds: float) -> "CallProgress":
+        """Go on with the next call."""
+        return CallProgress(self, message, timeout_seconds)
+
+
+class CallProgress:
+    """How far one call of a stream has come, over its attempts.
 
     An image depends on its seed and the model alone, so another server makes the same bytes once it
     is held to the model and version of the images that have come. It is asked again for all images
     of the call that was lost, whatever they are made of, and those that have come are passed over.
     """
 
-    def __init__(self, *, retries: bool = True) -> None:
-        self._retries = retries
-        self._made_by: pb.ModelIdentity | None = None
-        self._images = 0  # that have come
-
-    def begin(self, message: pb.GenerateImagesRequest, timeout_seconds: float) -> None:
-        """Go on with the next call."""
+    def __init__(
+        self, stream: StreamProgress, message: pb.GenerateImagesRequest, timeout_seconds: float
+    ) -> None:
         self.message = message
+        self._stream = stream
         # To give up half a stream would waste what it has had.
-        attempts = math.inf if self._images else MOST_ATTEMPTS
-        self._patience = Patience(timeout_seconds, attempts if self._retries else 1)
-        self._received = 0  # of this call
-        self._losses_left = _MOST_LOSSES if self._retries else 0
+        attempts = math.inf if stream.images else MOST_ATTEMPTS
+        self._patience = Patience(timeout_seconds, attempts if stream.retries else 1)
+        self._received = 0
+        self._losses_left = _MOST_LOSSES if stream.retries else 0
         self._hold_to_model()
 
     @property
@@ -129,28 +145,27 @@ class StreamProgress:
         """For another attempt."""
         return self._patience.remaining_seconds
 
-    def take(self, response: pb.GenerateImagesResponse) -> Iterator[NDArray[np.uint8]]:
-        """The images of a message that are new, as one array or none.
+    def take(self, response: pb.GenerateImagesResponse) -> NDArray[np.uint8] | None:
+        """The images of a message that are new, if any are.
 
         Raises:
             CallError: they are of another file than those that have come.
         """
-        model = response.model
-        if self._made_by is not None and self._made_by.digest != model.digest:
+        stream, model = self._stream, response.model
+        if stream.made_by is None:
+            stream.made_by = pb.ModelIdentity()
+            stream.made_by.CopyFrom(model)  # or all of the response would stay
+            self._hold_to_model()
+        if stream.made_by.digest != model.digest:
             raise CallError(
                 grpc.StatusCode.ABORTED,
-                f"after {self._images} images of the stream another file serves as {model.name} "
+                f"after {stream.images} images of the stream another file serves as {model.name} "
                 f"version {model.version}: ask for all again",
             )
-        if self._made_by is None:
-            self._made_by = pb.ModelIdentity()
-            self._made_by.CopyFrom(model)  # or all of the response would stay
-            self._hold_to_model()
         images = read_pixels(response)[max(0, self._received - response.first_index) :]
-        if len(images):
-            self._received += len(images)
-            self._images += len(images)
-            yield images
+        self._received += len(images)
+        stream.images += len(images)
+        return images if len(images) else None
 
     def end(self) -> None:
         """Make sure that all images of the call have come.
@@ -172,15 +187,15 @@ class StreamProgress:
         if code in _LOST and self._received > 0 and self._losses_left:
             self._losses_left -= 1
             return 0.0
-        if code is grpc.StatusCode.NOT_FOUND and self._made_by is not None:
+        if code is grpc.StatusCode.NOT_FOUND and self._stream.made_by is not None:
             raise CallError(
                 code,
-                f"{error.details()} (another version came after {self._images} images of the "
-                "stream: ask for the rest, or for all again)",
+                f"{error.details()} (another version came after {self._stream.images} images of "
+                "the stream: ask for the rest, or for all again)",
             )
         return self._patience.pause_after(error)
 
     def _hold_to_model(self) -> None:
-        if self._made_by is not None:
-            self.message.model_name = self._made_by.name
-            self.message.model_version = self._made_by.version
+        if self._stream.made_by is not None:
+            self.message.model_name = self._stream.made_by.name
+            self.message.model_version = self._stream.made_by.version

@@ -35,7 +35,7 @@ from ganserve.client.messages import (
 )
 from ganserve.client.models import ModelInfo, read_models
 from ganserve.client.patience import MOST_ATTEMPTS, Patience
-from ganserve.client.streams import IMAGES_PER_CALL, StreamProgress, build_messages
+from ganserve.client.streams import IMAGES_PER_CALL, CallProgress, StreamProgress, build_messages
 from ganserve.encoding import to_picture
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
@@ -165,11 +165,10 @@ class Client:
             request: What to generate, see `generate`; `timeout_seconds` is for each call.
         """
         timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
-        progress = StreamProgress(retries=self._retries)
+        stream = StreamProgress(retries=self._retries)
         for message in build_messages(request, self._model, images_per_call):
-            progress.begin(message, timeout)
             with self._readable_errors(timeout):
-                yield from self._stream_call(progress)
+                yield from self._stream_call(stream.begin(message, timeout))
 
     def models(self, *, timeout_seconds: float | None = None) -> list[ModelInfo]:
         """List what serves and what could not be loaded, by name, newest version first."""
@@ -223,7 +222,7 @@ class Client:
                 except grpc.RpcError as error:
                     self._wait(patience.pause_after(error))
 
-    def _stream_call(self, progress: StreamProgress) -> Iterator[NDArray[np.uint8]]:
+    def _stream_call(self, progress: CallProgress) -> Iterator[NDArray[np.uint8]]:
         """The images of one call of a stream, by however many attempts."""
         while True:
             call = self._stub.StreamImages(
@@ -231,7 +230,8 @@ class Client:
             )
             try:
                 for response in call:
-                    yield from progress.take(response)
+                    if (images := progress.take(response)) is not None:
+                        yield images
                 progress.end()
                 return
             except grpc.RpcError as error:

@@ -22,7 +22,26 @@ class References:
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """What is offered, by all processes or by one; the fields are those of `offer_load`."""
+    """What is offered, by all processes or by one.
+
+    Attributes:
+        address: HOST:PORT.
+        model: Its name; by default the server's default.
+        rate: Calls a second of an open loop, at random times (a Poisson process); None: closed.
+        concurrency: Calls under way of a closed loop.
+        images_per_request: Images in one call.
+        image_format: raw, png, jpeg or webp.
+        class_label: Class of all images; for conditional models.
+        seconds: Length of the window that is measured.
+        warm_up_seconds: Load before it.
+        connections: Connections of each process.
+        timeout_seconds: How long a call may take.
+        max_calls_under_way: Of an open loop; calls beyond are not sent, and counted so.
+        security: TLS and token.
+        references: Where answers are verified, what they must be.
+        index: Of this process.
+        processes: That share the load.
+    """
 
     address: str
     model: str = ""
@@ -37,8 +56,8 @@ class LoadPlan:
     timeout_seconds: float = 30.0
     max_calls_under_way: int = 4096
     security: ChannelSecurity = field(default_factory=ChannelSecurity)
-    references: References | None = None  # where answers are verified
-    index: int = 0  # of this process
+    references: References | None = None
+    index: int = 0
     processes: int = 1
 
     def shares(self, processes: int) -> list[Self]:

@@ -14,7 +14,6 @@ from dataclasses import replace
 import grpc
 
 from ganserve.client.async_client import AsyncClient
-from ganserve.client.channel_security import ChannelSecurity
 from ganserve.client.messages import CallError
 from ganserve.load_test.offering import connected, offer_share
 from ganserve.load_test.plan import LoadPlan, LoadTally
@@ -24,47 +23,22 @@ from ganserve.load_test.workers import offer_in_processes
 
 
 async def offer_load(
-    address: str,
+    plan: LoadPlan,
     *,
-    model: str = "",
-    rate: float | None = None,
-    concurrency: int = 8,
-    images_per_request: int = 1,
-    image_format: str = "raw",
-    class_label: int | None = None,
-    seconds: float = 10.0,
-    warm_up_seconds: float = 1.0,
-    connections: int = 1,
     processes: int = 1,
     verify: bool = False,
-    timeout_seconds: float = 30.0,
-    max_calls_under_way: int = 4096,
-    security: ChannelSecurity | None = None,
     stop: asyncio.Event | None = None,
 ) -> LoadReport:
-    """Ask for images for some time and report; open loop if `rate` (calls a second) is given.
+    """Ask for images as planned and report.
 
     Calls that start in the first `warm_up_seconds` are not counted; calls under way at the end
     are waited for. Each call asks for other seeds.
 
     Args:
-        address: HOST:PORT.
-        model: Its name; by default the server's default.
-        rate: Calls a second of the open loop, at random times (a Poisson process).
-        concurrency: Calls under way of the closed loop.
-        images_per_request: Images in one call.
-        image_format: raw, png, jpeg or webp.
-        class_label: Class of all images; for conditional models.
-        seconds: Length of the window that is measured.
-        warm_up_seconds: Load before it.
-        connections: Connections of each process.
+        plan: The whole load.
         processes: Processes that share the load; 1 is this one.
         verify: Whether the images of the same seeds are asked for again and again and compared
             with those fetched before the load.
-        timeout_seconds: How long a call may take.
-        max_calls_under_way: Of the open loop, all processes together; calls beyond are not sent,
-            and counted so.
-        security: TLS and token.
         stop: Set it to end the test early; the report is then that of the time so far.
 
     Raises:
@@ -73,21 +47,6 @@ async def offer_load(
         OSError: a file of `security` cannot be read, or a process of ours is lost.
         ValueError: a file of `security` holds not what it must, or no references can be fetched.
     """
-    plan = LoadPlan(
-        address=address,
-        model=model,
-        rate=rate,
-        concurrency=concurrency,
-        images_per_request=images_per_request,
-        image_format=image_format,
-        class_label=class_label,
-        seconds=seconds,
-        warm_up_seconds=warm_up_seconds,
-        connections=connections,
-        timeout_seconds=timeout_seconds,
-        max_calls_under_way=max_calls_under_way,
-        security=security or ChannelSecurity(),
-    )
     stop = stop or asyncio.Event()
     began = asyncio.Event()
     offering = asyncio.create_task(_offer(plan, processes, verify, began, stop))

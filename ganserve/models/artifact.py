@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
-from ganserve.errors import ModelError, escape
+from ganserve.errors import ModelError
+from ganserve.plain_text import escape
 
 # A file from elsewhere may say anything, and JSON of a few megabytes can take gigabytes and minutes
 # to be read. An export has some hundred values besides its class names, and four golden images.

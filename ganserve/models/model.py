@@ -3,7 +3,6 @@
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from ganserve.models.bound_session import BoundSession
 from ganserve.models.gpu_sessions import GpuSettings, open_on_gpu
 from ganserve.models.model_files import read_model_file
 from ganserve.models.model_spec import ModelSpec, make_feeds, read_spec, runner_of_rows
-from ganserve.models.onnx_file import check_fields, check_format, check_onnx_file
+from ganserve.models.onnx_file import check_format, check_onnx_fields, check_onnx_file
 from ganserve.models.onnx_weights import SplitFile, split_weights
 from ganserve.models.providers import FIRST_PROVIDERS
 from ganserve.models.runtime import Session, one_line, open_session, resolve_device
@@ -67,7 +66,8 @@ def load_model(
         warm_batch_sizes: Given a provider's name, the sizes to warm up; on a GPU they are the only
             ones that the model is called with.
         max_bytes: How large the file may be.
-        gpu: How models run on a GPU. Its `reproducibility` counts on the CPU too.
+        gpu: How models run on a GPU; needed unless the device is `cpu`. Its `reproducibility`
+            counts on the CPU too.
 
     Raises:
         ModelError: the file cannot be served.
@@ -97,6 +97,7 @@ def _load(
     metadata = parse_metadata(session.get_modelmeta().custom_metadata_map.get("gan"))
     spec = read_spec(session, metadata, hashlib.sha256(file.content).hexdigest())
     if wanted != "cpu":
+        assert gpu is not None, wanted
         try:
             return load_on_gpu(
                 file,
@@ -105,7 +106,7 @@ def _load(
                 device=wanted,
                 batch_sizes=warm_batch_sizes(FIRST_PROVIDERS[wanted]),
                 threads=threads,
-                settings=gpu or GpuSettings(ThreadPoolExecutor(1)),
+                settings=gpu,
             )
         except ProviderUnavailable as error:
             if device != "auto":
@@ -129,7 +130,7 @@ def read_checked_file(path: Path, max_bytes: int) -> SplitFile:
         content = read_model_file(path, max_bytes)
     except OSError as error:  # of all failures to load a model the one worth another attempt
         raise UnreadableModel(f"cannot be read: {error.strerror}") from error
-    check_fields(content)
+    check_onnx_fields(content)
     file = split_weights(content)
     check_onnx_file(file.outline)
     for handed_over in (file.graph, file.content):  # other bytes than those looked through

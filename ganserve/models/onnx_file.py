@@ -91,7 +91,7 @@ _COUNTED: dict[str, dict[int, str]] = {
 _MOST_FIELDS = 100_000  # an export has some 2,000
 
 
-def check_fields(content: bytes | memoryview) -> None:
+def check_onnx_fields(content: bytes | memoryview) -> None:
     """Make sure that a file is worth being read: a field of two bytes may take hundreds of memory.
 
     Counted are nodes, weights and all of their fields. The values of a weight are one.
@@ -113,7 +113,7 @@ def check_fields(content: bytes | memoryview) -> None:
 def check_onnx_file(content: bytes) -> None:
     """Make sure that a file holds all of its weights and none but known operators.
 
-    It is parsed as a whole, so `check_fields` comes first.
+    It is parsed as a whole, so `check_onnx_fields` comes first.
 
     Raises:
         ModelError: it does not, or is no ONNX file.

@@ -6,9 +6,10 @@ import os
 from collections.abc import Collection
 from typing import Any
 
-from ganserve.errors import ModelError, ProviderUnavailable, StartupError, escape
+from ganserve.errors import ModelError, ProviderUnavailable, StartupError
 from ganserve.models.onnx_weights import WEIGHTS_NAME, SplitFile
 from ganserve.models.providers import CPU_PROVIDER, CUDA_PROVIDER, FIRST_PROVIDERS, Provider
+from ganserve.plain_text import escape
 from ganserve.setting_values import Device
 
 # ONNX Runtime is published without types.

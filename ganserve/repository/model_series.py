@@ -1,7 +1,7 @@
 """The time series of models and versions in the metrics: when they begin, and when they go."""
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from ganserve.metrics import Metrics
 from ganserve.repository.versions import Version
@@ -31,10 +31,13 @@ class ModelSeries:
         for gauge in (self._metrics.model_ready, self._metrics.model_failed_versions):
             gauge.remove_by_labels({"model": name})
 
+    def image_counter(self, version: Version) -> Callable[[float], None]:
+        """What counts the images of a version; its series begins with this."""
+        # Looked up once: the look-up of a series costs more than its change.
+        return self._metrics.images.labels(version.name, str(version.number)).inc
+
     def begin(self, version: Version, seconds: float) -> None:
         """Show that a version serves, after so many seconds of loading."""
-        # Looked up once: the look-up of a series costs more than its change.
-        version.count_images = self._metrics.images.labels(version.name, str(version.number)).inc
         self._metrics.model_info.labels(*_info_labels(version)).set(1)
         self._metrics.model_loads.labels(version.name, "success").inc()
         self._metrics.model_load_seconds.labels(version.name).observe(seconds)

@@ -183,7 +183,8 @@ class Repository:
             model = await asyncio.get_running_loop().run_in_executor(
                 self._loader, self._load, candidate.path
             )
-            version.served = Served(model.spec, self._start_batcher(version.name, model))
+            batcher = self._start_batcher(version.name, model)
+            version.served = Served(model.spec, batcher, self._series.image_counter(version))
         except ModelError as error:
             self._fail(version, error)
         else:

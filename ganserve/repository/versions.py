@@ -25,6 +25,7 @@ class Served:
 
     spec: ModelSpec
     batcher: Batcher
+    count_images: Callable[[float], None]  # that were answered with
 
 
 @dataclass(eq=False)
@@ -38,7 +39,6 @@ class Version:
     unreadable: bool = False  # FAILED only because its file cannot be read
     calls: int = 0  # under way
     idle: asyncio.Event = field(default_factory=asyncio.Event)  # retired, and no call under way
-    count_images: Callable[[float], None] = lambda _: None  # that were answered with
 
     @property
     def name(self) -> str:

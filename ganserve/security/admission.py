@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from ganserve.calls import CallMetadata, Context, split_peer
+from ganserve.calls import split_peer
 from ganserve.errors import Overloaded, RateLimited
 from ganserve.security.credentials import Tokens
+from ganserve.transport.call_context import CallMetadata, Context
 
 # A client whose share is whole needs no entry; at this number the one silent for longest goes too.
 _MOST_CLIENTS = 10_000
@@ -92,13 +93,8 @@ class Admission:
         self._tokens = tokens
         self._rate_limiter = rate_limiter
 
-    @property
-    def needs_token(self) -> bool:
-        """Whether a call must carry a token."""
-        return self._tokens is not None
-
     def has_token(self, metadata: CallMetadata) -> bool:
-        """Whether a call may be made at all."""
+        """Whether a call may be made at all: all may where no tokens are asked for."""
         return self._tokens is None or self._identify(self._tokens, metadata) is not None
 
     def taking_images(self, context: Context, images: int) -> AbstractContextManager[None]:

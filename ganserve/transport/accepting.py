@@ -9,7 +9,7 @@ where it lacks what is needed here, calls are taken one by one.
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -37,8 +37,8 @@ class DirectMethods:
 
     paths: Sequence[str]  # as in `/package.Service/Method`
     may_call: MayCall  # of whom requests are read; the interceptors must refuse others
+    unread: UnreadReplies  # the same that the interceptors count among the calls under way
     open_paths: Collection[str] = ()  # those of `paths` that anybody may call
-    unread: UnreadReplies = field(default_factory=UnreadReplies)
 
 
 class _StoppedOnce(_AioServer):  # type: ignore[misc]  # published without types
@@ -80,14 +80,16 @@ class _EagerServer(_StoppedOnce):
     where the path of one is not UTF-8.
     """
 
+    # Set by `make_aio_server`.
+    direct_methods: DirectMethods
+    interceptors: Sequence[Any]  # of calls that are taken directly
+
     def __init__(self, *arguments: object) -> None:
         self._handlers: list[Any] = []  # filled by the next line already
         super().__init__(*arguments)
         # By method, in the order in which they are used.
         self._asked_for: defaultdict[bytes | None, deque[asyncio.Task[Any]]] = defaultdict(deque)
         self._direct: DirectCalls | None = None
-        self.direct_methods = DirectMethods((), lambda _: True)
-        self.interceptors: Sequence[Any] = ()  # of calls that are taken directly
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
         """Remember them, for calls that are taken directly."""
@@ -159,7 +161,7 @@ def make_aio_server(
     interceptors: Sequence[grpc.aio.ServerInterceptor],
     options: Sequence[tuple[str, Any]],
     unfinished: UnfinishedRequests,
-    direct_methods: DirectMethods | None = None,
+    direct_methods: DirectMethods,
 ) -> grpc.aio.Server:
     """A server of grpc.aio that takes its calls many at a time, if this version of gRPC can.
 
@@ -178,8 +180,7 @@ def make_aio_server(
     inner.unfinished = unfinished
     if is_eager:
         inner.interceptors = interceptors
-        if direct_methods is not None:
-            inner.direct_methods = direct_methods
+        inner.direct_methods = direct_methods
     return server
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import sys
 from collections import Counter
 from collections.abc import Iterator
 
@@ -21,8 +20,8 @@ class CallsUnderWay:
     eighth of them from one client. Used in the event loop alone.
     """
 
-    def __init__(self, max_calls: int = sys.maxsize, unread: UnreadReplies | None = None) -> None:
-        self.unread = UnreadReplies() if unread is None else unread
+    def __init__(self, max_calls: int, unread: UnreadReplies) -> None:
+        self.unread = unread
         self.in_flight = 0  # begun and not ended
         self.exempt_streams: Counter[str] = Counter()  # by the address of the peer
         self._max_calls = max_calls

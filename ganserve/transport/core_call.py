@@ -1,6 +1,6 @@
 """One call of gRPC's core, and how it ends: answered, refused, dropped, or left by its caller.
 
-To its handler it is what `grpc.aio.ServicerContext` is, as far as the handlers here need it.
+To its handler it is a `Context`.
 """
 
 import asyncio
@@ -117,7 +117,7 @@ class CoreCall:
         operations = (begin, status) if message is None else (begin, message, status)
         self._core_call.start_server_batch(operations, sent)
 
-    # What handlers see.
+    # What handlers see, as `Context`.
 
     def invocation_metadata(self) -> Metadata:
         """The metadata that the caller sent."""
@@ -147,19 +147,17 @@ class CoreCall:
         """What was set."""
         return self._trailing
 
-    def code(self) -> grpc.StatusCode | None:
-        """The status that was sent, if one was."""
+    def code(self) -> grpc.StatusCode:
+        """The status that was sent."""
+        assert self._code is not None
         return self._code
 
-    async def abort(
-        self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()
-    ) -> NoReturn:
+    async def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
         """Send a status instead of a response.
 
         Raises:
             AbortError: always.
         """
-        self._trailing = trailing_metadata or self._trailing
         if self._code is None:
             self._send(None, code, details)
         raise grpc.aio.AbortError(details)

@@ -3,6 +3,10 @@
 import asyncio
 from typing import Any
 
+# gRPC and we read the clock at different moments: a caller cancelled this close to its deadline
+# was cancelled by it.
+DEADLINE_SLACK_SECONDS = 0.005
+
 
 class Deadlines:
     """A deadline for calls: one timer for all, for it is equally long for each.
@@ -32,8 +36,11 @@ class Deadlines:
             assert task is not None
             self._ends.pop(task, None)
 
-    def has_passed(self) -> bool:
-        """Whether it was this deadline, and nothing else, that cancelled the current task."""
+    def take_passed(self) -> bool:
+        """Whether it was this deadline, and nothing else, that cancelled the current task.
+
+        Asked once: the task then counts as not cancelled by it.
+        """
         task = asyncio.current_task()
         assert task is not None
         if task not in self._passed:

@@ -4,8 +4,8 @@ grpc.aio gives each call several tasks and futures, and each of its steps a chan
 is most of what an empty call costs. Here the event loop itself takes calls and their messages off
 gRPC's core, and answers each in one task and one step. Only while nothing comes a thread waits for
 it: that hands the loop what comes, and sleeps until the loop has nothing left to take. Only methods
-with one request and one response are taken so, and those that do not exist; their context has only
-what the handlers here use. Everything else of the server is grpc.aio's own.
+with one request and one response are taken so, and those that do not exist; everything else of the
+server is grpc.aio's own.
 
 What this stands on is private to gRPC, but its own servers for threads stand on it too.
 """
@@ -22,6 +22,7 @@ from typing import Any
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # published without types
 
+from ganserve.transport.call_context import Context
 from ganserve.transport.core_call import CallDetails, CoreCall, Metadata
 from ganserve.transport.unfinished_requests import UnfinishedRequests
 from ganserve.transport.unread_replies import BETWEEN_LOOKS, UnreadReplies
@@ -218,14 +219,15 @@ class DirectCalls:
 
     async def _answer(self, call: CoreCall, message: bytes) -> None:
         """Find the handler, run it and send what it returns."""
+        context: Context = call
         try:
             handler = await self._find(call.details)
             if handler is None:
                 await call.abort(grpc.StatusCode.UNIMPLEMENTED, "unknown method")
             if handler.unary_unary is None:  # a stream that refuses
-                await handler.stream_stream(message, call)
+                await handler.stream_stream(message, context)
                 await call.abort(grpc.StatusCode.INTERNAL, "there was no response")
-            response = await handler.unary_unary(message, call)
+            response = await handler.unary_unary(message, context)
             serialize = handler.response_serializer
             reply = response if serialize is None else serialize(response)
             if call.details.method in self._open_methods:

@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Collection
 
 import grpc
-from grpc.aio import ServicerContext
-from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-Context = ServicerContext[HealthCheckRequest, HealthCheckResponse]
+from ganserve.transport.call_context import Context
+
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 READINESS = ""  # may calls be sent? NOT_SERVING while loading and draining
 # Does the process work? SERVING from the opening of the ports to the end of the process: whatever

@@ -9,9 +9,10 @@ from google.protobuf.message import DecodeError
 from grpc.aio import ServicerContext
 
 from ganserve.errors import InvalidRequest
+from ganserve.transport.call_context import Context
 from ganserve.wire_format import Malformed, check_fields
 
-Context = ServicerContext[Any, Any]
+StreamContext = ServicerContext[Any, Any]
 Deserialize = Callable[[bytes], object]
 
 _LONG = 64 * 1024  # bytes; shorter messages are parsed in milliseconds, whatever they hold
@@ -62,18 +63,18 @@ async def abort(context: Context, status: grpc.Status, seconds: float | None = N
         AbortError: always, but for:
         CancelledError: the caller has gone.
     """
-    metadata = (*context.trailing_metadata(), *status.trailing_metadata)
     if context.time_remaining() == 0:
         # The caller knows. And gRPC (1.85) never frees what it was given and could not send.
         raise asyncio.CancelledError
     try:
+        context.set_trailing_metadata((*context.trailing_metadata(), *status.trailing_metadata))
         async with asyncio.timeout(seconds):
-            await context.abort(status.code, status.details, metadata)
+            await context.abort(status.code, status.details)
     except (TimeoutError, grpc.aio.InternalError) as error:
         raise asyncio.CancelledError from error
 
 
-async def open_stream(context: Context) -> None:
+async def open_stream(context: StreamContext) -> None:
     """Send a stream's headers, which wait for no reader, before its first message.
 
     grpc.aio (1.85) would send them with that message, and if the call were cut short meanwhile,
@@ -90,7 +91,7 @@ async def open_stream(context: Context) -> None:
         raise asyncio.CancelledError from error
 
 
-async def write(context: Context, response: object) -> None:
+async def write(context: StreamContext, response: object) -> None:
     """Send one message of a stream; waits for a slow reader."""
     try:
         await context.write(response)

@@ -6,7 +6,6 @@ number of them.
 """
 
 import contextlib
-import math
 import threading
 import time
 from collections.abc import Iterator
@@ -33,21 +32,20 @@ class UnreadReplies:
         longest_seconds: how long any may take; the core ends a call whose own deadline passes.
     """
 
-    def __init__(self, seconds: float = math.inf, longest_seconds: float = math.inf) -> None:
+    def __init__(self, seconds: float, longest_seconds: float) -> None:
         self._seconds = {False: seconds, True: longest_seconds}  # by whether there is a deadline
         self.bytes = 0
         self._lock = threading.Lock()  # of `bytes`
         # Until when, of time.monotonic, and how many bytes.
         self._held: dict[AnsweredCall, tuple[float, int]] = {}
         self._statuses = 0
-        self._look_at_the_clock()
 
     def __len__(self) -> int:
         return len(self._held) + self._statuses
 
     def add(self, call: AnsweredCall, size: int, has_deadline: bool) -> None:
         """Count a reply of `size` bytes that is about to be given to gRPC."""
-        self._held[call] = self._end[has_deadline], size
+        self._held[call] = time.monotonic() + self._seconds[has_deadline], size
         with self._lock:
             self.bytes += size
 
@@ -68,19 +66,9 @@ class UnreadReplies:
 
     def give_up_late(self) -> int:
         """Let go of replies that have taken too long; how many these are. To be called often."""
-        now = self._look_at_the_clock()
+        now = time.monotonic()
         late = [call for call, (until, _) in list(self._held.items()) if until < now]
         for call in late:
             self.remove(call)
             call.give_up()
         return len(late)
-
-    def _look_at_the_clock(self) -> float:
-        """Replies that are added before the next look are given the time of that next look.
-
-        To look at the clock for each would cost as much as all else here.
-        """
-        now = time.monotonic()
-        latest = now + BETWEEN_LOOKS
-        self._end = {kind: latest + seconds for kind, seconds in self._seconds.items()}
-        return now

@@ -7,6 +7,9 @@ from collections.abc import AsyncIterator
 
 import grpc
 
+from ganserve.load_test.plan import LoadPlan
+from ganserve.load_test.report import LoadReport
+from ganserve.load_test.run import offer_load
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1 import image_generation_pb2_grpc
 
@@ -46,6 +49,13 @@ class SlowService(image_generation_pb2_grpc.ImageGenerationServiceServicer):
         return pb.GenerateImagesResponse(
             count=count, pixels=bytes(pixels), model=pb.ModelIdentity(digest=self.digest)
         )
+
+
+async def offer(address: str, *, processes=1, verify=False, stop=None, **plan) -> LoadReport:
+    """Offer a load, of which only what matters is said."""
+    return await offer_load(
+        LoadPlan(address, **plan), processes=processes, verify=verify, stop=stop
+    )
 
 
 @contextlib.asynccontextmanager

@@ -15,6 +15,7 @@ from ganserve.transport import accepting
 from ganserve.transport.accepting import _ASKED_FOR, DirectMethods, _EagerServer, make_aio_server
 from ganserve.transport.direct_calls import core_server
 from ganserve.transport.unfinished_requests import UnfinishedRequests
+from ganserve.transport.unread_replies import UnreadReplies
 from tests.ganserve.conftest import eventually
 
 METHOD = "/test.Service/Echo"
@@ -57,7 +58,7 @@ class Service(grpc.GenericRpcHandler):
 
 
 def direct(methods, may_call=lambda _: True):
-    return DirectMethods(methods, may_call) if methods else None
+    return DirectMethods(methods, may_call, UnreadReplies(20, 20))
 
 
 @contextlib.asynccontextmanager
@@ -99,7 +100,12 @@ async def test_the_pinned_version_of_grpc_lets_calls_be_taken_directly():
 
 
 async def test_other_servers_of_the_process_stay_as_they_are():
-    server = make_aio_server(interceptors=[], options=[], unfinished=UnfinishedRequests(20))
+    server = make_aio_server(
+        interceptors=[],
+        options=[],
+        unfinished=UnfinishedRequests(20),
+        direct_methods=direct([]),
+    )
     assert isinstance(server._server, _EagerServer)
     assert type(grpc.aio.server()._server) is not _EagerServer
 
@@ -358,8 +364,9 @@ import asyncio, random
 import sys
 import grpc
 from ganserve.transport import accepting
-from ganserve.transport.accepting import make_aio_server
+from ganserve.transport.accepting import DirectMethods, make_aio_server
 from ganserve.transport.unfinished_requests import UnfinishedRequests
+from ganserve.transport.unread_replies import UnreadReplies
 
 match sys.argv[1]:
     case "a core that ends no calls":
@@ -369,7 +376,12 @@ match sys.argv[1]:
         accepting._EagerServer = accepting._StoppedOnce
 
 async def stop_hastily(moments):
-    server = make_aio_server(interceptors=(), options=(), unfinished=UnfinishedRequests(20))
+    server = make_aio_server(
+        interceptors=(),
+        options=(),
+        unfinished=UnfinishedRequests(20),
+        direct_methods=DirectMethods((), lambda _: True, UnreadReplies(20, 20)),
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

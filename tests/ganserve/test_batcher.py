@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from ganserve.batching.batcher import DEADLINE_SLACK_SECONDS, Batcher
+from ganserve.batching.batcher import Batcher
 from ganserve.batching.entries import Entry
 from ganserve.batching.latency_estimate import LatencyEstimate
 from ganserve.batching.results import fail
 from ganserve.errors import DeadlineExceeded, Overloaded, ShuttingDown
 from ganserve.latents import draw_latents, truncate
 from ganserve.metrics import Metrics
+from ganserve.transport.deadlines import DEADLINE_SLACK_SECONDS
 from tests.ganserve.conftest import eventually, settle
 
 SHAPE = (1, 2, 1)
@@ -617,7 +618,8 @@ async def test_a_request_whose_images_find_no_memory_fails_alone_and_at_once():
 
     metrics = Metrics(CollectorRegistry())
     shape = (side, side, 3)
-    batcher = Batcher(make_images, shape, metrics, model_name="m", latent_dim=2, max_batch_size=4)
+    settings = {"model_name": "m", "latent_dim": 2, "max_batch_size": 4, "queue_size": 64}
+    batcher = Batcher(make_images, shape, metrics, **settings)
     large = start(batcher, *range(5))
     await model.has_started()
     small = start(batcher, 100)

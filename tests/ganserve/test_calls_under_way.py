@@ -7,8 +7,12 @@ from ganserve.transport.calls_under_way import CallsUnderWay
 from ganserve.transport.unread_replies import UnreadReplies
 
 
+def at_most(max_calls):
+    return CallsUnderWay(max_calls, UnreadReplies(20, 20))
+
+
 async def test_calls_beyond_the_limit_are_refused_until_one_has_ended():
-    calls = CallsUnderWay(2)
+    calls = at_most(2)
     for _ in range(3):
         calls.begin()
     with pytest.raises(TooManyCalls, match="the limit is 2 calls under way"):
@@ -18,7 +22,7 @@ async def test_calls_beyond_the_limit_are_refused_until_one_has_ended():
 
 
 async def test_replies_that_have_not_left_count_too():
-    unread = UnreadReplies()
+    unread = UnreadReplies(20, 20)
     calls = CallsUnderWay(2, unread)
     calls.begin()
     calls.begin()
@@ -28,7 +32,7 @@ async def test_replies_that_have_not_left_count_too():
 
 
 async def test_new_calls_are_refused_and_the_last_one_is_waited_for():
-    calls = CallsUnderWay()
+    calls = at_most(2)
     await calls.wait_until_idle()
     calls.begin()
     calls.check()
@@ -46,7 +50,7 @@ async def test_new_calls_are_refused_and_the_last_one_is_waited_for():
     ("most", "of_one"), [pytest.param(1000, 125, id="an eighth"), pytest.param(100, 64, id="64")]
 )
 async def test_one_address_has_its_share_of_exempt_streams(most, of_one):
-    calls, streams = CallsUnderWay(most), []
+    calls, streams = at_most(most), []
 
     def enter(address):
         stream = calls.exempt_stream(address)

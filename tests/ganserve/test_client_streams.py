@@ -22,10 +22,12 @@ def chunk(first, *values, version="3", name="faces", digest="sha256:1"):
     )
 
 
+def begin(stream):
+    return stream.begin(pb.GenerateImagesRequest(), timeout_seconds=60)
+
+
 def progress(**settings):
-    stream = StreamProgress(**settings)
-    stream.begin(pb.GenerateImagesRequest(), timeout_seconds=60)
-    return stream
+    return begin(StreamProgress(**settings))
 
 
 def failure(code, pushback=None):
@@ -34,43 +36,45 @@ def failure(code, pushback=None):
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*metadata), "said")
 
 
-def goes_on(stream, error):
+def goes_on(call, error):
     """Whether there is another attempt after this failure."""
     try:
-        stream.pause_after(error)
+        call.pause_after(error)
     except grpc.RpcError:
         return False
     return True
 
 
 def test_another_attempt_leaves_out_what_has_come_and_nothing_else():
-    stream = progress()
+    call = progress()
     first = [chunk(0, 10, 11, 12)]
     again = [chunk(0, 10, 11), chunk(2, 12, 13), chunk(4, 14)]  # in chunks of another size
-    taken = [images for response in first + again for images in stream.take(response)]
+    taken = [call.take(response) for response in first + again]
+    assert taken[1] is None
+    taken = [images for images in taken if images is not None]
     assert np.concatenate(taken).ravel().tolist() == [10, 11, 12, 13, 14]
 
 
 def test_another_attempt_is_held_to_the_model_and_version_that_have_come():
-    stream = progress()
-    list(stream.take(chunk(0, 10, version="7", name="other")))
-    assert (stream.message.model_name, stream.message.model_version) == ("other", "7")
+    call = progress()
+    call.take(chunk(0, 10, version="7", name="other"))
+    assert (call.message.model_name, call.message.model_version) == ("other", "7")
 
 
 def test_another_file_of_the_same_version_does_not_go_on_with_the_stream():
-    stream = progress()
-    list(stream.take(chunk(0, 10, 11)))
+    call = progress()
+    call.take(chunk(0, 10, 11))
     with pytest.raises(
         CallError, match=r"ABORTED: .*after 2 images.*another file .*faces version 3"
     ):
-        list(stream.take(chunk(2, 12, digest="sha256:2")))
+        call.take(chunk(2, 12, digest="sha256:2"))
 
 
 @pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.CANCELLED])
 def test_a_server_may_be_lost_four_times(code):
-    stream = progress()
-    list(stream.take(chunk(0, 10)))
-    assert [goes_on(stream, failure(code)) for _ in range(6)] == [True] * 4 + [False] * 2
+    call = progress()
+    call.take(chunk(0, 10))
+    assert [goes_on(call, failure(code)) for _ in range(6)] == [True] * 4 + [False] * 2
 
 
 def test_a_stream_that_has_not_begun_is_left_to_grpcs_own_attempts():
@@ -79,39 +83,40 @@ def test_a_stream_that_has_not_begun_is_left_to_grpcs_own_attempts():
 
 @pytest.mark.parametrize("code", [Code.DEADLINE_EXCEEDED, Code.INTERNAL, Code.RESOURCE_EXHAUSTED])
 def test_what_another_server_would_say_too_ends_the_stream(code):
-    stream = progress()
-    list(stream.take(chunk(0, 10)))
-    assert not goes_on(stream, failure(code))
+    call = progress()
+    call.take(chunk(0, 10))
+    assert not goes_on(call, failure(code))
 
 
 def test_a_client_without_retries_loses_its_stream_with_its_server():
-    stream = progress(retries=False)
-    list(stream.take(chunk(0, 10)))
-    assert not goes_on(stream, failure(Code.UNAVAILABLE))
-    assert not goes_on(stream, failure(Code.RESOURCE_EXHAUSTED, "10"))
+    call = progress(retries=False)
+    call.take(chunk(0, 10))
+    assert not goes_on(call, failure(Code.UNAVAILABLE))
+    assert not goes_on(call, failure(Code.RESOURCE_EXHAUSTED, "10"))
 
 
 def test_a_stream_waits_for_a_busy_server_as_often_as_it_asks_once_there_are_images():
-    stream, busy = progress(), failure(Code.RESOURCE_EXHAUSTED, "250")
-    assert stream.pause_after(busy) == 0.25
-    assert [goes_on(stream, busy) for _ in range(4)] == [True] * 3 + [False]
-    list(stream.take(chunk(0, 10)))
-    stream.begin(pb.GenerateImagesRequest(), timeout_seconds=60)
-    assert all(goes_on(stream, busy) for _ in range(100))
+    stream, busy = StreamProgress(), failure(Code.RESOURCE_EXHAUSTED, "250")
+    call = begin(stream)
+    assert call.pause_after(busy) == 0.25
+    assert [goes_on(call, busy) for _ in range(4)] == [True] * 3 + [False]
+    call.take(chunk(0, 10))
+    call = begin(stream)
+    assert all(goes_on(call, busy) for _ in range(100))
 
 
 def test_the_next_call_begins_anew_and_is_held_to_the_same_model():
-    stream = progress()
-    list(stream.take(chunk(0, 10, 11, version="7", name="other")))
-    stream.begin(pb.GenerateImagesRequest(), timeout_seconds=60)
-    assert (stream.message.model_name, stream.message.model_version) == ("other", "7")
-    (images,) = stream.take(chunk(0, 12, 13, version="7", name="other"))
+    stream = StreamProgress()
+    begin(stream).take(chunk(0, 10, 11, version="7", name="other"))
+    call = begin(stream)
+    assert (call.message.model_name, call.message.model_version) == ("other", "7")
+    images = call.take(chunk(0, 12, 13, version="7", name="other"))
     assert images.ravel().tolist() == [12, 13]
 
 
 def test_where_the_version_serves_no_more_the_stream_ends_and_says_where():
-    stream = progress()
-    list(stream.take(chunk(0, 10, 11)))
+    call = progress()
+    call.take(chunk(0, 10, 11))
     with pytest.raises(CallError, match=r"NOT_FOUND: said \(another version came after 2 images"):
-        stream.pause_after(failure(Code.NOT_FOUND))
+        call.pause_after(failure(Code.NOT_FOUND))
     assert not goes_on(progress(), failure(Code.NOT_FOUND))

@@ -77,7 +77,7 @@ async def test_a_status_is_sent_once_whatever_comes_after():
     with pytest.raises(grpc.aio.AbortError):
         await call.abort(Code.NOT_FOUND, "no such model")
     with pytest.raises(grpc.aio.AbortError):
-        await call.abort(Code.INTERNAL)
+        await call.abort(Code.INTERNAL, "too late")
     call.refuse(Code.UNAVAILABLE, "stopping")
     call.drop()
     assert (len(core.batches), core.cancelled, call.code()) == (1, [], Code.NOT_FOUND)

@@ -13,7 +13,7 @@ async def wait_for_ever(deadlines):
     try:
         await asyncio.Event().wait()
     except asyncio.CancelledError:
-        return deadlines.has_passed()
+        return deadlines.take_passed()
     finally:
         deadlines.lift()
 
@@ -65,7 +65,7 @@ async def test_whoever_ends_in_time_is_left_alone():
     deadlines.impose()
     deadlines.lift()
     await asyncio.sleep(0.06)
-    assert not deadlines.has_passed()
+    assert not deadlines.take_passed()
 
 
 async def test_after_a_time_without_tasks_the_next_has_its_deadline_too():
@@ -96,7 +96,7 @@ async def test_a_caller_who_cancels_at_the_deadline_has_left():
 
 async def test_a_task_without_a_deadline_has_none():
     deadlines = Deadlines(0.01)
-    assert not deadlines.has_passed()
+    assert not deadlines.take_passed()
     deadlines.lift()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):

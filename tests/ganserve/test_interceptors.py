@@ -20,6 +20,7 @@ from ganserve.errors import (
     UnknownModel,
 )
 from ganserve.metrics import Metrics
+from ganserve.transport.unread_replies import UnreadReplies
 from tests.ganserve.conftest import eventually, failure
 
 SERVICE = "test.Service"
@@ -82,9 +83,9 @@ class Behaviours:
 
 @contextlib.asynccontextmanager
 async def running(behaviours, *, deserialize=None, options=(), **settings):
-    interceptor = Interceptor(
-        Metrics(CollectorRegistry()), **{"deadline_seconds": 20, "exempt_services": ()} | settings
-    )
+    defaults = {"deadline_seconds": 20, "max_deadline_seconds": 60, "max_calls": 1000}
+    defaults |= {"unread": UnreadReplies(20, 60), "has_token": lambda _: True}
+    interceptor = Interceptor(Metrics(CollectorRegistry()), **defaults | settings)
     server = grpc.aio.server(interceptors=[interceptor])
     handlers = {
         "Unary": grpc.unary_unary_rpc_method_handler(behaviours.unary),

@@ -9,10 +9,9 @@ import pytest
 from ganserve.load_test.latency_histogram import LatencyHistogram
 from ganserve.load_test.plan import LoadPlan, LoadTally
 from ganserve.load_test.report import make_report, render_report
-from ganserve.load_test.run import offer_load
 from ganserve.v1 import image_generation_pb2 as pb
 from tests.ganserve.conftest import free_port
-from tests.ganserve.slow_service import SlowService, running
+from tests.ganserve.slow_service import SlowService, offer, running
 from tests.ganserve.tiny import write_artifact
 
 
@@ -80,7 +79,7 @@ def test_late_starts_that_matter_little_are_not_warned_of():
 async def test_a_closed_loop_keeps_its_number_of_calls_under_way():
     service = SlowService(seconds=0.01)
     async with running(service) as address:
-        report = await offer_load(address, concurrency=4, seconds=0.5, warm_up_seconds=0.1)
+        report = await offer(address, concurrency=4, seconds=0.5, warm_up_seconds=0.1)
     assert service.most_at_once == 4
     # Each waits for the three before it.
     assert report.latency_seconds["p50"] > 0.03
@@ -90,7 +89,7 @@ async def test_a_closed_loop_keeps_its_number_of_calls_under_way():
 async def test_an_open_loop_counts_from_the_intended_start_and_shows_the_queue():
     service = SlowService(seconds=0.02)  # can answer 50 calls a second
     async with running(service) as address:
-        report = await offer_load(address, rate=200, seconds=0.5, warm_up_seconds=0)
+        report = await offer(address, rate=200, seconds=0.5, warm_up_seconds=0)
     assert report.calls == len(service.requests)
     assert 60 < report.calls < 140
     assert report.latency_seconds["max"] > 0.5
@@ -101,7 +100,7 @@ async def test_an_open_loop_counts_from_the_intended_start_and_shows_the_queue()
 async def test_an_overloaded_open_loop_has_no_more_calls_under_way_than_allowed():
     service = SlowService(seconds=0.02)
     async with running(service) as address:
-        report = await offer_load(
+        report = await offer(
             address, rate=400, seconds=0.5, warm_up_seconds=0, max_calls_under_way=5
         )
     assert service.most_at_once == 5
@@ -114,7 +113,7 @@ async def test_a_late_load_generator_is_not_flattered():
     service = SlowService(seconds=0)
     async with running(service) as address:
         task = asyncio.create_task(
-            offer_load(address, rate=200, seconds=1, warm_up_seconds=0, timeout_seconds=10)
+            offer(address, rate=200, seconds=1, warm_up_seconds=0, timeout_seconds=10)
         )
         await service.asked.wait()
         time.sleep(0.3)  # noqa: ASYNC251 - what is tested: nothing can start meanwhile
@@ -129,7 +128,7 @@ async def test_a_tester_that_cannot_keep_up_leaves_out_what_is_far_too_late_and_
     service = SlowService(seconds=0)
     async with running(service) as address:
         task = asyncio.create_task(
-            offer_load(address, rate=200, seconds=0.5, warm_up_seconds=0, timeout_seconds=0.3)
+            offer(address, rate=200, seconds=0.5, warm_up_seconds=0, timeout_seconds=0.3)
         )
         await service.asked.wait()
         time.sleep(1)  # noqa: ASYNC251 - what is tested: nothing can start meanwhile
@@ -143,7 +142,7 @@ async def test_an_open_loop_can_be_stopped_while_nothing_is_due():
     stop = asyncio.Event()
     async with running(service) as address:
         task = asyncio.create_task(
-            offer_load(address, rate=0.1, seconds=1000, warm_up_seconds=0, stop=stop)
+            offer(address, rate=0.1, seconds=1000, warm_up_seconds=0, stop=stop)
         )
         await asyncio.sleep(0.5)
         stop.set()
@@ -157,16 +156,14 @@ async def test_arrivals_are_random_but_the_same_every_time():
     for _ in range(2):
         service = SlowService(seconds=0)
         async with running(service) as address:
-            counts.append(
-                (await offer_load(address, rate=100, seconds=0.5, warm_up_seconds=0)).calls
-            )
+            counts.append((await offer(address, rate=100, seconds=0.5, warm_up_seconds=0)).calls)
     assert counts[0] == counts[1]
 
 
 async def test_every_call_asks_for_other_seeds_and_as_many_as_wanted():
     service = SlowService(seconds=0)
     async with running(service) as address:
-        report = await offer_load(
+        report = await offer(
             address,
             model="cats",
             concurrency=3,
@@ -187,7 +184,7 @@ async def test_every_call_asks_for_other_seeds_and_as_many_as_wanted():
 async def test_connections_share_the_calls():
     service = SlowService(seconds=0)
     async with running(service) as address:
-        await offer_load(address, connections=3, concurrency=6, seconds=0.3, warm_up_seconds=0)
+        await offer(address, connections=3, concurrency=6, seconds=0.3, warm_up_seconds=0)
     assert len(service.peers) == 3
     assert max(service.peers.values()) <= min(service.peers.values()) + 6
 
@@ -195,7 +192,7 @@ async def test_connections_share_the_calls():
 async def test_errors_are_counted_by_code_and_are_no_throughput():
     service = SlowService(seconds=0.01, refused=True)
     async with running(service) as address:
-        report = await offer_load(address, seconds=0.3, warm_up_seconds=0)
+        report = await offer(address, seconds=0.3, warm_up_seconds=0)
     assert report.errors == {"RESOURCE_EXHAUSTED": report.calls}
     assert report.error_latency_seconds["RESOURCE_EXHAUSTED"]["p50"] > 0.01
     assert report.error_details == {"RESOURCE_EXHAUSTED": "full"}
@@ -209,19 +206,19 @@ async def test_a_server_that_is_not_there_is_an_error_with_its_reason_however_sh
     address = f"127.0.0.1:{free_port()}"
     said = rf"no result from {address} within {seconds:g} s: .* Connection refused"
     with pytest.raises(ConnectionError, match=said):
-        await offer_load(address, timeout_seconds=seconds)
+        await offer(address, timeout_seconds=seconds)
 
 
 async def test_where_no_connection_can_be_made_the_error_says_why():
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(ConnectionError, match=f"{address} does not serve: .* Connection refused"):
-        await offer_load(address, processes=2)
+        await offer(address, processes=2)
 
 
 async def test_a_server_without_a_model_yet_is_one_that_answers(tmp_path, running_server):
     (tmp_path / "models").mkdir()
     async with running_server(tmp_path / "models", until_ready=False) as server:
-        report = await offer_load(server.address, seconds=0.3, warm_up_seconds=0)
+        report = await offer(server.address, seconds=0.3, warm_up_seconds=0)
     assert report.errors == {"UNAVAILABLE": report.calls}
     assert report.calls
 
@@ -231,7 +228,7 @@ async def test_a_server_that_vanishes_and_comes_back_is_in_the_report(settings):
     service = SlowService(seconds=0.005)
     async with running(service) as address:
         task = asyncio.create_task(
-            offer_load(address, seconds=2, warm_up_seconds=0, timeout_seconds=5, **settings)
+            offer(address, seconds=2, warm_up_seconds=0, timeout_seconds=5, **settings)
         )
         await service.asked.wait()
     await asyncio.sleep(0.7)  # what is tested: nobody is there for a while
@@ -251,7 +248,7 @@ async def test_a_test_that_is_stopped_reports_the_time_so_far(settings):
     stop = asyncio.Event()
     async with running(service) as address:
         task = asyncio.create_task(
-            offer_load(address, seconds=100, warm_up_seconds=0, stop=stop, **settings)
+            offer(address, seconds=100, warm_up_seconds=0, stop=stop, **settings)
         )
         await service.asked.wait()
         stop.set()
@@ -264,7 +261,7 @@ async def test_a_test_that_is_stopped_reports_the_time_so_far(settings):
 async def test_a_test_that_is_stopped_before_it_begins_reports_nothing():
     stop = asyncio.Event()
     stop.set()
-    report = await offer_load("127.0.0.1:1", stop=stop)
+    report = await offer("127.0.0.1:1", stop=stop)
     assert (report.interrupted, report.calls, report.seconds) == (True, 0, 0)
     assert render_report(report)
 
@@ -275,7 +272,7 @@ async def test_a_real_server_answers_every_call_with_the_right_bytes(
     settings, image_format, repository, running_server
 ):
     async with running_server(repository) as server:
-        report = await offer_load(
+        report = await offer(
             server.address,
             images_per_request=3,
             image_format=image_format,
@@ -295,7 +292,7 @@ async def test_a_real_server_answers_every_call_with_the_right_bytes(
 async def test_a_conditional_model_is_given_its_class(tmp_path, running_server):
     write_artifact(tmp_path / "models", class_names=("cat", "dog"))
     async with running_server(tmp_path / "models") as server:
-        report = await offer_load(
+        report = await offer(
             server.address, class_label=1, verify=True, seconds=0.2, warm_up_seconds=0
         )
     assert (report.errors, report.verification.wrong) == ({}, 0)
@@ -305,7 +302,7 @@ async def test_one_wrong_byte_of_one_image_is_found():
     service = SlowService(seconds=0)
     async with running(service) as address:
         task = asyncio.create_task(
-            offer_load(address, images_per_request=4, verify=True, seconds=1, warm_up_seconds=0)
+            offer(address, images_per_request=4, verify=True, seconds=1, warm_up_seconds=0)
         )
         await several(service, 67 + 10)  # 67 references
         service.wrong_seed = 9
@@ -322,7 +319,7 @@ async def test_one_wrong_byte_of_one_image_is_found():
 async def test_another_version_is_told_from_wrong_bytes():
     service = SlowService(seconds=0)
     async with running(service) as address:
-        task = asyncio.create_task(offer_load(address, verify=True, seconds=0.5, warm_up_seconds=0))
+        task = asyncio.create_task(offer(address, verify=True, seconds=0.5, warm_up_seconds=0))
         await several(service, 64 + 10)
         service.digest, service.wrong_seed = "second", 9
         verification = (await task).verification
@@ -333,7 +330,7 @@ async def test_another_version_is_told_from_wrong_bytes():
 async def test_references_that_cannot_be_fetched_are_an_error(repository, running_server):
     async with running_server(repository) as server:
         with pytest.raises(ValueError, match="reference image of seed 0: NOT_FOUND: model 'other'"):
-            await offer_load(server.address, model="other", verify=True)
+            await offer(server.address, model="other", verify=True)
 
 
 async def several(service: SlowService, calls: int) -> None:

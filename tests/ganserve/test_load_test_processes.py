@@ -13,11 +13,10 @@ import pytest
 
 from ganserve.client.channel_security import ChannelSecurity
 from ganserve.load_test.plan import LoadPlan
-from ganserve.load_test.run import offer_load
 from ganserve.load_test.workers import offer_in_processes
 from tests.ganserve.certificates import Authority
 from tests.ganserve.conftest import eventually
-from tests.ganserve.slow_service import SlowService, running
+from tests.ganserve.slow_service import SlowService, offer, running
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 
@@ -66,7 +65,7 @@ async def both_ask(service: SlowService) -> None:
 async def test_processes_share_the_load_and_the_seeds(settings):
     service = SlowService(seconds=0.001)
     async with running(service) as address:
-        report = await offer_load(
+        report = await offer(
             address, processes=2, images_per_request=2, seconds=1, warm_up_seconds=0, **settings
         )
     assert report.tester.processes == 2
@@ -85,9 +84,7 @@ async def test_processes_share_the_load_and_the_seeds(settings):
 async def test_there_are_no_more_processes_than_calls_under_way():
     service = SlowService(seconds=0.01)
     async with running(service) as address:
-        report = await offer_load(
-            address, processes=3, concurrency=1, seconds=0.3, warm_up_seconds=0
-        )
+        report = await offer(address, processes=3, concurrency=1, seconds=0.3, warm_up_seconds=0)
     assert (report.tester.processes, len(service.peers), service.most_at_once) == (1, 1, 1)
 
 
@@ -95,7 +92,7 @@ async def test_processes_compare_with_the_same_references():
     service = SlowService(seconds=0)
     async with running(service) as address:
         task = asyncio.create_task(
-            offer_load(address, processes=2, verify=True, seconds=1.0, warm_up_seconds=0)
+            offer(address, processes=2, verify=True, seconds=1.0, warm_up_seconds=0)
         )
         await eventually(lambda: len(service.requests) > 64)  # all references are there
         service.wrong_seed = 3
@@ -115,10 +112,10 @@ async def test_processes_show_certificate_and_token(tmp_path, repository, runnin
     security = ChannelSecurity(authority.ca, client_certificate, client_key, token_file)
     load = {"processes": 2, "seconds": 0.3, "warm_up_seconds": 0, "timeout_seconds": 20}
     async with running_server(repository, token_file=token_file, **settings) as server:
-        report = await offer_load(server.address, security=security, **load)
+        report = await offer(server.address, security=security, **load)
         assert (report.errors, report.calls > 0) == ({}, True)
         bare = ChannelSecurity(authority.ca, client_certificate, client_key)
-        report = await offer_load(server.address, security=bare, **load)
+        report = await offer(server.address, security=bare, **load)
         assert report.errors == {"UNAUTHENTICATED": report.calls}
 
 
@@ -187,7 +184,7 @@ async def test_processes_do_not_outlive_the_one_that_started_them():
 async def test_a_process_that_is_lost_fails_the_test():
     service = SlowService(seconds=0.01)
     async with running(service) as address:
-        task = asyncio.create_task(offer_load(address, processes=2, seconds=100))
+        task = asyncio.create_task(offer(address, processes=2, seconds=100))
         await both_ask(service)
         mine = [child for child in children(os.getpid()) if is_worker(child)]
         assert len(mine) == 2

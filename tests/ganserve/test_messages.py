@@ -15,15 +15,19 @@ class Context:
     def __init__(self, remaining):
         self.sent = []
         self._remaining = remaining
+        self._trailing = (("x-request-id", "a"),)
 
     def time_remaining(self):
         return self._remaining
 
     def trailing_metadata(self):
-        return ()
+        return self._trailing
 
-    async def abort(self, code, *_):
-        self.sent.append(code)
+    def set_trailing_metadata(self, metadata):
+        self._trailing = metadata
+
+    async def abort(self, code, _):
+        self.sent.append((code, [name for name, _ in self._trailing]))
         raise grpc.aio.AbortError
 
 
@@ -32,7 +36,8 @@ async def test_a_status_is_sent(remaining):
     context = Context(remaining)
     with pytest.raises(grpc.aio.AbortError):
         await abort(context, STATUS)
-    assert context.sent == [grpc.StatusCode.RESOURCE_EXHAUSTED]
+    names = ["x-request-id", "grpc-status-details-bin", "grpc-retry-pushback-ms"]
+    assert context.sent == [(grpc.StatusCode.RESOURCE_EXHAUSTED, names)]
 
 
 async def test_nothing_is_sent_to_a_caller_whose_deadline_has_passed():

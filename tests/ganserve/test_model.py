@@ -25,9 +25,9 @@ from tests.ganserve.tiny import (
 
 
 def load(path, device="cpu", **settings):
-    return load_model(
-        path, device, **{"threads": 1, "warm_batch_sizes": lambda _: (1, 2)} | settings
-    )
+    defaults = {"threads": 1, "warm_batch_sizes": lambda _: (1, 2)}
+    defaults["gpu"] = GpuSettings(ThreadPoolExecutor(1))  # without a thread until it is used
+    return load_model(path, device, **defaults | settings)
 
 
 def latents(count, latent_dim=4):

@@ -17,7 +17,7 @@ from ganserve.models.onnx_file import (
     _REPEATED,
     _REPEATING_OPERATORS,
     _TABLE,
-    check_fields,
+    check_onnx_fields,
     check_onnx_file,
 )
 from ganserve.models.onnx_weights import split_weights
@@ -277,9 +277,9 @@ class TestNumberOfFields:
     @pytest.mark.parametrize(("path", "number"), PLACES)
     def test_is_limited_wherever_they_stand(self, path, number):
         most = _MOST_FIELDS - len(path)
-        check_fields(self.content(path, number, most))
+        check_onnx_fields(self.content(path, number, most))
         with pytest.raises(ModelError, match=f"at most {_MOST_FIELDS} fields, got more"):
-            check_fields(self.content(path, number, most + 1))
+            check_onnx_fields(self.content(path, number, most + 1))
 
     def test_nothing_in_the_standard_is_left_uncounted(self):
         def is_roomy(message, seen=()):
@@ -309,8 +309,8 @@ class TestNumberOfFields:
 
     def test_a_sound_model_is_far_below_the_limit(self, model):
         content = model.SerializeToString()
-        check_fields(content)
-        check_fields(memoryview(content))
+        check_onnx_fields(content)
+        check_onnx_fields(memoryview(content))
 
     @pytest.mark.parametrize(
         "content",
@@ -324,7 +324,7 @@ class TestNumberOfFields:
     )
     def test_what_cannot_be_counted_is_refused(self, content):
         with pytest.raises(ModelError, match="expected an ONNX file, got other bytes"):
-            check_fields(content)
+            check_onnx_fields(content)
 
     @pytest.mark.parametrize("before", [b"", b"\x1b\x1c"], ids=["plain", "behind a group"])
     def test_ten_million_of_them_take_no_memory(self, before, tmp_path):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ganserve.transport.replies import Reply, reply_head
+from ganserve.api.replies import Reply, reply_head
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.wire_format import varint
 

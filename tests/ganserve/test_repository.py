@@ -62,7 +62,8 @@ async def opened(root, load=LOAD, **settings):
     metrics = Metrics(CollectorRegistry())
 
     def start_batcher(name, model):
-        return Batcher(model.run_batch, (4, 4, 3), metrics, model_name=name, latent_dim=4)
+        sizes = {"latent_dim": 4, "max_batch_size": 16, "queue_size": 64}
+        return Batcher(model.run_batch, (4, 4, 3), metrics, model_name=name, **sizes)
 
     repository = Repository(root, load, start_batcher, metrics, **settings)
     repository.metrics = metrics
@@ -777,8 +778,8 @@ class TestSeriesOfVersions:
             for number in range(1, 6):
                 path = write_artifact(tmp_path, version=number)
                 await repository.refresh()
-                with repository.index.use("tiny", None) as (version, _):
-                    version.count_images(number)
+                with repository.index.use("tiny", None) as (_, served):
+                    served.count_images(number)
                 await eventually(lambda: len(repository.index.versions) == 1)
             counts = [
                 sample(repository, "ganserve_images_total", model="tiny", version=str(number))
@@ -788,9 +789,9 @@ class TestSeriesOfVersions:
             # One that comes back counts on from where it was shown, and is shown.
             remove(path)
             await repository.refresh()
-            with repository.index.use("tiny", None) as (version, _):
+            with repository.index.use("tiny", None) as (version, served):
                 assert version.number == 4
-                version.count_images(1)
+                served.count_images(1)
             labels = {"model": "tiny", "version": "4"}
             assert sample(repository, "ganserve_images_total", **labels) == 5
 
@@ -799,9 +800,9 @@ class TestSeriesOfVersions:
         write_artifact(tmp_path, "other")
         async with opened(tmp_path) as repository:
             await repository.refresh()
-            with repository.index.use("tiny", None) as (version, served):
+            with repository.index.use("tiny", None) as (_, served):
                 await pixels_of(served)
-                version.count_images(1)
+                served.count_images(1)
 
             assert models_with_series(repository) == {"tiny", "other"}
             remove(path)

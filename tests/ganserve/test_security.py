@@ -386,15 +386,16 @@ class TestTokens:
             running_server(repository, token_file=token_file) as server,
             connected(server) as stub,
         ):
-            has_token = server.interceptor._has_token
+            tokens = server.admission._tokens
+            identify = tokens.identify
 
-            def look_and_take_over_the_new_file(metadata):
-                found = has_token(metadata)
+            def look_and_take_over_the_new_file(authorization):
+                found = identify(authorization)
                 token_file.write_text(f"{LATE}\n")
-                server.admission._tokens.refresh()
+                tokens.refresh()
                 return found
 
-            server.interceptor._has_token = look_and_take_over_the_new_file
+            tokens.identify = look_and_take_over_the_new_file
             given = (*bearer(LATE), ("x-request-id", "mine"))
             call = stub.GenerateImages(request(), metadata=given)
             assert await code_of(call) is Code.UNAUTHENTICATED

@@ -131,7 +131,7 @@ class Repository:
                 if self._version_policy == "latest":
                     break
         self._keep_serving(name, stay)
-        versions = [version for version in self.index.versions if version.name == name]
+        versions = self.index.versions_of(name)
         failed = [version for version in versions if version.state is ModelState.FAILED]
         self._series.show_failed(name, len(failed))
         if not versions:
@@ -160,15 +160,16 @@ class Repository:
     async def _forget_failures(self, name: str, candidates: list[Candidate]) -> None:
         """Leave only those that a further attempt would come to as well."""
         can_be_read = self._folder.can_be_read
-        for version in self.index.versions:
-            if version.name == name and version.state is ModelState.FAILED:
-                is_gone = version.candidate not in candidates
+        there = {candidate.version: candidate for candidate in candidates}
+        for version in self.index.versions_of(name):
+            if version.state is ModelState.FAILED:
+                is_gone = version.candidate != there.get(version.number)
                 # Rights and volumes come back, and the file is the same as before.
                 if is_gone or (version.unreadable and await can_be_read(version.candidate)):
                     self.index.remove(version)
 
     def _version_of(self, candidate: Candidate) -> Version | None:
-        for version in self.index.versions:
+        for version in self.index.versions_of(candidate.name, candidate.version):
             if version.candidate == candidate and version.state is not ModelState.RETIRING:
                 return version
         return None

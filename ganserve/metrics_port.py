@@ -27,10 +27,18 @@ _MOST_CONNECTIONS = 64
 _LONGEST_HEAD = 16 * 1024  # bytes of a request and its headers
 # Pages of metrics that are made anew. One takes the time of several small calls, and Python's lock.
 _MOST_PAGES_A_SECOND = 20.0
-
+_KEPT_SECONDS = 0.25
+# So many may be ahead of their time, for those whose page is not kept: whoever asks for another one
+# all the time leaves these to them.
+_SPARE_PAGES = 20
 
 _Page = tuple[str, list[tuple[str, str]], list[bytes]]  # status, headers, body
 _ASKED_FOR_BY = ("QUERY_STRING", "HTTP_ACCEPT", "HTTP_ACCEPT_ENCODING")
+_TOO_MANY: _Page = (
+    "503 Service Unavailable",
+    [("Content-Type", "text/plain; charset=utf-8"), ("Retry-After", "1")],
+    [b"too many different pages are asked for\n"],
+)
 
 
 class _ThreadingServer(ThreadingMixIn, WSGIServer):
@@ -108,7 +116,7 @@ class _QuietHandler(WSGIRequestHandler):
 
 
 class _Pages:
-    """Pages of metrics; where many are asked for, the last one again, a twentieth second old.
+    """Pages of metrics; where many are asked for, some again, a quarter of a second old at most.
 
     Called in several threads.
     """
@@ -116,27 +124,34 @@ class _Pages:
     def __init__(self, app: WSGIApplication) -> None:
         self._app = app
         self._lock = threading.Lock()
-        self._may_make = _MOST_PAGES_A_SECOND
+        self._may_make = _MOST_PAGES_A_SECOND  # below 0 where spare ones were made
         self._counted_at = time.monotonic()
-        self._last: tuple[_Page, object] | None = None  # and what was asked for
+        self._kept: dict[tuple[object, ...], tuple[_Page, float]] = {}  # by what was asked for
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        asked = [environ.get(name) for name in _ASKED_FOR_BY]
+        if environ["REQUEST_METHOD"] != "GET":  # which makes no page
+            return self._app(environ, start_response)
+        asked = tuple(environ.get(name) for name in _ASKED_FOR_BY)
         with self._lock:
-            last, may_make = self._last, self._take_turn()
-        if last is None or last[1] != asked or may_make:
-            last = _make_page(self._app, environ), asked
-            self._last = last
-        status, headers, body = last[0]
-        start_response(status, headers)
+            now = time.monotonic()
+            self._kept = {
+                k: kept for k, kept in self._kept.items() if now < kept[1] + _KEPT_SECONDS
+            }
+            page, _ = self._kept.get(asked, (None, now))
+            may_make = self._take_turn(now, spare=0 if page else _SPARE_PAGES)
+        if may_make:
+            page = _make_page(self._app, environ)
+            with self._lock:
+                self._kept[asked] = page, time.monotonic()
+        status, headers, body = page or _TOO_MANY
+        start_response(status, [*headers])  # it adds to them
         return body
 
-    def _take_turn(self) -> bool:
-        now = time.monotonic()
+    def _take_turn(self, now: float, *, spare: int) -> bool:
         more = (now - self._counted_at) * _MOST_PAGES_A_SECOND
         self._may_make = min(self._may_make + more, _MOST_PAGES_A_SECOND)
         self._counted_at = now
-        if self._may_make < 1:
+        if self._may_make + spare < 1:
             return False
         self._may_make -= 1
         return True

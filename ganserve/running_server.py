@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ganserve.assembly import make_interceptor, make_rate_limiter, open_repository
 from ganserve.config import ServerConfig
+from ganserve.file_reads import FileReads
 from ganserve.metrics import Metrics
 from ganserve.security.admission import Admission
 from ganserve.security.credentials import ServerCertificate, Tokens
@@ -164,10 +165,11 @@ class RunningServer:
             await self._pause(self._refresh_models_now)
 
     async def _refresh_credentials_for_ever(self) -> None:
+        reads = FileReads("the files of certificates and tokens")
         while True:
             await self._pause(self._refresh_credentials_now)
             for files in self._credentials:
-                await asyncio.to_thread(files.refresh)
+                await reads.run(files.refresh)
 
     async def _pause(self, refresh_now: asyncio.Event) -> None:
         """Wait for the time of the next refresh, or until it is wanted now."""

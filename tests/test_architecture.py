@@ -26,7 +26,7 @@ LAYERS = {
         {"client", "transport"},
         {"models", "metrics", "metrics_port", "encoding", "config"},
         {"errors", "latents", "png", "single_writer_metrics", "wire_format", "setting_values"}
-        | {"listeners", "cpus", "memory", "flag_names", "seed_ranges", "grid"}
+        | {"file_reads", "listeners", "cpus", "memory", "flag_names", "seed_ranges", "grid"}
         | {"inference", "v1"},
         {"plain_text"},
     ],

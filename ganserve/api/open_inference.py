@@ -81,7 +81,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         """Describe a model's tensors, the batch included."""
         number = parse_version("version", request.version)
         version, spec = self._find(request.name, number)
-        versions = (v for v in self._index.versions if v.name == version.name)
+        versions = self._index.versions_of(version.name)
         return pb.ModelMetadataResponse(
             name=version.name,
             versions=[str(v.number) for v in versions if v.state is ModelState.READY],

@@ -89,6 +89,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._arrived: list[Entry] = []  # in this turn of the event loop, on the way to the queue
         self._arrived_rows = 0
+        self._start_scheduled = False
         self._chunks = ChunkAdmission(queue_size)
         self._delay = BatchDelay()
         self._changed = threading.Condition(threading.Lock())
@@ -186,10 +187,15 @@ class Batcher:
         return self._queue.waiting + self._arrived_rows
 
     def _arrive(self, entry: Entry) -> None:
-        if not self._arrived:
-            self._loop.call_soon(self._start_arrived)
         self._arrived.append(entry)
         self._arrived_rows += entry.size
+        self._schedule_start()
+
+    def _schedule_start(self) -> None:
+        """Once a turn, whatever arrives or is left: so a turn makes one model call at most."""
+        if not self._start_scheduled:
+            self._start_scheduled = True
+            self._loop.call_soon(self._start_arrived)
 
     def _enqueue_arrived(self, *, notify: bool = True) -> None:
         with self._changed:
@@ -210,10 +216,11 @@ class Batcher:
 
     def _start_arrived(self) -> None:
         """Bring what arrived to the model: here and now if that is quick, else by a worker."""
+        self._start_scheduled = False
         waiting = self._waiting()
         is_quick = self._is_quick(waiting)
         if is_quick and waiting < self._max_batch_size and self._should_wait():
-            self._loop.call_soon(self._start_arrived)
+            self._schedule_start()
             return
         self._delay.reset()
         self._enqueue_arrived(notify=not is_quick)
@@ -234,7 +241,7 @@ class Batcher:
         with self._changed:
             parts = self._take(share=False)
             if self._queue:
-                self._loop.call_soon(self._start_arrived)
+                self._schedule_start()
         if parts:
             self._delay.learn(alone=len(parts) == 1)
             began = time.monotonic()

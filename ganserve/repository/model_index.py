@@ -27,14 +27,21 @@ class ModelIndex:
         self.settled = False
         self.first_scan_over = asyncio.Event()
         self._default_model = default_model
-        self._versions: list[Version] = []
+        # By name and number, each in the order in which they came: a number's file may be replaced.
+        self._versions: dict[str, dict[int, list[Version]]] = {}
         # By name and number, newest first; of models of which a version serves.
         self._serving: dict[str, Mapping[int, Version]] = {}
 
     @property
     def versions(self) -> list[Version]:
         """All versions that have a state, by name, newest first."""
-        return sorted(self._versions, key=lambda version: (version.name, -version.number))
+        return [version for name in sorted(self._versions) for version in self.versions_of(name)]
+
+    def versions_of(self, name: str, number: int | None = None) -> list[Version]:
+        """The versions of a model that have a state, newest first; with a number its alone."""
+        versions = self._versions.get(name, {})
+        numbers = sorted(versions, reverse=True) if number is None else [number]
+        return [version for number in numbers for version in versions.get(number, ())]
 
     @property
     def serving_names(self) -> list[str]:
@@ -94,7 +101,7 @@ class ModelIndex:
         name = self._resolve_name("name", name)
         if version := self._serving_version(name, number):
             return version
-        known = [v for v in self.versions if v.name == name and number in (None, v.number)]
+        known = self.versions_of(name, number)
         if not known:
             raise self._unknown_version(name, number)
         return min(known, key=lambda version: version.state is ModelState.RETIRING)
@@ -103,11 +110,17 @@ class ModelIndex:
 
     def add(self, version: Version) -> None:
         """Take in a version that is about to be loaded."""
-        self._versions.append(version)
+        versions = self._versions.setdefault(version.name, {})
+        versions.setdefault(version.number, []).append(version)
 
     def remove(self, version: Version) -> None:
         """Leave out a version that was retired, or could not be loaded."""
-        self._versions.remove(version)
+        versions = self._versions[version.name]
+        versions[version.number].remove(version)
+        if not versions[version.number]:
+            del versions[version.number]
+        if not versions:
+            del self._versions[version.name]
 
     def serve(self, name: str, versions: Mapping[int, Version]) -> None:
         """Have these versions of a model serve from now on, and no others of it."""
@@ -134,7 +147,7 @@ class ModelIndex:
         if version := self._serving_version(name, number):
             return version
         if name not in self._serving:
-            asked = (v for v in self.versions if v.name == name and number in (None, v.number))
+            asked = self.versions_of(name, number)
             if failed := next((version for version in asked if version.error), None):
                 raise Loading(f"model {name!r} version {failed.number}: {failed.error}")
         raise self._unknown_version(name, number)
@@ -147,7 +160,7 @@ class ModelIndex:
 
     def _unknown_version(self, name: str, number: int | None) -> UnknownModel | Loading:
         """What to answer where a version does not serve or, if none serves, has no state."""
-        known = [v for v in self.versions if v.name == name and v.state is not ModelState.RETIRING]
+        known = [v for v in self.versions_of(name) if v.state is not ModelState.RETIRING]
         more_may_come = not self.settled or any(v.state is ModelState.LOADING for v in known)
         numbers = [*self.serving(name)] or [v.number for v in known if not more_may_come]
         if number is None or not numbers:

@@ -13,7 +13,7 @@ from ganserve.errors import ModelError, ProviderUnavailable, StartupError, Unrea
 from ganserve.memory import return_free_memory
 from ganserve.metrics import Metrics
 from ganserve.models.model import Model
-from ganserve.models.model_files import Candidate, can_be_read
+from ganserve.models.model_files import Candidate
 from ganserve.repository.model_index import ModelIndex
 from ganserve.repository.model_series import ModelSeries
 from ganserve.repository.model_tasks import ModelTasks
@@ -131,7 +131,7 @@ class Repository:
                 if self._version_policy == "latest":
                     break
         self._keep_serving(name, stay)
-        versions = [version for version in self.index.versions if version.name == name]
+        versions = self.index.versions_of(name)
         failed = [version for version in versions if version.state is ModelState.FAILED]
         self._series.show_failed(name, len(failed))
         if not versions:
@@ -159,15 +159,17 @@ class Repository:
 
     async def _forget_failures(self, name: str, candidates: list[Candidate]) -> None:
         """Leave only those that a further attempt would come to as well."""
-        for version in self.index.versions:
-            if version.name == name and version.state is ModelState.FAILED:
-                is_gone = version.candidate not in candidates
+        can_be_read = self._folder.can_be_read
+        there = {candidate.version: candidate for candidate in candidates}
+        for version in self.index.versions_of(name):
+            if version.state is ModelState.FAILED:
+                is_gone = version.candidate != there.get(version.number)
                 # Rights and volumes come back, and the file is the same as before.
-                if is_gone or (version.unreadable and await _can_be_read(version)):
+                if is_gone or (version.unreadable and await can_be_read(version.candidate)):
                     self.index.remove(version)
 
     def _version_of(self, candidate: Candidate) -> Version | None:
-        for version in self.index.versions:
+        for version in self.index.versions_of(candidate.name, candidate.version):
             if version.candidate == candidate and version.state is not ModelState.RETIRING:
                 return version
         return None
@@ -239,10 +241,6 @@ class Repository:
         self._loader.submit(_let_go, version)
         logger.info("model %s version %d is retired", version.name, version.number)
         self._on_change()
-
-
-async def _can_be_read(version: Version) -> bool:
-    return await asyncio.to_thread(can_be_read, version.candidate.path)
 
 
 def _let_go(version: Version) -> None:

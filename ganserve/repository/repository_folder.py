@@ -3,13 +3,13 @@
 What is wrong with the folder is logged once an outage, not once a scan.
 """
 
-import asyncio
 import errno
 import logging
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from ganserve.models.model_files import Candidate, scan
+from ganserve.file_reads import FileReads
+from ganserve.models.model_files import Candidate, can_be_read, scan
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ class RepositoryFolder:
         default_model: str | None = None,
     ) -> None:
         self._root = root
+        self._reads = FileReads(f"the models in {root}")
         self._wanted = wanted
         self._default_model = default_model
         self._is_default_missing = False
@@ -45,7 +46,7 @@ class RepositoryFolder:
             be read. None if that is true of all.
         """
         try:
-            found, unreadable = await asyncio.to_thread(self._look)
+            found, unreadable = await self._reads.run(self._look)
         except OSError as error:
             self._report([error])
             return None
@@ -54,6 +55,10 @@ class RepositoryFolder:
             found = self._choose(self._wanted, found, unreadable)
         self._check_default({*found}, unreadable)
         return found, unreadable
+
+    async def can_be_read(self, candidate: Candidate) -> bool:
+        """Whether a version's file can be opened now."""
+        return await self._reads.run(can_be_read, candidate.path)
 
     def _look(self) -> tuple[dict[str, list[Candidate]], dict[str, OSError]]:
         """Scan the folder.

@@ -53,7 +53,8 @@ class ReloadedFiles(Generic[Value]):
             kind: what the files hold, in the plural, for messages.
             files: each file's path under the setting that names it.
             parse: takes the files' contents in that order; raises ValueError for wrong ones.
-            on_reload: called with `success` or `failure` after each reading of changed files.
+            on_reload: called with `success` when a change is taken over, and with `failure` once
+                where it is wrong.
 
         Raises:
             StartupError: a file cannot be read, or what it says is wrong.
@@ -63,25 +64,37 @@ class ReloadedFiles(Generic[Value]):
         self._parse = parse
         self._on_reload = on_reload
         self._seen = self._read()
+        self._is_wrong = False  # what was seen last
         self.value = self._parse_all(self._seen)
 
     def refresh(self) -> None:
-        """Take over what has changed; blocks while it reads. Never raises, whatever files hold."""
+        """Take over what has changed; blocks while it reads. Never raises, whatever files hold.
+
+        What is wrong is tried at each look: a certificate may become valid as it is.
+        """
         seen = self._read()
-        if seen == self._seen:
+        is_changed = seen != self._seen
+        if not is_changed and not self._is_wrong:
             return
-        self._seen = seen  # also where it is wrong: one line a change, not one a look
+        self._seen = seen
         try:
             self.value = self._parse_all(seen)
-        except StartupError as error:
-            logger.error("the %s before stay in use: %s", self._kind, error)
-            self._on_reload("failure")
-        except Exception:  # unforeseen, but no reason to end a server that has what it needs
-            logger.exception("the %s before stay in use: reading the new ones failed", self._kind)
-            self._on_reload("failure")
+        except Exception as error:
+            self._is_wrong = True
+            if is_changed:  # one line a change, not one a look
+                self._report(error)
         else:
+            self._is_wrong = False
             logger.info("the %s were read anew", self._kind)
             self._on_reload("success")
+
+    def _report(self, error: Exception) -> None:
+        if isinstance(error, StartupError):
+            logger.error("the %s before stay in use: %s", self._kind, error)
+        else:  # unforeseen, but no reason to end a server that has what it needs
+            message = "the %s before stay in use: reading the new ones failed"
+            logger.error(message, self._kind, exc_info=error)
+        self._on_reload("failure")
 
     def _read(self) -> list[bytes | str]:
         """Read each file's content, or why it cannot be had."""

@@ -41,6 +41,7 @@ class Authority:
         name: str = "server",
         *,
         days: float = 30,
+        not_before: dt.datetime | None = None,  # valid from then on
         password: bytes | None = None,
         key: CertificateIssuerPrivateKeyTypes | None = None,
     ) -> tuple[Path, Path]:
@@ -51,7 +52,9 @@ class Authority:
         )
         certificate_file = self._folder / f"{name}.crt"
         key_file = self._folder / f"{name}.key"
-        certificate_file.write_bytes(self._sign(_name(name), key.public_key(), days, hosts))
+        certificate_file.write_bytes(
+            self._sign(_name(name), key.public_key(), days, hosts, not_before)
+        )
         encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
         if password is not None:
             encryption = serialization.BestAvailableEncryption(password)
@@ -68,6 +71,7 @@ class Authority:
         key: CertificatePublicKeyTypes,
         days: float,
         extension: x509.ExtensionType,
+        not_before: dt.datetime | None = None,
     ) -> bytes:
         now = dt.datetime.now(dt.UTC)
         return (
@@ -76,7 +80,7 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(days=100))
+            .not_valid_before(not_before or now - dt.timedelta(days=100))
             .not_valid_after(now + dt.timedelta(days=days))
             .add_extension(extension, critical=False)
             .sign(self._key, hashes.SHA256())

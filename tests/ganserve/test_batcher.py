@@ -878,6 +878,24 @@ async def test_a_large_request_in_the_event_loop_leaves_turns_to_others():
     assert turns >= 10
 
 
+@pytest.mark.parametrize("leaves", [False, True], ids=["stay", "leave"])
+async def test_calls_that_come_during_a_backlog_add_no_model_call_to_a_turn(leaves):
+    model, here = SeenModel(), threading.current_thread()
+    async with running(model, inline_seconds=60, queue_size=1000) as batcher:
+        await become_quick(batcher)
+        large = [submit(batcher, seeds(*range(100))) for _ in range(3)]
+        small, calls = [], []
+        while not all(request.done() for request in large):
+            before = model.threads.count(here)
+            small.append(submit(batcher, seeds(1)))
+            await asyncio.sleep(0)
+            calls.append(model.threads.count(here) - before)
+            if leaves:
+                small[-1].cancel()
+        await asyncio.wait(small)
+    assert max(calls) == 1
+
+
 async def test_images_are_let_go_while_no_other_batch_comes():
     async with running(GatedModel(is_open=True), instances=2) as batcher:
         one, several = [weakref.ref((await start(batcher, *v)).pixels) for v in ([1], range(9))]

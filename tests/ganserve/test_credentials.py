@@ -1,3 +1,4 @@
+import datetime as dt
 import logging
 import time
 from pathlib import Path
@@ -190,20 +191,37 @@ class TestCertificates:
         certificate.refresh()
         assert reloads(metrics, "certificate") == (1, 1)
 
+    def test_one_that_is_not_valid_yet_is_taken_over_once_it_is(self, authority, metrics, caplog):
+        certificate = ServerCertificate(*authority.issue(), None, metrics)
+        before = certificate._files.value
+        authority.issue(not_before=dt.datetime.now(dt.UTC) + dt.timedelta(seconds=3))
+        end = time.monotonic() + 20
+        while certificate._files.value is before and time.monotonic() < end:
+            certificate.refresh()
+            time.sleep(0.05)  # the clock that makes it valid is OpenSSL's own
+        assert certificate._files.value is not before
+        assert reloads(metrics, "certificate") == (1, 1)
+        assert caplog.text.count("certificate is not yet valid") == 1
 
-def test_an_unforeseen_failure_leaves_the_value_before_in_use(tmp_path, caplog):
-    file, outcomes = tmp_path / "numbers", []
+
+def test_an_unforeseen_failure_leaves_the_value_before_in_use_until_it_is_over(tmp_path, caplog):
+    file, outcomes, divisors = tmp_path / "numbers", [], {b"5": 5, b"4": 0}
     file.write_text("5")
     numbers = ReloadedFiles(
-        "numbers", {"number": file}, lambda text: 10 / int(text), outcomes.append
+        "numbers", {"number": file}, lambda text: 10 / divisors[text], outcomes.append
     )
-    file.write_text("0")
+    file.write_text("4")
     numbers.refresh()
     numbers.refresh()
     assert numbers.value == 2
     assert outcomes == ["failure"]
     assert "the numbers before stay in use" in caplog.text
-    assert "ZeroDivisionError" in caplog.text  # in full, for it is ours to mend
+    assert caplog.text.count("ZeroDivisionError") == 1  # in full, for it is ours to mend
+    divisors[b"4"] = 4
+    numbers.refresh()
+    numbers.refresh()
+    assert numbers.value == 2.5
+    assert outcomes == ["failure", "success"]
 
 
 class TestTokens:

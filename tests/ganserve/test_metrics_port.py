@@ -39,9 +39,10 @@ def http():
         server.close()
 
 
-def get(port, path):
+def get(port, path, **request):
     try:
-        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as reply:
+        asked = Request(f"http://127.0.0.1:{port}{path}", **request)
+        with urlopen(asked, timeout=10) as reply:
             return reply.status, reply.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -81,9 +82,58 @@ def test_where_many_pages_are_asked_for_few_are_made():
             assert shown == value, "nobody who asks now and then gets an old page"
     most = 20 + 20 * (time.monotonic() - began) + 1
     assert registry.pages <= most
-    time.sleep(0.1)  # longer than a page is kept
+    time.sleep(0.1)  # after which a page may be made again
     assert get(server.port, "/metrics")[1].split()[-1] == "199.0"
     server.close()
+
+
+def test_pages_are_few_also_where_each_is_asked_for_in_another_way():
+    registry = CountedRegistry()
+    server = MetricsServer.start(
+        "127.0.0.1", 0, registry, is_alive=lambda: True, why_not_ready=lambda: None
+    )
+    Gauge("g", "A gauge.", registry=registry)
+    registry.pages, began = 0, time.monotonic()
+    codes = [get(server.port, f"/metrics?x={value}")[0] for value in range(200)]
+    most = 40 + 20 * (time.monotonic() - began) + 1
+    assert registry.pages == codes.count(200) <= most
+    assert {*codes} == {200, 503}
+    server.close()
+
+
+def test_many_who_ask_for_one_page_leave_another_to_those_who_ask_for_that(http, monkeypatch):
+    monkeypatch.setattr("ganserve.metrics_port._MOST_PAGES_A_SECOND", 5)
+    port = http()
+    for _ in range(50):
+        assert get(port, "/metrics?flood")[0] == 200
+    for _ in range(3):
+        status, text = get(port, "/metrics")
+        assert status == 200
+        assert "ganserve_pending_images 3.0" in text
+
+
+def test_a_page_is_not_kept_for_long_where_others_take_all_turns(monkeypatch):
+    monkeypatch.setattr("ganserve.metrics_port._MOST_PAGES_A_SECOND", 0.001)
+    registry = CollectorRegistry()
+    server = MetricsServer.start(
+        "127.0.0.1", 0, registry, is_alive=lambda: True, why_not_ready=lambda: None
+    )
+    gauge = Gauge("g", "A gauge.", registry=registry)
+    for value in range(3):
+        gauge.set(value)
+        assert get(server.port, "/metrics")[1].split()[-1] == f"{value}.0"
+        time.sleep(0.3)  # a quarter of a second, and what a reply takes
+    server.close()
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "HEAD"])
+def test_many_who_ask_wrongly_take_nothing_from_those_who_ask_rightly(http, method):
+    port = http()
+    for _ in range(60):
+        assert get(port, "/metrics", method=method)[0] == 405
+    status, text = get(port, "/metrics")
+    assert status == 200
+    assert "ganserve_pending_images 3.0" in text
 
 
 def test_a_page_is_kept_for_those_alone_who_ask_for_the_same(http, monkeypatch):

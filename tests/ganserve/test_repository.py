@@ -25,9 +25,9 @@ from ganserve.errors import (
 )
 from ganserve.metrics import Metrics
 from ganserve.models.model import load_model
-from ganserve.models.model_files import check_root, scan
+from ganserve.models.model_files import Candidate, check_root, scan
 from ganserve.repository.repository import Repository
-from ganserve.repository.versions import ModelState
+from ganserve.repository.versions import ModelState, Version
 from tests.ganserve.conftest import eventually, settle
 from tests.ganserve.tiny import publish, write_artifact
 
@@ -507,6 +507,35 @@ async def test_an_empty_repository_waits_for_its_first_model(tmp_path):
         write_artifact(tmp_path)
         await repository.refresh()
         assert serving(repository) == 1
+
+
+@pytest.mark.parametrize("beside", ["models", "versions"])
+async def test_a_look_that_finds_nothing_new_takes_no_more_than_twice_as_long_for_twice_as_much(
+    beside, tmp_path, monkeypatch
+):
+    looks = 0
+
+    def look(version, attribute):
+        nonlocal looks
+        looks += 1
+        return object.__getattribute__(version, attribute)
+
+    async def count(root, versions):
+        nonlocal looks
+        for number in range(1, versions + 1):
+            name, version = (f"m{number}", 1) if beside == "models" else ("m", number)
+            publish(root, name, version, b"of no use")
+        async with opened(root, version_policy="all") as repository:
+            await repository.refresh()
+            assert len(states(repository)) == versions
+            looks = 0
+            await repository.refresh()
+            return looks
+
+    monkeypatch.setattr(Version, "__getattribute__", look)
+    monkeypatch.setattr(Candidate, "__getattribute__", look)
+    few, many = [await count(tmp_path / str(versions), versions) for versions in (20, 40)]
+    assert many <= 2 * few
 
 
 async def test_a_repository_that_vanishes_leaves_the_models_serving(tmp_path, caplog):

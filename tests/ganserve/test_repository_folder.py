@@ -1,9 +1,13 @@
+import asyncio
 import errno
 import os
+import threading
 
 import pytest
 
+from ganserve.models.model_files import scan
 from ganserve.repository.repository_folder import RepositoryFolder
+from tests.ganserve.conftest import settle
 from tests.ganserve.tiny import publish
 
 
@@ -86,6 +90,25 @@ async def test_no_other_default_is_told(default, root, caplog):
     (root / "c").symlink_to("c")  # an error for whoever follows it, even for root
     await RepositoryFolder(root, None, default).scan()
     assert "default_model" not in caplog.text
+
+
+async def test_a_folder_that_takes_long_is_told_again_once_it_did_not(root, monkeypatch, caplog):
+    may_end = threading.Event()
+
+    def look(root):
+        assert may_end.wait(20)
+        return scan(root)
+
+    monkeypatch.setattr("ganserve.repository.repository_folder.scan", look)
+    folder = RepositoryFolder(root, None)
+    for long_seconds, times in ((60, 0), (0, 1), (0, 1), (60, 1), (0, 2)):
+        monkeypatch.setattr("ganserve.file_reads._LONG_SECONDS", long_seconds)
+        may_end.clear()
+        looking = asyncio.ensure_future(found(folder))
+        await settle()
+        may_end.set()
+        assert (await looking)[0] == {"a": [2, 1], "b": [1]}
+        assert caplog.text.count(f"the models in {root}: not read after 0 s") == times
 
 
 async def test_a_folder_that_cannot_be_read_tells_nothing_of_its_models(root, caplog):

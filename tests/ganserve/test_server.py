@@ -322,9 +322,9 @@ async def test_a_version_whose_threads_cannot_start_leaves_the_one_before(
 class Process:
     """`python -m ganserve serve` as people run it."""
 
-    def __init__(self, *flags, **variables):
+    def __init__(self, *flags, program=("-m", "ganserve"), **variables):
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error::RuntimeWarning", "-m", "ganserve", "serve", *flags],
+            [sys.executable, "-W", "error::RuntimeWarning", *program, "serve", *flags],
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {f"GANSERVE_{name}": value for name, value in variables.items()},
@@ -455,6 +455,54 @@ class TestProcess:
             process.process.send_signal(late)
             time.sleep(0.0005)
         assert process.process.returncode == 0
+
+    def test_a_repository_that_answers_no_more_does_not_hold_up_the_end(
+        self, repository, start_process
+    ):
+        """No file system at hand hangs, as a network's does."""
+        code = """
+import sys, threading
+from ganserve import cli
+from ganserve.repository import repository_folder
+
+looks, look = [], repository_folder.scan
+
+def scan(root):
+    looks.append(root)
+    if len(looks) > 1:
+        print("it hangs", file=sys.stderr, flush=True)
+        threading.Event().wait()
+    return look(root)
+
+repository_folder.scan = scan
+cli.main()
+"""
+        flags = ("--models", repository, "--drain-seconds", 0, "--poll-seconds", 0.05)
+        process = start_process(*flags, program=("-c", code))
+        process.wait_until_serving()
+        for line in process.process.stderr:
+            if "it hangs" in line:
+                break
+        process.process.terminate()
+        status, log = process.end()
+        assert status == 0, log
+        assert "stopped" in log
+
+    def test_nor_does_a_file_of_tokens_that_answers_no_more(
+        self, repository, start_process, tmp_path
+    ):
+        tokens, pipe = tmp_path / "tokens", tmp_path / "pipe"
+        tokens.write_text("correct-horse-battery-staple\n")
+        os.mkfifo(pipe)
+        flags = ("--token-file", tokens, "--drain-seconds", 0, "--poll-seconds", 0.05)
+        process = start_process("--models", repository, *flags)
+        process.wait_until_serving()
+        pipe.replace(tokens)
+        with tokens.open("wb"):  # opens once the server reads, which then waits for the end
+            process.process.terminate()
+            status, log = process.end()
+        assert status == 0, log
+        assert "stopped" in log
 
     @pytest.fixture
     def frozen_client(self):

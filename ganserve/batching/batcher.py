@@ -335,11 +335,8 @@ class Batcher:
     # In the event loop.
 
     def _finish(self, batch: Batch) -> None:
-        try:
-            self._results.deliver(batch)
-        except MemoryError as error:  # there is none for all images of a large request
-            self._fail(batch.parts, error, batch.started_at)
-            return
+        for part, error in self._results.deliver(batch):
+            self._fail([part], error, batch.started_at)
         self._latency.update(batch.rows, batch.seconds)
         if self._on_batch is not None:
             self._on_batch(batch, None)

@@ -19,10 +19,15 @@ class Results:
         self._batch_images = metrics.batch_images.labels(model_name)
         self._padding_images = metrics.padding_images.labels(model_name)
 
-    def deliver(self, batch: Batch) -> None:
-        """Give each entry its images; the entries whose last rows these were are done."""
+    def deliver(self, batch: Batch) -> list[tuple[Part, MemoryError]]:
+        """Give each entry its images; the entries whose last rows these were are done.
+
+        Returned are the parts of entries that are too large for the memory there is.
+        """
         offset = 0
-        for entry, start, stop in batch.parts:
+        too_large = []
+        for part in batch.parts:
+            entry, start, stop = part
             images = batch.images[offset : offset + stop - start]
             offset += stop - start
             if start == 0:
@@ -31,14 +36,19 @@ class Results:
                 self._queue_seconds.observe(entry.queue_seconds, exemplar)
             entry.compute_seconds += batch.seconds
             entry.done += stop - start
+            if entry.future.done():  # the caller has gone, or its request has failed
+                continue
             if stop - start == entry.size:
                 entry.pixels = images  # all of them: nothing to copy
             else:
-                if entry.pixels is None:
-                    entry.pixels = np.empty((entry.size, *self._image_shape), np.uint8)
+                try:
+                    if entry.pixels is None:
+                        entry.pixels = np.empty((entry.size, *self._image_shape), np.uint8)
+                except MemoryError as error:
+                    too_large.append((part, error))
+                    continue
                 entry.pixels[start:stop] = images
-            # A caller that has gone has cancelled its future.
-            if entry.done == entry.size and not entry.future.done():
+            if entry.done == entry.size:
                 entry.future.set_result(
                     Generated(entry.pixels, entry.queue_seconds, entry.compute_seconds)
                 )
@@ -46,6 +56,7 @@ class Results:
         self._batch_images.observe(offset)
         if offset < len(batch.images):
             self._padding_images.inc(len(batch.images) - offset)
+        return too_large
 
 
 def fail(entry: Entry, error: RequestError | RuntimeError) -> None:

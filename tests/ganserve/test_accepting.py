@@ -11,10 +11,11 @@ import pytest
 from grpc._cython import cygrpc
 from grpc.aio import _server
 
-from ganserve.transport import accepting
+from ganserve.transport import accepting, direct_calls
 from ganserve.transport.accepting import _ASKED_FOR, DirectMethods, _EagerServer, make_aio_server
 from ganserve.transport.direct_calls import core_server
 from ganserve.transport.unfinished_requests import UnfinishedRequests
+from ganserve.transport.unread_replies import UnreadReplies
 from tests.ganserve.conftest import eventually
 
 METHOD = "/test.Service/Echo"
@@ -56,8 +57,8 @@ class Service(grpc.GenericRpcHandler):
         return request
 
 
-def direct(methods, may_call=lambda _: True):
-    return DirectMethods(methods, may_call) if methods else None
+def direct(methods, may_call=lambda _: True, **others):
+    return DirectMethods(methods, may_call, **others) if methods else None
 
 
 @contextlib.asynccontextmanager
@@ -327,6 +328,23 @@ async def test_a_message_that_finds_no_memory_is_refused_alone(others, monkeypat
         assert codes == [grpc.StatusCode.DEADLINE_EXCEEDED] * (others // 2 + 1)
         assert await call(b"x") == b"x"
     assert "a call was lost" in caplog.text
+
+
+async def test_a_look_at_unread_replies_that_fails_is_not_the_last(monkeypatch):
+    class ShortOfMemory(UnreadReplies):
+        looks = 0
+
+        def give_up_late(self):
+            self.looks += 1
+            if self.looks == 2:
+                raise MemoryError
+            return 0
+
+    monkeypatch.setattr(direct_calls, "BETWEEN_LOOKS", 0.01)
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    unread = ShortOfMemory()
+    async with serving([METHOD], unread=unread):
+        await eventually(lambda: unread.looks > 2)
 
 
 async def test_a_stop_does_not_wait_for_requests_that_do_not_come(direct_methods):

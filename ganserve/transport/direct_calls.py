@@ -241,6 +241,7 @@ class DirectCalls:
             raise
         except Exception:
             logger.exception("%s: a call could not be answered", call.details.method)
+            self._unread.remove(call)  # if it was added, it was not sent
             with contextlib.suppress(grpc.aio.AbortError):
                 await call.abort(grpc.StatusCode.INTERNAL, "internal error")
 

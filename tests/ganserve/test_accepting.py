@@ -13,6 +13,7 @@ from grpc.aio import _server
 
 from ganserve.transport import accepting, direct_calls
 from ganserve.transport.accepting import _ASKED_FOR, DirectMethods, _EagerServer, make_aio_server
+from ganserve.transport.core_call import CoreCall
 from ganserve.transport.direct_calls import core_server
 from ganserve.transport.unfinished_requests import UnfinishedRequests
 from ganserve.transport.unread_replies import UnreadReplies
@@ -247,6 +248,19 @@ async def test_what_a_handler_raises_is_an_error_of_its_call_alone(direct_method
             await call(b"fail", timeout=20)
         assert error.value.code() in {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
         assert await call(b"x") == b"x"
+
+
+async def test_a_reply_that_cannot_be_sent_is_an_error_and_not_unread(monkeypatch):
+    def send(*_):
+        raise MemoryError
+
+    unread = UnreadReplies()
+    monkeypatch.setattr(CoreCall, "send", send)
+    async with serving([METHOD], unread=unread) as (_, _, call):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await call(b"x", timeout=20)
+        assert error.value.code() is grpc.StatusCode.INTERNAL
+        assert (len(unread), unread.bytes) == (0, 0)
 
 
 async def test_a_handler_that_gives_up_leaves_no_caller_waiting():

@@ -9,6 +9,7 @@ from typing import Any
 
 from ganserve.api.request import (
     GenerationRequest,
+    check_files,
     check_one_reply,
     parse_request,
     parse_version,
@@ -180,6 +181,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         images: Sequence[bytes] = ()
         if image_format is not ImageFormat.RAW:
             images = await self._encoder.encode(generated.pixels, image_format, generation.quality)
+            check_files("format", images)
         encode_seconds = time.perf_counter() - started
         trace = current_trace()
         if trace is not None and trace.exemplar is not None and images:

@@ -13,6 +13,7 @@ from ganserve.wire_format import Malformed, check_fields
 
 Context = ServicerContext[Any, Any]
 Deserialize = Callable[[bytes], object]
+Serialize = Callable[[Any], bytes]
 
 _LONG = 64 * 1024  # bytes; shorter messages are parsed in milliseconds, whatever they hold
 _MOST_FIELDS = 10_000  # of long ones; tensors and lists of seeds are one field each

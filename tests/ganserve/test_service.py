@@ -1,6 +1,7 @@
 import asyncio
 import hashlib
 import io
+import re
 import shutil
 
 import grpc
@@ -185,6 +186,18 @@ async def test_more_pixels_than_one_message_can_hold_are_refused(tmp_path, runni
         stream = stub.StreamImages(many)
         assert len((await stream.read()).pixels) == 2 * 256 * 256 * 3
         stream.cancel()
+
+
+async def test_more_files_than_one_message_can_hold_are_refused(
+    repository, running_server, monkeypatch
+):
+    monkeypatch.setattr("ganserve.api.request._LARGEST_REPLY_BYTES", 1000)
+    async with running_server(repository) as server, connected(server) as stub:
+        most = await stub.GenerateImages(request(*range(5), format=PNG))
+        assert sum(map(len, most.images)) < 1000
+        code, details = await failure(stub.GenerateImages(request(*range(20), format=PNG)))
+        assert code == "INVALID_ARGUMENT"
+        assert re.match("format: expected files of at most 1000 bytes in one reply, got", details)
 
 
 @pytest.mark.parametrize("method", ["GenerateImages", "StreamImages"])

@@ -177,12 +177,13 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         """Encode the images from `first` on and build their message."""
         spec, image_format = served.spec, generation.format
         count = len(generated.pixels)
-        started = time.perf_counter()
         images: Sequence[bytes] = ()
+        encode_seconds = 0.0  # of RAW, which is not encoded
         if image_format is not ImageFormat.RAW:
+            started = time.perf_counter()
             images = await self._encoder.encode(generated.pixels, image_format, generation.quality)
+            encode_seconds = time.perf_counter() - started
             check_files("format", images)
-        encode_seconds = time.perf_counter() - started
         trace = current_trace()
         if trace is not None and trace.exemplar is not None and images:
             trace.add_stage("encode", time.monotonic() - encode_seconds, encode_seconds)

@@ -285,7 +285,9 @@ async def test_images_are_counted_as_they_are_received(repository, running_serve
         assert await metric(server, "ganserve_images_total", **labels) == 36 + 2 + 10
         assert await metric(server, "ganserve_batch_images_sum", model="tiny") == 36 + 2 + 10
         assert await metric(server, "ganserve_encode_seconds_count", format="png") == 1
+        assert await metric(server, "ganserve_encode_seconds_sum", format="png") > 0
         assert await metric(server, "ganserve_encode_seconds_count", format="raw") == 9
+        assert await metric(server, "ganserve_encode_seconds_sum", format="raw") == 0
         assert await metric(server, "ganserve_queue_seconds_count") == 10
         assert await metric(server, "ganserve_pending_images") == 0
         generated = {"grpc_method": "GenerateImages", "grpc_code": "OK"}

@@ -14,6 +14,7 @@ from ganserve.memory import return_free_memory
 from ganserve.metrics import Metrics
 from ganserve.models.model import Model
 from ganserve.models.model_files import Candidate, can_be_read
+from ganserve.models.runtime import is_shortage
 from ganserve.repository.model_index import ModelIndex
 from ganserve.repository.model_series import ModelSeries
 from ganserve.repository.model_tasks import ModelTasks
@@ -22,6 +23,11 @@ from ganserve.repository.versions import ModelState, Served, Version
 from ganserve.setting_values import VersionPolicy
 
 logger = logging.getLogger(__name__)
+
+# A version for which memory or threads were short is loaded again after so many seconds, and so
+# many times as long as that attempt took: the one that serves on shares its CPUs with each.
+_RETRY_SECONDS = 60.0
+_RETRY_TIMES = 10
 
 
 class Repository:
@@ -162,8 +168,9 @@ class Repository:
         for version in self.index.versions:
             if version.name == name and version.state is ModelState.FAILED:
                 is_gone = version.candidate not in candidates
-                # Rights and volumes come back, and the file is the same as before.
-                if is_gone or (version.unreadable and await _can_be_read(version)):
+                # Rights, volumes and memory come back, and the file is the same as before.
+                is_due = time.monotonic() >= version.retry_at
+                if is_gone or is_due or (version.unreadable and await _can_be_read(version)):
                     self.index.remove(version)
 
     def _version_of(self, candidate: Candidate) -> Version | None:
@@ -185,7 +192,7 @@ class Repository:
             )
             version.served = Served(model.spec, self._start_batcher(version.name, model))
         except ModelError as error:
-            self._fail(version, error)
+            self._fail(version, error, time.monotonic() - started)
         else:
             self._put_into_service(version, model, time.monotonic() - started)
         self._on_change()
@@ -205,17 +212,21 @@ class Repository:
             *(seconds, model.spec.digest),
         )
 
-    def _fail(self, version: Version, error: ModelError) -> None:
+    def _fail(self, version: Version, error: ModelError, seconds: float) -> None:
         version.state = ModelState.FAILED
         version.error = error.problem
         version.unreadable = isinstance(error, UnreadableModel)
         self._series.fail(version)
         if isinstance(error, ProviderUnavailable) and not self.index.settled:
             raise StartupError(str(error)) from error
+        until = "its file can be read" if version.unreadable else "its file changes"
+        if not version.unreadable and is_shortage(error):
+            pause = max(_RETRY_SECONDS, _RETRY_TIMES * seconds)
+            version.retry_at = time.monotonic() + pause
+            until = f"memory and threads suffice, tried again in {pause:.0f} s"
         logger.error(
-            "model %s version %d cannot be served until its file %s: %s",
-            *(version.name, version.number),
-            *("can be read" if version.unreadable else "changes", error),
+            "model %s version %d cannot be served until %s: %s",
+            *(version.name, version.number, until, error),
         )
 
     def _retire(self, version: Version) -> None:

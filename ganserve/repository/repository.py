@@ -65,7 +65,7 @@ class Repository:
         self._version_policy = version_policy
         self._on_change = on_change
         self._retirements: set[asyncio.Task[None]] = set()
-        self._tasks = ModelTasks(self._refresh_model)
+        self._tasks = ModelTasks(self._refresh_model, self._settle)
         # One thread for all: each would keep memory of its own that a model leaves behind.
         self._loader = ThreadPoolExecutor(
             max_workers=1, thread_name_prefix="models", initializer=lower_thread_priority
@@ -121,8 +121,15 @@ class Repository:
         for name in sorted({*found, *known, *self._tasks.names} - {*unreadable}):
             self._tasks.begin(name, found.get(name, []))
         await self._tasks.wait(timeout_seconds)
-        index.settled = index.settled or not self._tasks.names
+        if not self._tasks.names:  # there may have been none
+            self._settle()
         self._on_change()
+
+    def _settle(self) -> None:
+        """All models of a scan are loaded or faulty, even where the scan did not wait for them."""
+        if not self.index.settled:
+            self.index.settled = True
+            self._on_change()
 
     async def _refresh_model(self, name: str, candidates: list[Candidate]) -> None:
         """Bring those of these candidates, newest first, into service that the policy wants."""

@@ -480,6 +480,21 @@ async def test_after_a_first_scan_that_came_to_nothing_nobody_waits(end, tmp_pat
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+async def test_models_that_a_scan_did_not_wait_for_settle_without_another(tmp_path):
+    write_artifact(tmp_path)
+    write_artifact(tmp_path, "other")
+    load, changes = GatedLoad(), []
+    async with opened(tmp_path, load, on_change=lambda: changes.append(1)) as repository:
+        await repository.refresh(0.01)
+        assert not repository.index.settled
+        load.release()
+        await eventually(lambda: repository.index.settled)
+        assert repository.index.serving_names == ["other", "tiny"]
+        changes.clear()
+        await repository.refresh()
+        assert len(changes) == 1
+
+
 async def test_loading_lets_the_event_loop_go_first(tmp_path):
     priorities = []
 

@@ -305,12 +305,13 @@ class Batcher:
         return parts
 
     def _run(self, parts: list[Part]) -> Batch:
+        began = time.monotonic()
         latents, labels = gather(parts, self._latent_dim, self._batch_sizes)
         started_at = time.monotonic()
         images = self._run_batch(latents, labels)
         seconds = time.monotonic() - started_at
         assert images.shape == (len(latents), *self._image_shape), images.shape
-        return Batch(parts, images, started_at, seconds)
+        return Batch(parts, images, started_at, seconds, started_at - began)
 
     def _fail(self, parts: list[Part], cause: Exception, began: float) -> None:
         """Fail the entries of a batch; their other rows need not reach the model any more."""
@@ -334,6 +335,6 @@ class Batcher:
         except MemoryError as error:  # there is none for all images of a large request
             self._fail(batch.parts, error, batch.started_at)
             return
-        self._latency.update(batch.rows, batch.seconds)
+        self._latency.update(batch.rows, batch.gather_seconds + batch.seconds)
         if self._on_batch is not None:
             self._on_batch(batch, None)

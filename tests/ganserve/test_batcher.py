@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from ganserve.batching.batcher import DEADLINE_SLACK_SECONDS, Batcher
-from ganserve.batching.entries import Entry
+from ganserve.batching.entries import Entry, gather
 from ganserve.batching.latency_estimate import LatencyEstimate
 from ganserve.batching.results import fail
 from ganserve.errors import DeadlineExceeded, Overloaded, ShuttingDown
@@ -788,6 +788,21 @@ async def test_calls_that_are_not_quick_are_made_by_the_workers():
         for _ in range(2):
             await submit(batcher, seeds(1))
     assert threading.current_thread() not in model.threads
+
+
+async def test_calls_whose_latents_are_slow_to_draw_are_not_quick(monkeypatch):
+    def gather_slowly(*arguments):
+        time.sleep(0.1)
+        return gather(*arguments)
+
+    monkeypatch.setattr("ganserve.batching.batcher.gather", gather_slowly)
+    model = SeenModel()
+    async with running(model, inline_seconds=0.05) as batcher:
+        await become_quick(batcher)
+        for _ in range(2):
+            generated = await submit(batcher, seeds(1))
+    assert threading.current_thread() not in model.threads
+    assert generated.compute_seconds < 0.1
 
 
 async def test_quick_calls_are_left_to_the_workers_while_those_work():

@@ -7,6 +7,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ganserve.api.request import (
     GenerationRequest,
     check_files,
@@ -27,6 +30,7 @@ from ganserve.transport.replies import Reply, reply_head
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
 
+_SMALL_PART = 2  # half of a batch at most
 _ENCODER_RETRY_SECONDS = 1.0  # about what a full line of images takes
 
 _STATES = {
@@ -161,6 +165,8 @@ class ImageGenerationService(ImageGenerationServiceServicer):
                 truncation=truncation,
                 continues=first > 0,
             )
+            if generation.format is ImageFormat.RAW:
+                generated = generated._replace(pixels=own_pixels(generated.pixels))
             return await self._respond(version, served, generation, generated, first=first)
 
         return prefetch(make, range(0, generation.count, chunk_images))
@@ -208,6 +214,17 @@ class ImageGenerationService(ImageGenerationServiceServicer):
             ),
             generated.pixels if image_format is ImageFormat.RAW else None,
         )
+
+
+def own_pixels(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """These pixels, as a copy where they are a small part of a batch.
+
+    What waits for a slow reader would else keep the images of all others of the batch.
+    """
+    batch = pixels.base
+    if isinstance(batch, np.ndarray) and pixels.nbytes <= batch.nbytes // _SMALL_PART:
+        return pixels.copy()
+    return pixels
 
 
 async def prefetch(

@@ -3,6 +3,7 @@ import hashlib
 import io
 import re
 import shutil
+import weakref
 
 import grpc
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from ganserve.api.service import prefetch
 from ganserve.latents import draw_latents, interpolate_latents, truncate
+from ganserve.models.model import Model
 from ganserve.repository.versions import ModelState
 from ganserve.transport.messages import write
 from ganserve.v1 import image_generation_pb2 as pb
@@ -307,6 +309,32 @@ async def test_a_reply_of_a_stream_is_counted_before_it_can_be_received(
         assert (await call.read()).count == 1
         call.cancel()
         assert await metric(server, "ganserve_images_total") == 1
+
+
+async def test_an_image_that_waits_for_its_reader_does_not_keep_its_batch(
+    repository, running_server, monkeypatch
+):
+    made, run_batch = [], Model.run_batch
+
+    def note_batch(model, latents, labels=None):
+        images = run_batch(model, latents, labels)
+        made.append(weakref.ref(images))
+        return images
+
+    async def stuck(_, __):
+        await asyncio.Event().wait()  # until the call is cancelled
+
+    monkeypatch.setattr(Model, "run_batch", note_batch)
+    monkeypatch.setattr("ganserve.api.interceptors.write", stuck)
+    settings = {"chunk_bytes": 1, "max_batch_size": 8, "max_wait_seconds": 60, "instances": 1}
+    async with running_server(repository, **settings) as server, connected(server) as stub:
+        before = len(made)
+        calls = [stub.StreamImages(request(*range(100))) for _ in range(8)]
+        # A first chunk of each is sent, and a second waits.
+        await eventually(lambda: len(made) == before + 2)
+        await eventually(lambda: all(batch() is None for batch in made))
+        for call in calls:
+            call.cancel()
 
 
 async def test_what_a_stream_makes_ahead_is_over_before_its_version_may_go(

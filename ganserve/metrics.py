@@ -105,7 +105,7 @@ class Metrics:
         )
         self.model_failed_versions = gauge(
             "ganserve_model_failed_versions",
-            "Versions on disk that could not be loaded and are not tried again as they are.",
+            "Versions on disk that could not be loaded.",
             "model",
         )
         self.model_load_seconds = Histogram(

@@ -26,6 +26,7 @@ from ganserve.transport.calls_under_way import CallsUnderWay
 from ganserve.transport.deadlines import DEADLINE_SLACK_SECONDS, Deadlines
 from ganserve.transport.messages import (
     Deserialize,
+    Serialize,
     StreamContext,
     abort,
     deserialize_request,
@@ -111,7 +112,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
     def _surround_unknown(self) -> Handler:
         unknown = Method(self._metrics, "unknown", "unknown", "unknown", exempt=True)
         self._unknown = grpc.stream_stream_rpc_method_handler(
-            self._surround_stream(unknown, _refuse_unknown_method, None)
+            self._surround_stream(unknown, _refuse_unknown_method)
         )
         return self._unknown
 
@@ -129,22 +130,17 @@ class Interceptor(grpc.aio.ServerInterceptor):
         method = make_method(tracer=self._tracer)
         surround = self._surround_stream if handler.response_streaming else self._surround_unary
         deserialize = handler.request_deserializer
-        # Done by gRPC, it would fail as if the mistake were ours.
-        if not handler.request_streaming:
-            surrounded = surround(method, behaviour, deserialize)
-        elif deserialize is not None:
-            surrounded = surround(method, partial(with_messages, behaviour, deserialize), None)
-        else:
-            surrounded = surround(method, behaviour, None)
-        built: Handler = build(
-            surrounded,
-            # Not that of the message's class: a reply may know how to serialize itself.
-            response_serializer=handler.response_serializer and methodcaller("SerializeToString"),
-        )
+        # Not that of the message's class: a reply may know how to serialize itself.
+        serialize = handler.response_serializer and methodcaller("SerializeToString")
+        # Neither is left to gRPC: there a bad request would fail as if the mistake were ours, and a
+        # reply that cannot be serialized after its call was counted as answered.
+        if handler.request_streaming and deserialize is not None:
+            behaviour, deserialize = partial(with_messages, behaviour, deserialize), None
+        built: Handler = build(surround(method, behaviour, deserialize, serialize))
         if service in self._open_services:
             return built, None
         # Before a byte of the message is read; and strangers do not decide what is traced.
-        refuse = self._surround_stream(make_method(tracer=None), _refuse_without_token, None)
+        refuse = self._surround_stream(make_method(tracer=None), _refuse_without_token)
         return built, grpc.stream_stream_rpc_method_handler(refuse)
 
     def _surround_unary(
@@ -152,6 +148,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         method: Method,
         behaviour: Callable[[Any, Context], Awaitable[Any]],
         deserialize: Deserialize | None,
+        serialize: Serialize | None,
     ) -> Callable[[Any, Context], Awaitable[Any]]:
         async def answer(request: Any, context: Context) -> object:  # noqa: ANN401 - as gRPC has it
             call = self._begin(method, context)
@@ -161,6 +158,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 if deserialize is not None:
                     request = deserialize_request(deserialize, request)
                 response = await behaviour(request, context)
+                if serialize is not None:
+                    response = serialize(response)
             except BaseException as error:
                 await self._fail(method, call, context, error)
             self._end(method, call, grpc.StatusCode.OK, context)
@@ -172,7 +171,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self,
         method: Method,
         behaviour: Callable[[Any, Context], AsyncGenerator[Any]],
-        deserialize: Deserialize | None,
+        deserialize: Deserialize | None = None,
+        serialize: Serialize | None = None,
     ) -> Callable[[Any, StreamContext], Awaitable[None]]:
         behave = self._count_stream(behaviour) if method.exempt else behaviour
 
@@ -186,6 +186,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
                     request = deserialize_request(deserialize, request)
                 async with contextlib.aclosing(behave(request, context)) as responses:
                     async for response in responses:
+                        if serialize is not None:
+                            response = serialize(response)
                         if not is_open:
                             await open_stream(context)
                             is_open = True

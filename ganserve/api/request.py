@@ -1,5 +1,6 @@
 """A `GenerateImagesRequest` becomes a checked value, or an error that names the field."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ _FORMATS = {
 _LARGEST_SEED = 2**64 - 1
 _LARGEST_REPLY_BYTES = 2**31 - 2**16  # of protobuf's limit, less what is said once
 _SEED_BYTES = 10  # at most, in a reply
+_LENGTH_BYTES = 6  # at most, with its tag, before each file
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,17 @@ def check_one_reply(field: str, generation: GenerationRequest, spec: ModelSpec) 
             field,
             f"expected at most {most} images of this model as pixels in one reply, got "
             f"{generation.count}: StreamImages sends more",
+        )
+
+
+def check_files(field: str, files: Sequence[bytes]) -> None:
+    """Refuse more encoded images than one message can hold; that shows only once they are made."""
+    size = sum(map(len, files)) + (_LENGTH_BYTES + _SEED_BYTES) * len(files)
+    if size > _LARGEST_REPLY_BYTES:
+        raise InvalidRequest(
+            field,
+            f"expected files of at most {_LARGEST_REPLY_BYTES} bytes in one reply, got {size}: "
+            "StreamImages sends more",
         )
 
 

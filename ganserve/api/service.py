@@ -7,9 +7,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ganserve.api.replies import Reply, reply_head
 from ganserve.api.request import (
     GenerationRequest,
+    check_files,
     check_one_reply,
     parse_request,
     parse_version,
@@ -27,6 +31,7 @@ from ganserve.transport.call_context import Context
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
 
+_SMALL_PART = 2  # half of a batch at most
 _ENCODER_RETRY_SECONDS = 1.0  # about what a full line of images takes
 
 _STATES = {
@@ -161,6 +166,8 @@ class ImageGenerationService(ImageGenerationServiceServicer):
                 truncation=truncation,
                 continues=first > 0,
             )
+            if generation.format is ImageFormat.RAW:
+                generated = generated._replace(pixels=own_pixels(generated.pixels))
             return await self._respond(version, served, generation, generated, first=first)
 
         return prefetch(make, range(0, generation.count, chunk_images))
@@ -177,11 +184,13 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         """Encode the images from `first` on and build their message."""
         spec, image_format = served.spec, generation.format
         count = len(generated.pixels)
-        started = time.perf_counter()
         images: Sequence[bytes] = ()
+        encode_seconds = 0.0  # of RAW, which is not encoded
         if image_format is not ImageFormat.RAW:
+            started = time.perf_counter()
             images = await self._encoder.encode(generated.pixels, image_format, generation.quality)
-        encode_seconds = time.perf_counter() - started
+            encode_seconds = time.perf_counter() - started
+            check_files("format", images)
         trace = current_trace()
         if trace is not None and trace.exemplar is not None and images:
             trace.add_stage("encode", time.monotonic() - encode_seconds, encode_seconds)
@@ -206,6 +215,17 @@ class ImageGenerationService(ImageGenerationServiceServicer):
             ),
             generated.pixels if image_format is ImageFormat.RAW else None,
         )
+
+
+def own_pixels(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """These pixels, as a copy where they are a small part of a batch.
+
+    What waits for a slow reader would else keep the images of all others of the batch.
+    """
+    batch = pixels.base
+    if isinstance(batch, np.ndarray) and pixels.nbytes <= batch.nbytes // _SMALL_PART:
+        return pixels.copy()
+    return pixels
 
 
 async def prefetch(

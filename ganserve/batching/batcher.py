@@ -311,12 +311,13 @@ class Batcher:
         return parts
 
     def _run(self, parts: list[Part]) -> Batch:
+        began = time.monotonic()
         latents, labels = gather(parts, self._latent_dim, self._batch_sizes)
         started_at = time.monotonic()
         images = self._run_batch(latents, labels)
         seconds = time.monotonic() - started_at
         assert images.shape == (len(latents), *self._image_shape), images.shape
-        return Batch(parts, images, started_at, seconds)
+        return Batch(parts, images, started_at, seconds, started_at - began)
 
     def _fail(self, parts: list[Part], cause: Exception, began: float) -> None:
         """Fail the entries of a batch; their other rows need not reach the model any more."""
@@ -337,6 +338,6 @@ class Batcher:
     def _finish(self, batch: Batch) -> None:
         for part, error in self._results.deliver(batch):
             self._fail([part], error, batch.started_at)
-        self._latency.update(batch.rows, batch.seconds)
+        self._latency.update(batch.rows, batch.gather_seconds + batch.seconds)
         if self._on_batch is not None:
             self._on_batch(batch, None)

@@ -82,6 +82,7 @@ class Batch(NamedTuple):
     images: NDArray[np.uint8]  # [rows and padding, height, width, channels]
     started_at: float
     seconds: float
+    gather_seconds: float = 0.0  # before it started: latents were drawn
 
     @property
     def rows(self) -> int:

@@ -237,15 +237,18 @@ def check_rows(message: pb.GenerateImagesRequest, images: int) -> None:
     request says how long they are, cut the numbers into rows of their own.
 
     Raises:
-        CallError: the model's rows are of another length.
+        CallError: the model's rows are of another length, or there are no images at all.
     """
     given = message.latents
-    if message.WhichOneof("source") == "latents" and images * given.latent_dim != len(given.values):
-        raise CallError(
-            grpc.StatusCode.INVALID_ARGUMENT,
-            f"latents: expected rows of {len(given.values) // images} numbers, the model's "
-            f"latent_dim, got rows of {given.latent_dim}",
-        )
+    if message.WhichOneof("source") != "latents" or images * given.latent_dim == len(given.values):
+        return
+    if not images:
+        raise CallError(grpc.StatusCode.INTERNAL, "latents: expected an image of each, got none")
+    raise CallError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        f"latents: expected rows of {len(given.values) // images} numbers, the model's "
+        f"latent_dim, got rows of {given.latent_dim}",
+    )
 
 
 def read_pixels(response: pb.GenerateImagesResponse) -> NDArray[np.uint8]:

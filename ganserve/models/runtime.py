@@ -15,6 +15,11 @@ from ganserve.setting_values import Device
 # ONNX Runtime is published without types.
 Session = Any  # onnxruntime.InferenceSession
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+# What it says where memory is short, or CUDA's, or threads; it has no exceptions of their own.
+_SHORTAGES = (
+    *("bad_alloc", "Failed to allocate memory", "out of memory", "ALLOC_FAILED"),
+    *("Resource temporarily unavailable", "can't start new thread"),
+)
 _ON_CPU: tuple[Provider, ...] = ((CPU_PROVIDER, {}),)
 # An ONNX file with one node, Identity, of one float.
 _SMALLEST_MODEL = (
@@ -155,9 +160,19 @@ def session_options(threads: int) -> Any:  # noqa: ANN401 - untyped library
     return options
 
 
+def is_shortage(error: BaseException | None) -> bool:
+    """Whether memory or threads were short, here or in what this came from; that may pass."""
+    while error is not None:
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _SHORTAGES):
+            return True
+        error = error.__cause__
+    return False
+
+
 def one_line(error: Exception) -> str:
     """What ONNX Runtime says, short enough for a log."""
-    text = escape(" ".join(str(error).split()))  # it names nodes as the file does
+    # It names nodes as the file does. Of memory that is short Python says nothing.
+    text = escape(" ".join(str(error).split())) or type(error).__name__
     # Both ends: where CUDA fails, the reason stands last, behind the signatures of functions.
     return text if len(text) <= 400 else f"{text[:100]} ... {text[-295:]}"
 

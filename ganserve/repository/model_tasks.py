@@ -11,9 +11,13 @@ Refresh = Callable[[str, list[Candidate]], Awaitable[None]]
 class ModelTasks:
     """One task for each model with work to do, which takes up the newest scan and no older one."""
 
-    def __init__(self, refresh: Refresh) -> None:
-        """`refresh` is called with a model's name and what a scan found of it."""
+    def __init__(self, refresh: Refresh, on_idle: Callable[[], None] = lambda: None) -> None:
+        """`refresh` is called with a model's name and what a scan found of it.
+
+        `on_idle` is called whenever the last of the models that were busy is up to date.
+        """
         self._refresh = refresh
+        self._on_idle = on_idle
         self._found: dict[str, list[Candidate]] = {}  # that no task has taken up yet
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -33,7 +37,8 @@ class ModelTasks:
         if task is not None and task.done():
             task.result()
         if task is None or task.done():
-            self._tasks[name] = asyncio.get_running_loop().create_task(self._follow(name))
+            task = self._tasks[name] = asyncio.get_running_loop().create_task(self._follow(name))
+            task.add_done_callback(self._end)
 
     def is_outdated(self, candidate: Candidate) -> bool:
         """Whether a later scan has found the file gone or replaced."""
@@ -58,6 +63,10 @@ class ModelTasks:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         self._tasks.clear()
         self._found.clear()
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        if not self.names and not task.cancelled() and task.exception() is None:
+            self._on_idle()
 
     async def _follow(self, name: str) -> None:
         while name in self._found:

@@ -14,6 +14,7 @@ from ganserve.memory import return_free_memory
 from ganserve.metrics import Metrics
 from ganserve.models.model import Model
 from ganserve.models.model_files import Candidate
+from ganserve.models.runtime import is_shortage
 from ganserve.repository.model_index import ModelIndex
 from ganserve.repository.model_series import ModelSeries
 from ganserve.repository.model_tasks import ModelTasks
@@ -22,6 +23,11 @@ from ganserve.repository.versions import ModelState, Served, Version
 from ganserve.setting_values import VersionPolicy
 
 logger = logging.getLogger(__name__)
+
+# A version for which memory or threads were short is loaded again after so many seconds, and so
+# many times as long as that attempt took: the one that serves on shares its CPUs with each.
+_RETRY_SECONDS = 60.0
+_RETRY_TIMES = 10
 
 
 class Repository:
@@ -59,7 +65,7 @@ class Repository:
         self._version_policy = version_policy
         self._on_change = on_change
         self._retirements: set[asyncio.Task[None]] = set()
-        self._tasks = ModelTasks(self._refresh_model)
+        self._tasks = ModelTasks(self._refresh_model, self._settle)
         # One thread for all: each would keep memory of its own that a model leaves behind.
         self._loader = ThreadPoolExecutor(
             max_workers=1, thread_name_prefix="models", initializer=lower_thread_priority
@@ -115,8 +121,15 @@ class Repository:
         for name in sorted({*found, *known, *self._tasks.names} - {*unreadable}):
             self._tasks.begin(name, found.get(name, []))
         await self._tasks.wait(timeout_seconds)
-        index.settled = index.settled or not self._tasks.names
+        if not self._tasks.names:  # there may have been none
+            self._settle()
         self._on_change()
+
+    def _settle(self) -> None:
+        """All models of a scan are loaded or faulty, even where the scan did not wait for them."""
+        if not self.index.settled:
+            self.index.settled = True
+            self._on_change()
 
     async def _refresh_model(self, name: str, candidates: list[Candidate]) -> None:
         """Bring those of these candidates, newest first, into service that the policy wants."""
@@ -164,8 +177,10 @@ class Repository:
         for version in self.index.versions_of(name):
             if version.state is ModelState.FAILED:
                 is_gone = version.candidate != there.get(version.number)
-                # Rights and volumes come back, and the file is the same as before.
-                if is_gone or (version.unreadable and await can_be_read(version.candidate)):
+                # Rights, volumes and memory come back, and the file is the same as before.
+                is_due = time.monotonic() >= version.retry_at
+                is_readable = version.unreadable and await can_be_read(version.candidate)
+                if is_gone or is_due or is_readable:
                     self.index.remove(version)
 
     def _version_of(self, candidate: Candidate) -> Version | None:
@@ -188,7 +203,7 @@ class Repository:
             batcher = self._start_batcher(version.name, model)
             version.served = Served(model.spec, batcher, self._series.image_counter(version))
         except ModelError as error:
-            self._fail(version, error)
+            self._fail(version, error, time.monotonic() - started)
         else:
             self._put_into_service(version, model, time.monotonic() - started)
         self._on_change()
@@ -208,17 +223,21 @@ class Repository:
             *(seconds, model.spec.digest),
         )
 
-    def _fail(self, version: Version, error: ModelError) -> None:
+    def _fail(self, version: Version, error: ModelError, seconds: float) -> None:
         version.state = ModelState.FAILED
         version.error = error.problem
         version.unreadable = isinstance(error, UnreadableModel)
         self._series.fail(version)
         if isinstance(error, ProviderUnavailable) and not self.index.settled:
             raise StartupError(str(error)) from error
+        until = "its file can be read" if version.unreadable else "its file changes"
+        if not version.unreadable and is_shortage(error):
+            pause = max(_RETRY_SECONDS, _RETRY_TIMES * seconds)
+            version.retry_at = time.monotonic() + pause
+            until = f"memory and threads suffice, tried again in {pause:.0f} s"
         logger.error(
-            "model %s version %d cannot be served until its file %s: %s",
-            *(version.name, version.number),
-            *("can be read" if version.unreadable else "changes", error),
+            "model %s version %d cannot be served until %s: %s",
+            *(version.name, version.number, until, error),
         )
 
     def _retire(self, version: Version) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import enum
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -37,6 +38,7 @@ class Version:
     served: Served | None = None  # set where READY, or RETIRING and in use
     error: str = ""  # set where FAILED; callers see it
     unreadable: bool = False  # FAILED only because its file cannot be read
+    retry_at: float = math.inf  # on time.monotonic, where FAILED only for want of memory or threads
     calls: int = 0  # under way
     idle: asyncio.Event = field(default_factory=asyncio.Event)  # retired, and no call under way
 

@@ -105,8 +105,8 @@ class CoreCall:
         details: str,
         sent: Callable[[Any], None] = _left_or_cannot,
     ) -> None:
-        self._code = code
         if self._gone:
+            self._code = code
             sent(None)
             return  # gRPC (1.85) never frees a status that it was given and could not send
         number, _ = code.value
@@ -116,6 +116,7 @@ class CoreCall:
         begin = cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS)
         operations = (begin, status) if message is None else (begin, message, status)
         self._core_call.start_server_batch(operations, sent)
+        self._code = code  # where that failed another may still be sent
 
     # What handlers see, as `Context`.
 

@@ -181,9 +181,10 @@ class DirectCalls:
             self._server.request_registered_call(self._queue, self._queue, method, tag)
 
     def _look_for_unread_replies(self) -> None:
+        # First, or a look that fails, for want of memory perhaps, would be the last.
+        self._next_look = self._loop.call_later(BETWEEN_LOOKS, self._look_for_unread_replies)
         if unread := self._unread.give_up_late():
             logger.warning("given up: replies that were not read in time (%d)", unread)
-        self._next_look = self._loop.call_later(BETWEEN_LOOKS, self._look_for_unread_replies)
 
     # Tags of what the core was asked for: called with its event, wherever that was taken. They
     # return what is left to do in the event loop, if anything is.
@@ -242,6 +243,7 @@ class DirectCalls:
             raise
         except Exception:
             logger.exception("%s: a call could not be answered", call.details.method)
+            self._unread.remove(call)  # if it was added, it was not sent
             with contextlib.suppress(grpc.aio.AbortError):
                 await call.abort(grpc.StatusCode.INTERNAL, "internal error")
 

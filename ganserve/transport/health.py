@@ -35,14 +35,17 @@ class Health(health_pb2_grpc.HealthServicer):
 
     def set(self, service: str, serving: bool) -> None:
         """Set a status, unless the server is shutting down."""
-        if not self._shutting_down:
+        if not self._shutting_down and self._serving.get(service) is not serving:
             self._serving[service] = serving
             self._wake_watchers()
 
     def keep_only(self, services: Collection[str]) -> None:
         """Make all other services unknown."""
-        self._serving = {name: self._serving[name] for name in self._serving if name in services}
-        self._wake_watchers()
+        gone = self._serving.keys() - services
+        for name in gone:
+            del self._serving[name]
+        if gone:
+            self._wake_watchers()
 
     def shut_down(self) -> None:
         """Say NOT_SERVING for all services but `liveness` from now on."""

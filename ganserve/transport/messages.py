@@ -14,6 +14,7 @@ from ganserve.wire_format import Malformed, check_fields
 
 StreamContext = ServicerContext[Any, Any]
 Deserialize = Callable[[bytes], object]
+Serialize = Callable[[Any], bytes]
 
 _LONG = 64 * 1024  # bytes; shorter messages are parsed in milliseconds, whatever they hold
 _MOST_FIELDS = 10_000  # of long ones; tensors and lists of seeds are one field each

@@ -68,6 +68,7 @@ class UnfinishedRequests:
             self._refuse(call, ShuttingDown("the server is shutting down"))
 
     def _look(self) -> None:
+        self.start()  # first, or a look that fails, for want of memory perhaps, would be the last
         now = time.monotonic()
         waiting = list(self._since.items())
         late = [call for call, since in waiting if now - since > self._seconds]
@@ -80,7 +81,6 @@ class UnfinishedRequests:
         if refused := len(late) + len(too_many):
             logger.warning("refused: calls whose request did not come whole (%d)", refused)
             self._on_refused(refused)
-        self.start()
 
     def _refuse(self, call: UnfinishedCall, error: RequestError) -> None:
         self.remove(call)

@@ -11,8 +11,9 @@ import pytest
 from grpc._cython import cygrpc
 from grpc.aio import _server
 
-from ganserve.transport import accepting
+from ganserve.transport import accepting, direct_calls
 from ganserve.transport.accepting import _ASKED_FOR, DirectMethods, _EagerServer, make_aio_server
+from ganserve.transport.core_call import CoreCall
 from ganserve.transport.direct_calls import core_server
 from ganserve.transport.unfinished_requests import UnfinishedRequests
 from ganserve.transport.unread_replies import UnreadReplies
@@ -57,8 +58,9 @@ class Service(grpc.GenericRpcHandler):
         return request
 
 
-def direct(methods, may_call=lambda _: True):
-    return DirectMethods(methods, may_call, UnreadReplies(20, 20))
+def direct(methods, may_call=lambda _: True, **others):
+    others.setdefault("unread", UnreadReplies(20, 20))
+    return DirectMethods(methods, may_call, **others)
 
 
 @contextlib.asynccontextmanager
@@ -254,6 +256,19 @@ async def test_what_a_handler_raises_is_an_error_of_its_call_alone(direct_method
         assert await call(b"x") == b"x"
 
 
+async def test_a_reply_that_cannot_be_sent_is_an_error_and_not_unread(monkeypatch):
+    def send(*_):
+        raise MemoryError
+
+    unread = UnreadReplies(20, 20)
+    monkeypatch.setattr(CoreCall, "send", send)
+    async with serving([METHOD], unread=unread) as (_, _, call):
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await call(b"x", timeout=20)
+        assert error.value.code() is grpc.StatusCode.INTERNAL
+        assert (len(unread), unread.bytes) == (0, 0)
+
+
 async def test_a_handler_that_gives_up_leaves_no_caller_waiting():
     async with serving([METHOD]) as (_, _, call):
         with pytest.raises(grpc.aio.AioRpcError) as error:
@@ -333,6 +348,23 @@ async def test_a_message_that_finds_no_memory_is_refused_alone(others, monkeypat
         assert codes == [grpc.StatusCode.DEADLINE_EXCEEDED] * (others // 2 + 1)
         assert await call(b"x") == b"x"
     assert "a call was lost" in caplog.text
+
+
+async def test_a_look_at_unread_replies_that_fails_is_not_the_last(monkeypatch):
+    class ShortOfMemory(UnreadReplies):
+        looks = 0
+
+        def give_up_late(self):
+            self.looks += 1
+            if self.looks == 2:
+                raise MemoryError
+            return 0
+
+    monkeypatch.setattr(direct_calls, "BETWEEN_LOOKS", 0.01)
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    unread = ShortOfMemory()
+    async with serving([METHOD], unread=unread):
+        await eventually(lambda: unread.looks > 2)
 
 
 async def test_a_stop_does_not_wait_for_requests_that_do_not_come(direct_methods):

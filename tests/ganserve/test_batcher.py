@@ -12,9 +12,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from ganserve.batching.batcher import Batcher
-from ganserve.batching.entries import Entry
+from ganserve.batching.entries import Batch, Entry, Part, gather
 from ganserve.batching.latency_estimate import LatencyEstimate
-from ganserve.batching.results import fail
+from ganserve.batching.results import Results, fail
 from ganserve.errors import DeadlineExceeded, Overloaded, ShuttingDown
 from ganserve.latents import draw_latents, truncate
 from ganserve.metrics import Metrics
@@ -634,6 +634,22 @@ async def test_a_request_whose_images_find_no_memory_fails_alone_and_at_once():
     await batcher.close()
 
 
+async def test_a_request_too_large_for_the_memory_leaves_the_rest_of_its_batch_unharmed():
+    side = 2**23  # more bytes of two images than an address can say
+    results = Results((side, side, 3), Metrics(CollectorRegistry()), "m")
+    loop = asyncio.get_running_loop()
+    large, small = (Entry(rows(*range(n)), None, 1.0, 0.0, loop.create_future()) for n in (2, 1))
+    images = np.broadcast_to(np.uint8(7), (2, side, side, 3))
+    parts = [Part(large, 0, 1), Part(small, 0, 1)]
+    ((part, error),) = results.deliver(Batch(parts, images, 0.0, 0.0, 0.0))
+    assert part.entry is large
+    assert isinstance(error, MemoryError)
+    assert (await small.future).pixels[0, 0, 0, 0] == 7
+    fail(large, RuntimeError("so it is told"))
+    later = [Part(large, 1, 2)]  # was on its way already
+    assert results.deliver(Batch(later, images[:1], 0.0, 0.0, 0.0)) == []
+
+
 async def test_an_error_that_nobody_waits_for_any_more_is_silent():
     loop, told = asyncio.get_running_loop(), []
     loop.set_exception_handler(lambda _, context: told.append(context))
@@ -790,6 +806,21 @@ async def test_calls_that_are_not_quick_are_made_by_the_workers():
         for _ in range(2):
             await submit(batcher, seeds(1))
     assert threading.current_thread() not in model.threads
+
+
+async def test_calls_whose_latents_are_slow_to_draw_are_not_quick(monkeypatch):
+    def gather_slowly(*arguments):
+        time.sleep(0.1)
+        return gather(*arguments)
+
+    monkeypatch.setattr("ganserve.batching.batcher.gather", gather_slowly)
+    model = SeenModel()
+    async with running(model, inline_seconds=0.05) as batcher:
+        await become_quick(batcher)
+        for _ in range(2):
+            generated = await submit(batcher, seeds(1))
+    assert threading.current_thread() not in model.threads
+    assert generated.compute_seconds < 0.1
 
 
 async def test_quick_calls_are_left_to_the_workers_while_those_work():

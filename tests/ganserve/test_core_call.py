@@ -13,10 +13,14 @@ class Core:
     """What gRPC's core holds of a call: notes what it is told."""
 
     def __init__(self):
+        self.fails = 0  # batches for which there is no memory
         self.batches = []
         self.cancelled = []
 
     def start_server_batch(self, operations, _):
+        if self.fails:
+            self.fails -= 1
+            raise MemoryError
         self.batches.append(operations)
 
     def cancel(self, _, details):
@@ -81,6 +85,17 @@ async def test_a_status_is_sent_once_whatever_comes_after():
     call.refuse(Code.UNAVAILABLE, "stopping")
     call.drop()
     assert (len(core.batches), core.cancelled, call.code()) == (1, [], Code.NOT_FOUND)
+
+
+async def test_where_an_answer_cannot_be_sent_an_error_can():
+    core = Core()
+    core.fails = 1
+    call = arrive(core)
+    with pytest.raises(MemoryError):
+        call.send(b"images")
+    with pytest.raises(grpc.aio.AbortError):
+        await call.abort(Code.INTERNAL, "internal error")
+    assert (len(core.batches), call.code()) == (1, Code.INTERNAL)
 
 
 @pytest.mark.parametrize(

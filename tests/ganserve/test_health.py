@@ -7,6 +7,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from ganserve.transport.health import LIVENESS, Health
+from tests.ganserve.conftest import settle
 
 SERVING = HealthCheckResponse.SERVING
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
@@ -70,6 +71,33 @@ async def test_a_watcher_sees_every_change():
         health.keep_only({""})
         assert (await watch.read()).status == SERVICE_UNKNOWN
         watch.cancel()
+
+
+async def test_watchers_are_woken_by_changes_alone():
+    class Counting(Health):
+        looks = 0
+
+        def _status(self, service):
+            self.looks += 1
+            return super()._status(service)
+
+    health = Counting()
+    watch = health.Watch(HealthCheckRequest(service="a"), None)
+    assert (await anext(watch)).status == SERVICE_UNKNOWN
+    waiting = asyncio.ensure_future(anext(watch))
+    await settle()
+    for _ in range(3):  # as at every scan
+        health.set("", False)
+        health.set("b", True)
+        health.keep_only({"", "b"})
+        await settle()
+    assert health.looks == 3  # the first, another before it waits, and one where b appeared
+    health.keep_only({""})
+    await settle()
+    assert health.looks == 4
+    health.set("a", True)
+    assert (await waiting).status == SERVING
+    await watch.aclose()
 
 
 async def test_a_watcher_that_leaves_does_not_cut_off_the_others():

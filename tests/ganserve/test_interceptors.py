@@ -26,6 +26,13 @@ from tests.ganserve.conftest import eventually, failure
 SERVICE = "test.Service"
 
 
+class Large:
+    """A reply that knows how to serialize itself, and finds no memory for it."""
+
+    def SerializeToString(self):  # noqa: N802 - spelled as in protobuf
+        raise MemoryError("for a secret number of bytes")
+
+
 class Behaviours:
     """Handlers that answer, fail or wait, as a test wants."""
 
@@ -39,6 +46,12 @@ class Behaviours:
         if self.error is not None:
             raise self.error
         return request
+
+    async def large(self, *_):
+        return Large()
+
+    async def large_stream(self, *_):
+        yield Large()
 
     async def abort(self, _, context):
         await context.abort(grpc.StatusCode.ALREADY_EXISTS, "as the handler wants")
@@ -87,7 +100,11 @@ async def running(behaviours, *, deserialize=None, options=(), **settings):
     defaults |= {"unread": UnreadReplies(20, 60), "has_token": lambda _: True}
     interceptor = Interceptor(Metrics(CollectorRegistry()), **defaults | settings)
     server = grpc.aio.server(interceptors=[interceptor])
+    serialize = Large.SerializeToString  # any: messages serialize themselves
+    large_stream = behaviours.large_stream
     handlers = {
+        "Large": grpc.unary_unary_rpc_method_handler(behaviours.large, None, serialize),
+        "LargeStream": grpc.unary_stream_rpc_method_handler(large_stream, None, serialize),
         "Unary": grpc.unary_unary_rpc_method_handler(behaviours.unary),
         "Abort": grpc.unary_unary_rpc_method_handler(behaviours.abort),
         "Wait": grpc.unary_unary_rpc_method_handler(behaviours.wait),
@@ -247,6 +264,18 @@ async def test_our_own_mistake_is_logged_in_full_and_answered_with_its_id_alone(
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert error_id in record.getMessage()
     assert "a secret detail" in caplog.text
+
+
+async def test_a_reply_that_cannot_be_serialized_is_our_own_mistake_too(caplog):
+    async with running(Behaviours()) as channel:
+        calls = unary(channel, "Large"), anything(stream(channel, "LargeStream"))
+        for seen in [await failure(call) for call in calls]:
+            error_id = re.fullmatch("internal error, id ([0-9a-f]{32})", seen.details())[1]
+            assert f"id {error_id}" in caplog.text
+        assert handled(channel) == {
+            ("unary", "Large", "INTERNAL"): 1,
+            ("server_stream", "LargeStream", "INTERNAL"): 1,
+        }
 
 
 async def test_the_status_of_a_handler_that_aborts_is_kept():

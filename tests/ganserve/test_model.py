@@ -1,6 +1,7 @@
 import base64
 import hashlib
 import io
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +15,7 @@ from ganserve.errors import ModelError, ProviderUnavailable, StartupError
 from ganserve.latents import draw_latents
 from ganserve.models.gpu_sessions import GpuSettings
 from ganserve.models.model import load_model
-from ganserve.models.runtime import can_use, check_runtime
+from ganserve.models.runtime import can_use, check_runtime, is_shortage
 from tests.ganserve.tiny import (
     foreign_onnx,
     golden_section,
@@ -298,6 +299,62 @@ class TestImagesThatDependOnTheirNeighbours:
             model = load(path, gpu=GpuSettings(executor, reproducibility="fast"))
         together = model.run_batch(latents(8, 64))
         assert (together[:1] != model.run_batch(latents(1, 64))).any()
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+from ganserve.models.model import load_model
+from ganserve.models.runtime import is_shortage
+path = Path(sys.argv[1])
+load_model(path, "cpu", threads=1)  # so that all that else takes memory is there
+status = Path("/proc/self/status").read_text()
+used = int(status.split("VmSize:")[1].split()[0]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**25, used + 2**25))
+try:
+    load_model(path, "cpu", threads=1, warm_batch_sizes=lambda _: (256,))  # 50 MB a tensor
+except Exception as error:
+    print(is_shortage(error), error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of memory is Linux's")
+def test_a_shortage_of_memory_is_told_from_a_file_that_is_wrong(tmp_path):
+    path = write_artifact(tmp_path, height=128, width=128)
+    command = [sys.executable, "-c", SHORT_OF_MEMORY, path]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.stdout.startswith(f"True {path}: cannot be run: "), ended
+    with pytest.raises(ModelError) as wrong:
+        load(publish(tmp_path, "tiny", 2, b"rubbish"))
+    assert not is_shortage(wrong.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(
+            "pthread_create failed, error code: 11 error msg: Resource temporarily unavailable",
+            id="threads",
+        ),
+        pytest.param("CUDA failure 2: out of memory ; GPU=0", id="memory of a GPU"),
+        pytest.param("std::bad_alloc", id="memory in C++"),
+    ],
+)
+def test_a_shortage_is_known_by_what_onnx_runtime_says(words):
+    error = ModelError("cannot be run")
+    error.__cause__ = RuntimeError(f"[ONNXRuntimeError] : 1 : FAIL : {words}")
+    assert is_shortage(error)
+
+
+def test_memory_that_is_short_is_named(tmp_path, monkeypatch):
+    def read(*_):
+        raise MemoryError
+
+    path = write_artifact(tmp_path)
+    monkeypatch.setattr("ganserve.models.model.read_model_file", read)
+    with pytest.raises(ModelError, match=r"cannot be run: MemoryError$") as error:
+        load(path)
+    assert is_shortage(error.value)
 
 
 def test_two_runtimes_are_refused():

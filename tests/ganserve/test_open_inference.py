@@ -646,6 +646,8 @@ class TestTritonClient:
             )
             assert await sum_of_codes(server) == (11, {"OK": 11})
             assert await metric(server, "ganserve_images_total") == 10
+            assert await metric(server, "ganserve_encode_seconds_count", format="raw") == 5
+            assert await metric(server, "ganserve_encode_seconds_sum", format="raw") == 0
         assert (live, ready, model_ready) == (True, True, True)
         assert metadata["name"] == "ganserve"
         assert [tensor["name"] for tensor in model["inputs"]] == ["seeds", "latents"]

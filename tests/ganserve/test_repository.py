@@ -18,6 +18,7 @@ from ganserve.batching.batcher import Batcher
 from ganserve.errors import (
     InvalidRequest,
     Loading,
+    ModelError,
     ProviderUnavailable,
     ShuttingDown,
     StartupError,
@@ -228,6 +229,45 @@ async def test_a_failed_version_is_tried_again_only_when_its_file_changes(tmp_pa
         await repository.refresh()
         assert load.loads == 2
         assert states(repository) == [("tiny", 1, "READY")]
+
+
+class ShortOfMemory:
+    """Loads, but for the first attempt; counts."""
+
+    def __init__(self, seconds=0.0):
+        self.loads, self._seconds = 0, seconds
+
+    def __call__(self, path):
+        self.loads += 1
+        if self.loads == 1:
+            time.sleep(self._seconds)
+            raise ModelError("cannot be run: MemoryError", path) from MemoryError()
+        return LOAD(path)
+
+
+async def test_what_memory_was_short_for_is_tried_again_after_a_pause(tmp_path, caplog):
+    write_artifact(tmp_path)
+    load = ShortOfMemory()
+    async with opened(tmp_path, load) as repository:
+        for _ in range(3):
+            await repository.refresh()
+        assert load.loads == 1
+        assert states(repository) == [("tiny", 1, "FAILED")]
+        assert "until memory and threads suffice, tried again in 60 s: " in caplog.text
+        repository.index.versions[0].retry_at = time.monotonic()
+        await repository.refresh()
+        assert load.loads == 2
+        assert states(repository) == [("tiny", 1, "READY")]
+        assert sample(repository, "ganserve_model_failed_versions", model="tiny") == 0
+
+
+async def test_the_pause_is_longer_where_loading_takes_long(tmp_path, monkeypatch):
+    monkeypatch.setattr("ganserve.repository.repository._RETRY_SECONDS", 0.0)
+    write_artifact(tmp_path)
+    async with opened(tmp_path, ShortOfMemory(seconds=0.2)) as repository:
+        began = time.monotonic()
+        await repository.refresh()
+        assert repository.index.versions[0].retry_at >= began + 2
 
 
 async def test_a_file_replaced_by_one_that_cannot_be_loaded_serves_on(tmp_path):
@@ -441,6 +481,21 @@ async def test_after_a_first_scan_that_came_to_nothing_nobody_waits(end, tmp_pat
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+async def test_models_that_a_scan_did_not_wait_for_settle_without_another(tmp_path):
+    write_artifact(tmp_path)
+    write_artifact(tmp_path, "other")
+    load, changes = GatedLoad(), []
+    async with opened(tmp_path, load, on_change=lambda: changes.append(1)) as repository:
+        await repository.refresh(0.01)
+        assert not repository.index.settled
+        load.release()
+        await eventually(lambda: repository.index.settled)
+        assert repository.index.serving_names == ["other", "tiny"]
+        changes.clear()
+        await repository.refresh()
+        assert len(changes) == 1
+
+
 async def test_loading_lets_the_event_loop_go_first(tmp_path):
     priorities = []
 

@@ -314,6 +314,8 @@ async def test_a_version_whose_threads_cannot_start_leaves_the_one_before(
                 models = (await stub.ListModels(pb.ListModelsRequest())).models
                 states = {model.version: model.state for model in models}
         assert states == {"1": pb.MODEL_STATE_READY, "2": pb.MODEL_STATE_FAILED}
+        failed = server.repository.index.describe("tiny", 2)
+        assert failed.retry_at < time.monotonic() + 61  # threads may come back
         reply = await stub.GenerateImages(pb.GenerateImagesRequest(seeds=pb.Seeds(values=[7])))
         assert reply.model.version == "1"
         await eventually(lambda: [t.name for t in threading.enumerate()].count("tiny-0") == 1)

@@ -1,7 +1,9 @@
 import asyncio
 import hashlib
 import io
+import re
 import shutil
+import weakref
 
 import grpc
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 
 from ganserve.api.service import prefetch
 from ganserve.latents import draw_latents, interpolate_latents, truncate
+from ganserve.models.model import Model
 from ganserve.repository.versions import ModelState
 from ganserve.transport.messages import write
 from ganserve.v1 import image_generation_pb2 as pb
@@ -187,6 +190,18 @@ async def test_more_pixels_than_one_message_can_hold_are_refused(tmp_path, runni
         stream.cancel()
 
 
+async def test_more_files_than_one_message_can_hold_are_refused(
+    repository, running_server, monkeypatch
+):
+    monkeypatch.setattr("ganserve.api.request._LARGEST_REPLY_BYTES", 1000)
+    async with running_server(repository) as server, connected(server) as stub:
+        most = await stub.GenerateImages(request(*range(5), format=PNG))
+        assert sum(map(len, most.images)) < 1000
+        code, details = await failure(stub.GenerateImages(request(*range(20), format=PNG)))
+        assert code == "INVALID_ARGUMENT"
+        assert re.match("format: expected files of at most 1000 bytes in one reply, got", details)
+
+
 @pytest.mark.parametrize("method", ["GenerateImages", "StreamImages"])
 async def test_bytes_that_are_no_message_are_the_callers_mistake(
     repository, running_server, method
@@ -272,7 +287,9 @@ async def test_images_are_counted_as_they_are_received(repository, running_serve
         assert await metric(server, "ganserve_images_total", **labels) == 36 + 2 + 10
         assert await metric(server, "ganserve_batch_images_sum", model="tiny") == 36 + 2 + 10
         assert await metric(server, "ganserve_encode_seconds_count", format="png") == 1
+        assert await metric(server, "ganserve_encode_seconds_sum", format="png") > 0
         assert await metric(server, "ganserve_encode_seconds_count", format="raw") == 9
+        assert await metric(server, "ganserve_encode_seconds_sum", format="raw") == 0
         assert await metric(server, "ganserve_queue_seconds_count") == 10
         assert await metric(server, "ganserve_pending_images") == 0
         generated = {"grpc_method": "GenerateImages", "grpc_code": "OK"}
@@ -292,6 +309,32 @@ async def test_a_reply_of_a_stream_is_counted_before_it_can_be_received(
         assert (await call.read()).count == 1
         call.cancel()
         assert await metric(server, "ganserve_images_total") == 1
+
+
+async def test_an_image_that_waits_for_its_reader_does_not_keep_its_batch(
+    repository, running_server, monkeypatch
+):
+    made, run_batch = [], Model.run_batch
+
+    def note_batch(model, latents, labels=None):
+        images = run_batch(model, latents, labels)
+        made.append(weakref.ref(images))
+        return images
+
+    async def stuck(_, __):
+        await asyncio.Event().wait()  # until the call is cancelled
+
+    monkeypatch.setattr(Model, "run_batch", note_batch)
+    monkeypatch.setattr("ganserve.api.interceptors.write", stuck)
+    settings = {"chunk_bytes": 1, "max_batch_size": 8, "max_wait_seconds": 60, "instances": 1}
+    async with running_server(repository, **settings) as server, connected(server) as stub:
+        before = len(made)
+        calls = [stub.StreamImages(request(*range(100))) for _ in range(8)]
+        # A first chunk of each is sent, and a second waits.
+        await eventually(lambda: len(made) == before + 2)
+        await eventually(lambda: all(batch() is None for batch in made))
+        for call in calls:
+            call.cancel()
 
 
 async def test_what_a_stream_makes_ahead_is_over_before_its_version_may_go(

@@ -7,6 +7,7 @@ import grpc
 import pytest
 
 from ganserve.transport.unfinished_requests import RequestReading, UnfinishedRequests
+from tests.ganserve.conftest import eventually
 
 
 class LeftCall:
@@ -28,3 +29,26 @@ async def test_who_leaves_before_the_request_has_come_is_no_error():
     with pytest.raises(asyncio.CancelledError):  # which grpc.aio keeps to itself
         await handler.stream_stream(None, LeftCall())
     assert len(unfinished) == 0
+
+
+class UnfinishedCall:
+    """A call that ends where it is refused, or for whose refusal there is no memory."""
+
+    def __init__(self, has_memory=True):
+        self.refused = False
+        self._has_memory = has_memory
+
+    def refuse(self, _, __):
+        if not self._has_memory:
+            raise MemoryError
+        self.refused = True
+
+
+async def test_a_refusal_that_fails_is_not_the_last():
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    unfinished, later = UnfinishedRequests(0.02), UnfinishedCall()
+    unfinished.add(UnfinishedCall(has_memory=False))
+    unfinished.add(later)
+    unfinished.start()
+    await eventually(lambda: later.refused)
+    unfinished.close()

@@ -271,12 +271,14 @@ async def test_a_collector_that_hangs_does_not_hold_up_the_end(
     monkeypatch.setattr("ganserve.server._STOP_GRACE_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        async with asyncio.timeout(8):  # the exporter's own patience is 10 seconds
-            async with (
-                running_server(repository, trace_endpoint=endpoint, trace_sample_ratio=1) as server,
-                connected(server) as stub,
-            ):
+        async with contextlib.AsyncExitStack() as stack:
+            server = await stack.enter_async_context(
+                running_server(repository, trace_endpoint=endpoint, trace_sample_ratio=1)
+            )
+            async with connected(server) as stub:
                 await stub.GenerateImages(request())
+            async with asyncio.timeout(8):  # the exporter's own patience is 10 seconds
+                await stack.aclose()
     assert "the last traces could not be sent within 0.2 s" in caplog.text
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import importlib.util
 import inspect
 import os
 import re
@@ -23,6 +22,7 @@ from ganserve.config import ServerConfig
 from ganserve.metrics import Metrics
 from ganserve.server import running
 from gantrain.config import TrainConfig
+from tests.conftest import load_script
 from tests.ganserve.certificates import Authority
 from tests.ganserve.conftest import server_config
 from tests.ganserve.tiny import write_artifact
@@ -48,9 +48,7 @@ def read(path: str) -> str:
 
 
 def test_the_settings_page_is_up_to_date():
-    spec = importlib.util.spec_from_file_location("page", ROOT / "docs/generate_settings.py")
-    generator = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generator)
+    generator = load_script(ROOT / "docs/generate_settings.py")
     assert read("docs/settings.md") == generator.render_page(), "run docs/generate_settings.py"
 
 

@@ -24,7 +24,7 @@ from ganserve.models.model import Model
 from ganserve.tracing import Tracing
 from ganserve.v1 import image_generation_pb2 as pb
 from tests.ganserve.collector import attributes_of, collecting
-from tests.ganserve.conftest import connected, eventually, fetch
+from tests.ganserve.conftest import code_of, connected, eventually, fetch
 from tests.ganserve.tiny import write_artifact
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,14 +50,6 @@ def request(count=1, image_format=pb.IMAGE_FORMAT_PNG, **fields):
 
 def context(flags):
     return (("traceparent", f"00-{TRACE}-{PARENT}-{flags}"),)
-
-
-async def code_of(call):
-    try:
-        await call
-    except grpc.aio.AioRpcError as error:
-        return error.code()
-    return grpc.StatusCode.OK
 
 
 async def test_a_call_is_a_span_with_its_stages_beneath_it(repository, running_server, collector):

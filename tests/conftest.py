@@ -1,8 +1,10 @@
 """What the tests of both programs use."""
 
+import importlib.util
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -28,3 +30,13 @@ def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount_tmpfs
     for folder in filter(Path.is_mount, mounted):
         subprocess.run(["umount", str(folder)], check=True)
+
+
+def load_script(path: Path) -> ModuleType:
+    """Import a script by its path, for it is in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -4,7 +4,6 @@ That they are right is checked by sentences: each check of tests/deploy yields o
 wrong. tests/test_deploy_controls.py shows that each check sees what it is for.
 """
 
-import importlib.util
 import os
 import re
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from gantrain.cli import run as run_gantrain
+from tests.conftest import load_script
 from tests.deploy import network_checks, queries, workload_checks
 from tests.deploy.manifests import (
     DEPLOY,
@@ -184,11 +184,7 @@ def test_training_images_have_the_version_of_the_project():
 
 def test_the_prometheus_rule_is_made_from_the_alerts():
     path = DEPLOY / "monitoring/generate_prometheus_rule.py"
-    spec = importlib.util.spec_from_file_location("generate_prometheus_rule", path)
-    assert spec is not None
-    assert spec.loader is not None
-    generator = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generator)
+    generator = load_script(path)
     alerts = generator.ALERTS.read_text()
     assert generator.RULE.read_text() == generator.render_rule(alerts), f"run {path.name}"
     rule = yaml.safe_load(generator.RULE.read_text())

@@ -160,7 +160,7 @@ def test_it_runs_the_program_and_stops_at_sigterm(dockerfile, target, command):
 
 
 @pytest.mark.parametrize(("dockerfile", "target"), FINAL[:3])
-def test_nothing_is_written_but_to_the_folder_for_it(dockerfile, target):
+def test_byte_code_is_that_of_the_build_and_the_home_is_tmp(dockerfile, target):
     variables = environment(read_stage(dockerfile, target))
     assert variables["PYTHONDONTWRITEBYTECODE"] == "1"
     assert variables["HOME"] == "/tmp"

@@ -30,7 +30,7 @@ from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 from tests.deploy.manifests import DEPLOY
 from tests.deploy.queries import Query, adapter_names, exported
 from tests.ganserve.certificates import Authority
-from tests.ganserve.conftest import free_port
+from tests.ganserve.conftest import code_of, free_port
 from tests.ganserve.tiny import publish, write_artifact
 
 ROOT = DEPLOY.parent
@@ -230,13 +230,13 @@ async def keep_calling(address: str, ca: Path, stop: threading.Event) -> None:
         as_png = pb.GenerateImagesRequest(seed_range=pb.SeedRange(start=0, count=3))
         while not stop.is_set():
             crowd = [request(count=64) for _ in range(8)]
-            await code(stub.GenerateImages(as_png, timeout=20))
+            await code_of(stub.GenerateImages(as_png, timeout=20))
             await asyncio.gather(
                 drain(stub.StreamImages(request(count=20), timeout=20)),
-                code(stub.GenerateImages(pb.GenerateImagesRequest(), timeout=20)),
-                code(stub.GenerateImages(request(model="other"), timeout=20)),
-                *(code(stub.GenerateImages(one, timeout=20)) for one in crowd),
-                *(code(stub.GenerateImages(request(), timeout=0.002)) for _ in range(4)),
+                code_of(stub.GenerateImages(pb.GenerateImagesRequest(), timeout=20)),
+                code_of(stub.GenerateImages(request(model="other"), timeout=20)),
+                *(code_of(stub.GenerateImages(one, timeout=20)) for one in crowd),
+                *(code_of(stub.GenerateImages(request(), timeout=0.002)) for _ in range(4)),
             )
 
 
@@ -250,14 +250,6 @@ async def drain(stream: Any) -> None:
     with contextlib.suppress(grpc.aio.AioRpcError):
         async for _ in stream:
             pass
-
-
-async def code(call: Any) -> grpc.StatusCode:
-    try:
-        await call
-    except grpc.aio.AioRpcError as error:
-        return error.code()
-    return grpc.StatusCode.OK
 
 
 def test_every_query_has_data(live: Live):

@@ -1,25 +1,24 @@
 """The simulation of the autoscaler is sane, and with the manifests' targets the fleet is steady."""
 
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-# The scripts there import each other by their bare names.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-from autoscaler_rule import Autoscaler, Policy, Rule, desired_by_metric, read_rule
-from autoscaler_simulation import (
-    BUSY,
-    PENDING,
-    Service,
-    lindley,
-    simulate,
-    turns,
-    with_targets,
-)
+with pytest.MonkeyPatch.context() as patch:
+    # The scripts there import each other by their bare names.
+    patch.syspath_prepend(Path(__file__).resolve().parents[1] / "benchmarks")
+    from autoscaler_rule import Autoscaler, Policy, Rule, desired_by_metric, read_rule
+    from autoscaler_simulation import (
+        BUSY,
+        PENDING,
+        Service,
+        lindley,
+        simulate,
+        turns,
+        with_targets,
+    )
 
 SERVICE = Service(images_per_second=400, images_per_request=8, queue_size=256)
 

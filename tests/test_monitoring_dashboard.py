@@ -1,6 +1,5 @@
 """The dashboard is what its source says, and such as Grafana takes."""
 
-import importlib.util
 import itertools
 import json
 import re
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import load_script
 from tests.deploy.manifests import DEPLOY, Variant, render
 from tests.deploy.queries import dashboards
 
@@ -19,13 +19,7 @@ UNITS = {"s", "bytes", "none", "percentunit", "reqps"}
 
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:
-    path = DEPLOY / "monitoring/generate_dashboard.py"
-    spec = importlib.util.spec_from_file_location("generate_dashboard", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(DEPLOY / "monitoring/generate_dashboard.py")
 
 
 @pytest.fixture(scope="module")

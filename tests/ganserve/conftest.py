@@ -149,6 +149,21 @@ async def failure(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
     return error.value
 
 
+async def code_of(call: Awaitable[Any]) -> grpc.StatusCode:
+    """The status that a call ends with."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        assert task is not None
+        if task.cancelling():  # who waits was cancelled, by a limit of time perhaps, not the call
+            raise
+        return grpc.StatusCode.CANCELLED
+    return grpc.StatusCode.OK
+
+
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as probe:

@@ -22,6 +22,7 @@ class SlowService(image_generation_pb2_grpc.ImageGenerationServiceServicer):
         self.refused = refused
         self.requests: list[pb.GenerateImagesRequest] = []
         self.asked = asyncio.Event()
+        self.answered = 0
         self.peers: Counter[str] = Counter()
         self.most_at_once = 0
         self.wrong_seed: int | None = None  # whose pixels are others
@@ -42,6 +43,7 @@ class SlowService(image_generation_pb2_grpc.ImageGenerationServiceServicer):
             self._now -= 1
         if self.refused:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+        self.answered += 1
         start, count = request.seed_range.start, request.seed_range.count
         pixels = bytearray(seed % 256 for seed in range(start, start + count))
         if self.wrong_seed in range(start, start + count):

@@ -362,7 +362,7 @@ async def test_a_look_at_unread_replies_that_fails_is_not_the_last(monkeypatch):
 
     monkeypatch.setattr(direct_calls, "BETWEEN_LOOKS", 0.01)
     asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-    unread = ShortOfMemory()
+    unread = ShortOfMemory(20, 20)
     async with serving([METHOD], unread=unread):
         await eventually(lambda: unread.looks > 2)
 

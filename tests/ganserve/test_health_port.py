@@ -16,7 +16,7 @@ from ganserve.transport.health import LIVENESS
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 from tests.ganserve.certificates import Authority
-from tests.ganserve.conftest import eventually, metric
+from tests.ganserve.conftest import code_of, eventually, metric
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 Code = grpc.StatusCode
@@ -31,12 +31,6 @@ async def probing(server):
 
 async def check(stub, service=""):
     return (await stub.Check(HealthCheckRequest(service=service), timeout=10)).status
-
-
-async def code_of(call):
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await call
-    return error.value.code()
 
 
 @pytest.fixture

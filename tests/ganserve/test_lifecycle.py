@@ -30,7 +30,7 @@ from ganserve.models.model import load_model
 from ganserve.transport.health import LIVENESS
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
-from tests.ganserve.conftest import connected, eventually, metric, scrape
+from tests.ganserve.conftest import code_of, connected, eventually, metric, scrape
 from tests.ganserve.tiny import publish, write_artifact
 
 Code = grpc.StatusCode
@@ -41,16 +41,6 @@ def request(count=1, start=0, **fields):
     return pb.GenerateImagesRequest(
         seed_range=pb.SeedRange(start=start, count=count), format=pb.IMAGE_FORMAT_RAW, **fields
     )
-
-
-async def code_of(call):
-    try:
-        await call
-    except grpc.aio.AioRpcError as error:
-        return error.code()
-    except asyncio.CancelledError:
-        return Code.CANCELLED
-    return Code.OK
 
 
 class Gate:
@@ -160,7 +150,8 @@ class TestModelQueue:
         ):
             first = asyncio.ensure_future(code_of(stub.GenerateImages(request(2))))
             await gate.entered()
-            late = stub.GenerateImages(request(5), timeout=0.1)
+            late = stub.GenerateImages(request(5), timeout=2)
+            await eventually(lambda: server.metrics.pending_images._value.get() == 5)
             assert await code_of(late) is Code.DEADLINE_EXCEEDED
             await eventually(lambda: server.metrics.pending_images._value.get() == 0)
             gate.open()

@@ -21,12 +21,13 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from ganserve.assembly import fixed_batch_sizes
+from ganserve.client import Client
 from ganserve.config import ServerConfig
 from ganserve.errors import StartupError
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 from tests.ganserve.certificates import Authority
-from tests.ganserve.conftest import connected, eventually, fetch, metric, scrape
+from tests.ganserve.conftest import code_of, connected, eventually, fetch, metric, scrape
 from tests.ganserve.tiny import publish, write_artifact
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
@@ -46,14 +47,6 @@ async def health_of(server):
 
 async def check(health, service=""):
     return (await health.Check(HealthCheckRequest(service=service))).status
-
-
-async def status_of(call):
-    try:
-        await call
-    except grpc.aio.AioRpcError as error:
-        return error.code()
-    return OK
 
 
 class TestInProcess:
@@ -94,12 +87,12 @@ class TestInProcess:
             watch = health.Watch(HealthCheckRequest())
             assert (await watch.read()).status == NOT_SERVING
             unavailable = grpc.StatusCode.UNAVAILABLE
-            assert await status_of(stub.GenerateImages(request(1))) is unavailable
+            assert await code_of(stub.GenerateImages(request(1))) is unavailable
             assert server.why_not_ready() is not None
             write_artifact(tmp_path)
             assert (await asyncio.wait_for(watch.read(), 20)).status == SERVING
             assert await check(health, "tiny") == SERVING
-            assert await status_of(stub.GenerateImages(request(1))) is OK
+            assert await code_of(stub.GenerateImages(request(1))) is OK
             watch.cancel()
 
     async def test_a_model_that_cannot_be_loaded_is_not_serving(self, repository, running_server):
@@ -164,7 +157,7 @@ class TestInProcess:
                 await stub.ListModels(pb.ListModelsRequest())
                 async with asyncio.timeout(20):
                     await stack.aclose()
-                assert await status_of(waiting) is grpc.StatusCode.UNAVAILABLE
+                assert await code_of(waiting) is grpc.StatusCode.UNAVAILABLE
 
     async def test_a_call_waits_for_a_first_model_no_longer_than_allowed(
         self, repository, running_server, slow_loading, monkeypatch
@@ -175,7 +168,7 @@ class TestInProcess:
             connected(server) as stub,
         ):
             await slow_loading.has_begun()
-            error = await status_of(stub.GenerateImages(request(1), timeout=20))
+            error = await code_of(stub.GenerateImages(request(1), timeout=20))
             assert error is grpc.StatusCode.UNAVAILABLE
             slow_loading.end()
 
@@ -197,7 +190,7 @@ class TestInProcess:
             assert (await watch.read()).status == NOT_SERVING
             assert await check(health, "tiny") == NOT_SERVING
             assert server.why_not_ready() == "draining"
-            assert await status_of(stub.GenerateImages(request(1))) is OK
+            assert await code_of(stub.GenerateImages(request(1))) is OK
             index = server.repository.index
             for version in (2, 3):  # the repository is looked at, again and again
                 write_artifact(repository, version=version)
@@ -206,7 +199,7 @@ class TestInProcess:
             server.stop_now.set()
             await draining
             unavailable = grpc.StatusCode.UNAVAILABLE
-            assert await status_of(stub.GenerateImages(request(1))) is unavailable
+            assert await code_of(stub.GenerateImages(request(1))) is unavailable
             assert await check(health) == NOT_SERVING
             watch.cancel()
 
@@ -231,7 +224,7 @@ class TestInProcess:
             connected(server) as stub,
         ):
             waiting = [stub.GenerateImages(request(1), timeout=60) for _ in range(calls)]
-            codes = await asyncio.gather(*map(status_of, waiting))
+            codes = await asyncio.gather(*map(code_of, waiting))
             assert Counter(codes) == {OK: calls}
             assert await metric(server, "grpc_server_started_total") == calls
 
@@ -324,9 +317,10 @@ async def test_a_version_whose_threads_cannot_start_leaves_the_one_before(
 class Process:
     """`python -m ganserve serve` as people run it."""
 
-    def __init__(self, *flags, program=("-m", "ganserve"), **variables):
+    def __init__(self, *flags, launcher=(), program=("-m", "ganserve"), **variables):
+        interpreter = (sys.executable, "-W", "error::RuntimeWarning")
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error::RuntimeWarning", *program, "serve", *flags],
+            [*launcher, *interpreter, *program, "serve", *flags],
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {f"GANSERVE_{name}": value for name, value in variables.items()},
@@ -350,9 +344,9 @@ class Process:
 def start_process():
     processes = []
 
-    def start(*flags, **variables):
+    def start(*flags, launcher=(), **variables):
         ports = {"HOST": "127.0.0.1", "PORT": "0", "METRICS_PORT": "0", "DEVICE": "cpu"}
-        processes.append(Process(*map(str, flags), **(ports | variables)))
+        processes.append(Process(*map(str, flags), launcher=launcher, **(ports | variables)))
         return processes[-1]
 
     yield start
@@ -365,17 +359,21 @@ class TestProcess:
     def test_the_runtime_reports_to_nobody_and_nothing_is_written(
         self, repository, start_process, tmp_path, monkeypatch
     ):
-        home = tmp_path / "home"
-        home.mkdir()
-        monkeypatch.setenv("HOME", str(home))
+        (elsewhere := tmp_path / "elsewhere").mkdir()
+        for name in ("HOME", "TMPDIR", "PWD"):
+            (elsewhere / name).mkdir()
+            monkeypatch.setenv(name, str(elsewhere / name))
+        monkeypatch.chdir(elsewhere / "PWD")
         for name in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME"):
             monkeypatch.delenv(name, raising=False)
         process = start_process("--models", repository, "--drain-seconds", 0)
-        process.wait_until_serving()
+        with Client(process.wait_until_serving()) as client:
+            client.generate_files("png", seeds=[1])
         process.process.terminate()
         status, log = process.end()
         assert status == 0, log
-        assert [*home.rglob("*")] == []  # telemetry would keep its id and its database there
+        # Telemetry would keep its id and its database in the home folder.
+        assert {*elsewhere.rglob("*")} == {*elsewhere.iterdir()}
 
     def test_connections_that_come_at_once_and_new_certificates_do_not_end_it(
         self, repository, start_process, tmp_path
@@ -411,14 +409,11 @@ class TestProcess:
         self, repository, start_process, connections
     ):
         """Else nothing could connect, not even a probe: many systems begin with 1,024."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
-        try:
-            process = start_process("--models", repository, "--max-connections", connections)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        few = ("sh", "-c", 'ulimit -Sn 64; exec "$@"', "sh")
+        flags = ("--models", repository, "--max-connections", connections)
+        process = start_process(*flags, launcher=few)
         process.wait_until_serving()
-        allowed, _ = resource.prlimit(process.process.pid, resource.RLIMIT_NOFILE)
+        allowed, hard = resource.prlimit(process.process.pid, resource.RLIMIT_NOFILE)
         short = "file descriptors" in "".join(process.log)
         assert (allowed > connections) != short
         assert allowed > connections or allowed == hard
@@ -566,7 +561,7 @@ sys.stdin.read()
 
         async def ask(stub):
             while not outcomes or outcomes[-1] is OK:
-                outcomes.append(await status_of(stub.GenerateImages(request(*range(20)))))
+                outcomes.append(await code_of(stub.GenerateImages(request(*range(20)))))
 
         async def stream(stub):
             call = stub.StreamImages(request(*range(512)))

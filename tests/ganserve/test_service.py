@@ -16,7 +16,7 @@ from ganserve.models.model import Model
 from ganserve.repository.versions import ModelState
 from ganserve.transport.messages import write
 from ganserve.v1 import image_generation_pb2 as pb
-from tests.ganserve.conftest import connected, eventually, metric, settle
+from tests.ganserve.conftest import connected, eventually, failure, metric, settle
 from tests.ganserve.tiny import publish, reveal_pixels, write_artifact
 
 RAW, PNG, JPEG, WEBP = 1, 2, 3, 4
@@ -35,10 +35,9 @@ def pixels_of(response):
     return np.frombuffer(response.pixels, np.uint8).reshape(shape)
 
 
-async def failure(call):
-    with pytest.raises(grpc.aio.AioRpcError) as error:
-        await call
-    return error.value.code().name, error.value.details()
+async def refusal(call):
+    error = await failure(call)
+    return error.code().name, error.details()
 
 
 async def test_raw_pixels_are_one_block(repository, running_server):
@@ -114,7 +113,7 @@ async def test_a_conditional_model_takes_labels(tmp_path, running_server):
     async with running_server(tmp_path) as server, connected(server) as stub:
         each = await stub.GenerateImages(request(1, 2, class_labels=[0, 1]))
         one = [reply async for reply in stub.StreamImages(request(1, 2, class_labels=[1]))]
-        code, details = await failure(stub.GenerateImages(request(1, class_labels=[2])))
+        code, details = await refusal(stub.GenerateImages(request(1, class_labels=[2])))
     assert (pixels_of(each) == reveal_pixels(latents, np.array([0, 1]))).all()
     assert (pixels_of(one[0]) == reveal_pixels(latents, np.array([1, 1]))).all()
     assert (code, details.split(":")[0]) == ("INVALID_ARGUMENT", "class_labels")
@@ -155,24 +154,24 @@ async def test_a_reader_that_does_not_read_holds_the_model_back(tmp_path, runnin
 async def test_bad_calls_are_refused_by_name(repository, running_server):
     async with running_server(repository, max_images_per_request=4) as server:
         async with connected(server) as stub:
-            assert await failure(stub.GenerateImages(request(*range(5)))) == (
+            assert await refusal(stub.GenerateImages(request(*range(5)))) == (
                 "INVALID_ARGUMENT",
                 "seeds.values: expected 1 to 4 seeds, got 5",
             )
-            assert await failure(stub.GenerateImages(request(1, model_name="dog"))) == (
+            assert await refusal(stub.GenerateImages(request(1, model_name="dog"))) == (
                 "NOT_FOUND",
                 "model 'dog': expected one of tiny",
             )
-            assert await failure(stub.GenerateImages(request(1, model_version="7"))) == (
+            assert await refusal(stub.GenerateImages(request(1, model_version="7"))) == (
                 "NOT_FOUND",
                 "model 'tiny' version 7: expected 1",
             )
-            assert await failure(stub.GetModel(pb.GetModelRequest(version="x"))) == (
+            assert await refusal(stub.GetModel(pb.GetModelRequest(version="x"))) == (
                 "INVALID_ARGUMENT",
                 "version: expected a positive integer, got 'x'",
             )
             stream = stub.StreamImages(request())
-            assert (await failure(stream.read()))[0] == "INVALID_ARGUMENT"
+            assert (await refusal(stream.read()))[0] == "INVALID_ARGUMENT"
         assert await metric(server, "ganserve_rejected_requests_total") == 5
         assert await metric(server, "ganserve_images_total") == 0
 
@@ -182,7 +181,7 @@ async def test_more_pixels_than_one_message_can_hold_are_refused(tmp_path, runni
     settings = {"max_images_per_request": 10_922, "queue_size": 10_922}
     async with running_server(tmp_path, **settings) as server, connected(server) as stub:
         many = pb.GenerateImagesRequest(seed_range=pb.SeedRange(count=10_922), format=RAW)
-        code, details = await failure(stub.GenerateImages(many))
+        code, details = await refusal(stub.GenerateImages(many))
         assert code == "INVALID_ARGUMENT"
         assert details.startswith("format: expected at most 10921 images of this model as pixels")
         stream = stub.StreamImages(many)
@@ -210,7 +209,7 @@ async def test_bytes_that_are_no_message_are_the_callers_mistake(
         async with grpc.aio.insecure_channel(server.address) as channel:
             open_call = channel.unary_unary if method == "GenerateImages" else channel.unary_stream
             call = open_call(f"/ganserve.v1.ImageGenerationService/{method}")(b"\xff\xff\xff")
-            code, details = await failure(call if method == "GenerateImages" else call.read())
+            code, details = await refusal(call if method == "GenerateImages" else call.read())
         assert (code, details.split(":")[0]) == ("INVALID_ARGUMENT", "request")
         counted = {"grpc_method": method, "grpc_code": "INVALID_ARGUMENT"}
         assert await metric(server, "grpc_server_handled_total", **counted) == 1
@@ -241,11 +240,11 @@ async def test_without_a_name_each_call_names_its_own_field(repository, running_
     write_artifact(repository, "cats")
     expected_details = ": expected one of cats, tiny, got none"
     async with running_server(repository) as server, connected(server) as stub:
-        assert await failure(stub.GetModel(pb.GetModelRequest())) == (
+        assert await refusal(stub.GetModel(pb.GetModelRequest())) == (
             "INVALID_ARGUMENT",
             "name" + expected_details,
         )
-        assert await failure(stub.GenerateImages(request(1))) == (
+        assert await refusal(stub.GenerateImages(request(1))) == (
             "INVALID_ARGUMENT",
             "model_name" + expected_details,
         )

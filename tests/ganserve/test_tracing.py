@@ -24,7 +24,7 @@ from ganserve.models.model import Model
 from ganserve.tracing import Tracing
 from ganserve.v1 import image_generation_pb2 as pb
 from tests.ganserve.collector import attributes_of, collecting
-from tests.ganserve.conftest import connected, eventually, fetch
+from tests.ganserve.conftest import code_of, connected, eventually, fetch
 from tests.ganserve.tiny import write_artifact
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,14 +50,6 @@ def request(count=1, image_format=pb.IMAGE_FORMAT_PNG, **fields):
 
 def context(flags):
     return (("traceparent", f"00-{TRACE}-{PARENT}-{flags}"),)
-
-
-async def code_of(call):
-    try:
-        await call
-    except grpc.aio.AioRpcError as error:
-        return error.code()
-    return grpc.StatusCode.OK
 
 
 async def test_a_call_is_a_span_with_its_stages_beneath_it(repository, running_server, collector):
@@ -271,12 +263,14 @@ async def test_a_collector_that_hangs_does_not_hold_up_the_end(
     monkeypatch.setattr("ganserve.server._STOP_GRACE_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        async with asyncio.timeout(8):  # the exporter's own patience is 10 seconds
-            async with (
-                running_server(repository, trace_endpoint=endpoint, trace_sample_ratio=1) as server,
-                connected(server) as stub,
-            ):
+        async with contextlib.AsyncExitStack() as stack:
+            server = await stack.enter_async_context(
+                running_server(repository, trace_endpoint=endpoint, trace_sample_ratio=1)
+            )
+            async with connected(server) as stub:
                 await stub.GenerateImages(request())
+            async with asyncio.timeout(8):  # the exporter's own patience is 10 seconds
+                await stack.aclose()
     assert "the last traces could not be sent within 0.2 s" in caplog.text
 
 

@@ -27,12 +27,15 @@ def repeatable(asked: bool) -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.backends.cudnn.benchmark,
+        torch.utils.deterministic.fill_uninitialized_memory,
         os.environ.get(_WORKSPACE),
     )
     torch.backends.cudnn.benchmark = not asked
     if asked:
         os.environ.setdefault(_WORKSPACE, _FIXED_WORKSPACE)
         torch.use_deterministic_algorithms(True)
+        # PyTorch would fill all fresh memory, at a launch each; nothing here reads it unwritten.
+        torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         yield
     except RuntimeError as error:
@@ -43,8 +46,9 @@ def repeatable(asked: bool) -> Iterator[None]:
             "without --deterministic"
         ) from error
     finally:
-        enabled, warn_only, benchmark, workspace = before
+        enabled, warn_only, benchmark, fill, workspace = before
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
+        torch.utils.deterministic.fill_uninitialized_memory = fill
         if workspace is None:
             os.environ.pop(_WORKSPACE, None)

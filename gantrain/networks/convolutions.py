@@ -2,17 +2,16 @@
 
 A convolution, its transpose and the gradient of their weights are three faces of one trilinear
 form: a small map, a large one and a kernel, each pair of which makes the third. Each has a second
-way here beside oneDNN's, taken where `product_limits` says that it is quicker; a gradient of any
-order is again made of the three. Outside training, and on all other devices, the layers are
-PyTorch's own.
+way here beside oneDNN's, taken where `product_limits` says that it is quicker; gradients are again
+made of the three, and cannot be differentiated further. Outside training, and on all other devices,
+the layers are PyTorch's own.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from gantrain.networks.product_limits import Way, is_product_quicker, was_measured
@@ -20,22 +19,6 @@ from gantrain.networks.product_limits import Way, is_product_quicker, was_measur
 # oneDNN fills vectors with output channels, so a transposed convolution to an image leaves most
 # of them empty; as a convolution of windows it has four times the channels.
 _FEWEST_FOR_ONEDNN = 4
-
-_weights_are_wanted = True
-
-
-@contextmanager
-def gradients_of_inputs_alone() -> Iterator[None]:
-    """Leave the weights' gradients out, where a penalty asks for those of the images.
-
-    PyTorch leaves out what nobody asks for in its own layers, but does not tell others.
-    """
-    global _weights_are_wanted  # a backward pass has no other way to know
-    before, _weights_are_wanted = _weights_are_wanted, False
-    try:
-        yield
-    finally:
-        _weights_are_wanted = before
 
 
 class Convolution(nn.Conv2d):
@@ -263,7 +246,7 @@ def _weight_gradient_by_product(small: Tensor, large: Tensor) -> Tensor:
     return (pixels.T @ _unfold(large)).reshape(-1, 4, 4, channels).permute(0, 3, 1, 2)
 
 
-# The three faces once more, as functions that can be differentiated.
+# Two of the faces once more, as functions that can be differentiated once.
 
 
 class _Convolution(torch.autograd.Function):
@@ -273,14 +256,15 @@ class _Convolution(torch.autograd.Function):
         return halve_maps(maps, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         maps, weight = ctx.saved_tensors
         of_maps = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_maps = _transpose(gradient, weight, None, maps.shape[-1])
-        if _weights_are_wanted and ctx.needs_input_grad[1]:
-            of_weight = _weight_gradient(gradient, maps)
-        if _weights_are_wanted and ctx.needs_input_grad[2]:
+            of_maps = double_maps(gradient, weight, None, maps.shape[-1])
+        if ctx.needs_input_grad[1]:
+            of_weight = weight_gradient(gradient, maps)
+        if ctx.needs_input_grad[2]:
             of_bias = gradient.sum((0, 2, 3))
         return of_maps, of_weight, of_bias
 
@@ -298,33 +282,17 @@ class _TransposedConvolution(torch.autograd.Function):
         return double_maps(maps, weight, bias, size)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         maps, weight = ctx.saved_tensors
         of_maps = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_maps = _convolve(gradient, weight, None)
-        if _weights_are_wanted and ctx.needs_input_grad[1]:
-            of_weight = _weight_gradient(maps, gradient)
-        if _weights_are_wanted and ctx.needs_input_grad[2]:
+            of_maps = halve_maps(gradient, weight)
+        if ctx.needs_input_grad[1]:
+            of_weight = weight_gradient(maps, gradient)
+        if ctx.needs_input_grad[2]:
             of_bias = gradient.sum((0, 2, 3))
         return of_maps, of_weight, of_bias, None
-
-
-class _WeightGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, small: Tensor, large: Tensor) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(small, large)
-        return weight_gradient(small, large)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        small, large = ctx.saved_tensors
-        of_small = of_large = None
-        if ctx.needs_input_grad[0]:
-            of_small = _convolve(large, gradient, None)
-        if ctx.needs_input_grad[1]:
-            of_large = _transpose(small, gradient, None, large.shape[-1])
-        return of_small, of_large
 
 
 def _convolve(maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -336,9 +304,4 @@ def _transpose(maps: Tensor, weight: Tensor, bias: Tensor | None, size: int) -> 
     output: Tensor = _TransposedConvolution.apply(  # type: ignore[no-untyped-call]
         maps, weight, bias, size
     )
-    return output
-
-
-def _weight_gradient(small: Tensor, large: Tensor) -> Tensor:
-    output: Tensor = _WeightGradient.apply(small, large)  # type: ignore[no-untyped-call]
     return output

@@ -18,12 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import leaky_relu
 
-from gantrain.networks.convolutions import (
-    double_maps,
-    gradients_of_inputs_alone,
-    halve_maps,
-    weight_gradient,
-)
+from gantrain.networks.convolutions import double_maps, halve_maps, weight_gradient
 
 
 def gradients_by_examples(logits: Tensor, examples: Tensor) -> Tensor:
@@ -31,9 +26,7 @@ def gradients_by_examples(logits: Tensor, examples: Tensor) -> Tensor:
 
     `logits` [batch] must come from `examples` [batch, ...], which require grad, one by one.
     """
-    with gradients_of_inputs_alone():
-        (gradients,) = torch.autograd.grad(logits.sum(), examples, create_graph=True)
-    return gradients
+    return torch.autograd.grad(logits.sum(), examples, create_graph=True)[0]
 
 
 def judge_with_linear_head(

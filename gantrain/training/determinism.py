@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -10,6 +11,7 @@ from gantrain.errors import RunError
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS reads it when it is first used
 _FIXED_WORKSPACE = ":4096:8"
+_MEMORY: Any = torch.utils.deterministic  # its one setting is a property, which mypy does not see
 
 
 @contextmanager
@@ -27,12 +29,15 @@ def repeatable(asked: bool) -> Iterator[None]:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
         torch.backends.cudnn.benchmark,
+        _MEMORY.fill_uninitialized_memory,
         os.environ.get(_WORKSPACE),
     )
     torch.backends.cudnn.benchmark = not asked
     if asked:
         os.environ.setdefault(_WORKSPACE, _FIXED_WORKSPACE)
         torch.use_deterministic_algorithms(True)
+        # PyTorch would fill all fresh memory, at a launch each; nothing here reads it unwritten.
+        _MEMORY.fill_uninitialized_memory = False
     try:
         yield
     except RuntimeError as error:
@@ -43,8 +48,9 @@ def repeatable(asked: bool) -> Iterator[None]:
             "without --deterministic"
         ) from error
     finally:
-        enabled, warn_only, benchmark, workspace = before
+        enabled, warn_only, benchmark, fill, workspace = before
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
+        _MEMORY.fill_uninitialized_memory = fill
         if workspace is None:
             os.environ.pop(_WORKSPACE, None)

@@ -180,12 +180,17 @@ def create_step(
     device = feed.examples.device
     noise = torch.Generator(device)  # the same on all ranks
     own_noise = torch.Generator(device) if ranks.count > 1 else noise
+    # Dropout draws from no other generator. `torch.manual_seed` seeds those of all kinds of device,
+    # and formats a stack for each that is not there: 0.3 ms of each step.
+    default = torch.default_generator
+    if device.type == "cuda":
+        default = torch.cuda.default_generators[device.index]
 
     def seed_noise(seed: int) -> None:
         noise.manual_seed(seed)
         if own_noise is not noise:
             own_noise.manual_seed(stream_seed(seed, ranks.rank))
-        torch.manual_seed(own_noise.initial_seed())  # dropout draws from no other generator
+        default.manual_seed(own_noise.initial_seed())
 
     def step(indices: Tensor) -> list[StepResults]:
         return take_step(state, feed, indices, config, noise, own_noise)

@@ -145,7 +145,7 @@ class RecordedStep:
         return self._copy_results()
 
     def _record(self, indices: Tensor) -> bool:
-        """Whether a recording was made; the state is as before."""
+        """Whether a recording was made; the state is as before, but for where gradients lie."""
         held = self._indices = indices.clone()
         try:
             self._replay, self._results = self._recorder.record(lambda: self._step(held))

@@ -266,7 +266,7 @@ def frozen(discriminator: nn.Module) -> Iterator[None]:
 
     Without its weights' gradients a pass is a third cheaper. Its BatchNorm goes on judging by the
     batch, as in the combined model of Keras before TensorFlow 2; only the moving statistics stand
-    still.
+    still. Spectral norm goes on with its power iteration, which changes no weight.
     """
     norms = [
         module

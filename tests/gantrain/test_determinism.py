@@ -42,6 +42,14 @@ def test_what_was_set_comes_back_after_an_error_too(monkeypatch: pytest.MonkeyPa
     assert flags() == before
 
 
+def test_fresh_memory_is_not_filled_meanwhile():
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    assert filled, "PyTorch's default"
+    with repeatable(True):
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.utils.deterministic.fill_uninitialized_memory == filled
+
+
 def test_an_operation_that_cannot_repeat_itself_is_named():
     values, places = torch.zeros(2), torch.tensor([0, 0])
     message = r"--deterministic: put_ .*without --deterministic"

@@ -11,6 +11,7 @@ from gantrain.networks import (
     Shape,
     count_parameters,
     create_networks,
+    judge_with_gradients,
     run_network,
 )
 from gantrain.networks.dcgan import Discriminator, Generator, pyramid, widths
@@ -220,9 +221,7 @@ def test_a_discriminator_with_spectral_norm_is_saved_restored_and_copied_whole()
 def test_a_gradient_penalty_reaches_weights_under_spectral_norm(name: str):
     _, discriminator = small_networks(name, spectral_norm=True)
     shape = (2,) if DISCRIMINATORS[name].points else (3, 16, 16)
-    examples = torch.randn(4, *shape, requires_grad=True)
-    logits = discriminator(examples)
-    (gradients,) = torch.autograd.grad(logits.sum(), examples, create_graph=True)
+    _, gradients = judge_with_gradients(discriminator, torch.randn(4, *shape))
     gradients.square().sum().backward()
     weights = [parameter for parameter in discriminator.parameters() if parameter.ndim > 1]
     assert all(weight.grad.abs().sum() > 0 for weight in weights)

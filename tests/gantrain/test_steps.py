@@ -255,6 +255,7 @@ def test_conditional_steps_pair_each_real_with_a_fake_of_its_class():
     generator, discriminator = create_networks(
         "dcgan", "dcgan", network_shape(config, CLASSES), seed=config.seed
     )
+    discriminator.eval()  # of PyTorch's own layers, which can be differentiated twice
     adam = {"lr": config.generator_lr, "betas": (0.0, 0.99)}
     generator_adam = torch.optim.Adam(generator.parameters(), **adam)
     discriminator_adam = torch.optim.Adam(discriminator.parameters(), **adam)
@@ -356,6 +357,7 @@ def test_losses_and_penalties_have_their_weights_however_the_discriminator_steps
     weights = state.discriminator.parameters()
     state.discriminator_optimizer = torch.optim.SGD(weights, lr=0.01)
     _, discriminator = by_hand(config)
+    discriminator.eval()  # of PyTorch's own layers, which can be differentiated twice
     descent = torch.optim.SGD(discriminator.parameters(), lr=0.01)
     reals, fakes = real_images(2, size=8)
     discriminator_step(state, reals, fakes, config, torch.Generator().manual_seed(7))

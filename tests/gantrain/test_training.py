@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -29,7 +30,8 @@ from gantrain.optimizers import update_ema
 from gantrain.presets import resolve
 from gantrain.run_directory import DataFacts, RunDirectory, check_same_run, open_run
 from gantrain.sampling import generate, load_run_generator
-from gantrain.training.loop import train
+from gantrain.training import loop
+from gantrain.training.loop import create_step, train
 from gantrain.training.recovery import Diverged, check_bounds
 from gantrain.training.run_setup import choose_device, create_state, load_labels
 from gantrain.training.steps import discriminator_step, generate_fakes, generator_step
@@ -306,6 +308,26 @@ def test_no_step_asks_for_a_value_that_a_gpu_would_have_to_be_waited_for(setting
         counts.append(waits.count)
     assert counts[0] == counts[1]
     assert counts[0] > 0, "the row at the end of a run asks for values"
+
+
+def test_a_step_pays_for_no_devices_that_are_not_there(tmp_path: Path, monkeypatch):
+    """PyTorch notes the way to each call that it puts off until a device is initialised."""
+
+    def refuse(*_: object) -> list[str]:
+        raise AssertionError("a stack was formatted")
+
+    def create_watched_step(*parts):
+        step = create_step(*parts)
+
+        def watched(*arguments):
+            with monkeypatch.context() as patch:
+                patch.setattr(traceback, "format_stack", refuse)
+                return step(*arguments)
+
+        return watched
+
+    monkeypatch.setattr(loop, "create_step", create_watched_step)
+    train(resolve({**SMALL, "run_dir": tmp_path, "total_images": 32, "tensorboard": False}))
 
 
 def test_each_step_leaves_the_other_network_alone():

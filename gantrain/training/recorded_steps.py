@@ -13,7 +13,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol
 
 import torch
@@ -69,7 +69,7 @@ class CudaRecorder:
         self, work: Callable[[], list[StepResults]]
     ) -> tuple[Callable[[], None], list[StepResults]]:
         """As a graph, which keeps the memory that the work took."""
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         with warnings.catch_warnings():  # in later releases that is done by the drawing itself
             warnings.simplefilter("ignore")
             for generator in self._generators:
@@ -78,10 +78,11 @@ class CudaRecorder:
             with (
                 torch.cuda.stream(torch.cuda.current_stream(self._device)),  # back here in any case
                 # What other threads do meanwhile must not end the recording.
-                torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+                torch.cuda.graph(graph, pool, self._stream, capture_error_mode="thread_local"),
             ):
                 results = work()
         except RuntimeError:
+            self._end_allocating(pool)
             self._renew_generators()
             raise
         return graph.replay, results
@@ -89,6 +90,17 @@ class CudaRecorder:
     def free_memory(self) -> None:
         """PyTorch keeps it for its own next use."""
         torch.cuda.empty_cache()
+
+    def _end_allocating(self, pool: tuple[int, int]) -> None:
+        """Let the allocator know that a recording is over, where that has ended in a failure.
+
+        Where it was made invalid, PyTorch 2.13 raises before it says so, as CUDAGraph.cpp shows.
+        The allocator then never gives memory back, and refuses to.
+        """
+        device = self._stream.device_index
+        with suppress(RuntimeError):  # it has ended in order, and the graph releases its pool
+            torch._C._cuda_endAllocateToPool(device, pool)  # noqa: SLF001 - as `use_mem_pool` does
+            torch._C._cuda_releasePool(device, pool)  # noqa: SLF001
 
     def _renew_generators(self) -> None:
         """Let generators draw again, which PyTorch may take for still recording after a failure."""

@@ -379,6 +379,7 @@ def test_a_gpu_goes_on_where_a_step_cannot_be_recorded(caplog):
     found = run.take(lambda seed, indices: step(seed, indices.to("cuda")))
     assert "could not be recorded" in caplog.text
     assert torch.cuda.current_stream() == stream
+    torch.cuda.empty_cache()  # fails where the allocator takes it that the recording goes on
     assert all(of["discriminator_loss"].isfinite() for of, _ in found)
 
 

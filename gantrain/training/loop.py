@@ -26,7 +26,7 @@ from gantrain.ranks import (
 from gantrain.run_directory import DataFacts, RunDirectory, check_same_run, open_run
 from gantrain.run_log import StatusLine, Stopwatch
 from gantrain.training.batches import DataOrder, stream_seed
-from gantrain.training.determinism import repeatable
+from gantrain.training.determinism import full_float32, repeatable
 from gantrain.training.out_of_memory import memory_errors_explained, upload
 from gantrain.training.recorded_steps import CudaRecorder, RecordedStep
 from gantrain.training.recovery import Diverged, check_bounds, restore_newest, roll_back
@@ -74,6 +74,7 @@ def train(config: TrainConfig) -> TrainState:
         hold_run(config, facts, ranks) as run,
         stop_requests() as stop,
         memory_errors_explained(config, place.count),
+        full_float32(),
         repeatable(config.deterministic),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
     ):

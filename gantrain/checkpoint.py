@@ -15,6 +15,7 @@ from gantrain.errors import RunError
 
 _FORMAT = 1
 CHECKPOINT_SUFFIX = ".pt"
+ASTRAY_SUFFIX = ".astray"  # after the other, so that it counts as a checkpoint no more
 
 logger = logging.getLogger(__name__)
 
@@ -91,9 +92,23 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int) -> Path:
     return path
 
 
-def discard_checkpoint(folder: Path, images_seen: int) -> None:
-    """Remove the checkpoint of a position, where there is one."""
-    (folder / f"{images_seen:012d}{CHECKPOINT_SUFFIX}").unlink(missing_ok=True)
+def set_aside(folder: Path, images_seen: int, keep: int) -> Path | None:
+    """Pass over the checkpoint of a position from now on: its new name, None where there is none.
+
+    Of those set aside so many of the furthest are kept.
+    """
+    path = folder / f"{images_seen:012d}{CHECKPOINT_SUFFIX}"
+    if not path.exists():
+        return None
+    aside = path.rename(f"{path}{ASTRAY_SUFFIX}")
+    for old in paths_astray(folder)[keep:]:
+        old.unlink()
+    return aside
+
+
+def paths_astray(folder: Path) -> list[Path]:
+    """Checkpoints that were set aside, the furthest first."""
+    return sorted(folder.glob(f"*{CHECKPOINT_SUFFIX}{ASTRAY_SUFFIX}"), reverse=True)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

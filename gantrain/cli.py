@@ -32,6 +32,7 @@ from gantrain.cli_options import (
 )
 from gantrain.data.bad_data import DatasetError
 from gantrain.errors import Interrupted, RunError, UsageError
+from gantrain.memory import lacks_memory
 
 _INTERRUPTED = 130
 # From a checkout, for no package index has this project: there the name would be a stranger's.
@@ -89,8 +90,10 @@ def run(arguments: Sequence[str]) -> int:
         return _INTERRUPTED
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except MemoryError as error:
-        what = f" ({error})" if str(error) else ""
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        what = f" ({str(error).splitlines()[0]})" if str(error) else ""
         print(
             f"gantrain {name}: out of memory{what}: ask for fewer or smaller images at once, or "
             "use a machine with more",

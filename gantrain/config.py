@@ -210,7 +210,8 @@ class TrainConfig(Settings):
     )
     precision: Literal["fp32", "bf16"] = _setting(
         "fp32",
-        "bf16: matrix products and convolutions in bfloat16; quick where the hardware has it",
+        "fp32: float32 in full, on a GPU no TF32 either; bf16: matrix products and convolutions in "
+        "bfloat16; quick where the hardware has it",
     )
 
     optimizer: Literal["adam", "rmsprop"] = _setting("adam", "the optimizer of both networks")

@@ -1,10 +1,11 @@
-"""Hides the C library's habit of giving large buffers back to the kernel after each use."""
+"""Hides how freed buffers stay with the process, as the C library is told, and how a lack shows."""
 
 import ctypes
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from malloc.h
 _NEVER = -1
+_PYTORCH = "DefaultCPUAllocator"  # it has no exception of its own for the CPU's memory
 
 
 def keep_buffers() -> bool:
@@ -17,3 +18,8 @@ def keep_buffers() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, _NEVER))
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether an error says that the machine has no more memory; a GPU's is another matter."""
+    return isinstance(error, MemoryError) or _PYTORCH in str(error)

@@ -138,10 +138,15 @@ def describe_state(run: RunDirectory, config: TrainConfig, rows: Sequence[dict[s
         return f"Training now: {progress} seen ({share}) in {timedelta(seconds=seconds)}{back}"
     if "diverged" in last:
         start = "last checkpoint" if checkpoint_paths(run.checkpoints) else "start"
+        how = (
+            f"; with `--on-divergence rollback` it goes back to the {start} and halves the "
+            "learning rate"
+        )
         return (
-            f"Ended by divergence at {progress} ({share}{back}): {last['diverged']}; the same "
-            f"`gantrain train` command tries again from the {start}, and the advice below says "
-            "what steadies a run"
+            f"Ended by divergence at {progress} ({share}{back}): {last['diverged']}; on a CPU the "
+            "same `gantrain train` command ends like that again"
+            f"{how if config.on_divergence == 'stop' else ''}, and the advice below says what "
+            "steadies a run"
         )
     return f"Stopped at {progress} ({share}{back}); the same `gantrain train` command resumes it"
 

@@ -166,6 +166,21 @@ def fingerprint_weights(weights: Mapping[str, Tensor]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def run_sampler(run: RunGenerator) -> Sampler:
+    """A run's generator as a function."""
+    config = run.config
+    return Sampler(
+        partial(generate, run.generator),
+        config.latent_dim,
+        run.class_names,
+        config.image_size,
+        config.channels,
+        {**config.model_dump(mode="json"), "images_seen": run.images_seen},
+        run.data.fingerprint,
+        run.weights,
+    )
+
+
 def open_sampler(path: Path) -> Sampler:
     """The generator of a run's folder or of an artifact's file.
 
@@ -174,18 +189,7 @@ def open_sampler(path: Path) -> Sampler:
     """
     if path.is_dir():
         refuse_model_folder(path)
-        run = load_run_generator(path)
-        config = run.config
-        return Sampler(
-            lambda latents, labels: generate(run.generator, latents, labels),
-            config.latent_dim,
-            run.class_names,
-            config.image_size,
-            config.channels,
-            {**config.model_dump(mode="json"), "images_seen": run.images_seen},
-            run.data.fingerprint,
-            run.weights,
-        )
+        return run_sampler(load_run_generator(path))
     if not path.is_file():
         raise RunError(f"{path}: no such run folder or artifact")
     if path.suffix == CHECKPOINT_SUFFIX:

@@ -239,9 +239,8 @@ def _wider_discriminator(config: TrainConfig) -> str:
     _, discriminator = network_kinds(config)
     if "filters" not in discriminator.leaves_open:
         return ""
-    if config.discriminator_filters is not None:
-        return try_values(config, {"discriminator_filters": 2 * config.discriminator_filters})
-    return try_values(config, {"filters": 2 * config.filters})
+    filters = config.discriminator_filters or config.filters
+    return try_values(config, {"discriminator_filters": 2 * filters})
 
 
 def _average(config: TrainConfig) -> str:
@@ -286,7 +285,7 @@ def _larger_batch(config: TrainConfig) -> str:
     larger = 2 * config.batch_size
     if config.max_data_images is not None and larger > config.max_data_images:
         return ""
-    return try_values(config, {"batch_size": larger})
+    return try_values(config, {"batch_size": larger}, why=", where the data have as many")
 
 
 def _join(*advice: str | bool) -> Advice:

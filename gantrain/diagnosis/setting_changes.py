@@ -65,7 +65,11 @@ def _is_accepted(config: TrainConfig, changes: Changes) -> bool:
 
 def _present(config: TrainConfig, name: str) -> object:
     """A setting's value, or what stands in for it while it is unset."""
-    unset = {"lr": config.generator_lr, "discriminator_lr": config.discriminator_rate}
+    unset: dict[str, object] = {
+        "lr": config.generator_lr,
+        "discriminator_lr": config.discriminator_rate,
+        "discriminator_filters": config.filters,
+    }
     value = getattr(config, name)
     return unset.get(name, 0.0) if value is None else value
 

@@ -75,9 +75,7 @@ def load_real_data(source: str, sampler: Sampler, *, resize: bool = False) -> Re
     if source in POINT_SETS:
         points = load_source(source)
         return RealData(source, points, None, points.fingerprint() == sampler.data_fingerprint)
-    train, trained_on = load_training_images(source, sampler)
-    if not trained_on and not resize:
-        refuse_other_shape(source, sampler)
+    train, trained_on = load_training_images(source, sampler, resize)
     held_out = None
     if has_test_split(source):
         held_out = load_dataset(
@@ -90,8 +88,13 @@ def load_real_data(source: str, sampler: Sampler, *, resize: bool = False) -> Re
     return RealData(source, train, held_out, trained_on)
 
 
-def load_training_images(source: str, sampler: Sampler) -> tuple[Dataset, bool]:
-    """The training split at the generator's size, and whether the generator has learned from it."""
+def load_training_images(source: str, sampler: Sampler, resize: bool) -> tuple[Dataset, bool]:
+    """The training split at the generator's size, and whether the generator has learned from it.
+
+    Raises:
+        RunError: it has not, and the images' own size or number of channels is another. Resizing
+            alone moves distances by several points, so it is not done unasked.
+    """
     shape: Mapping[str, Any] = {"image_size": sampler.image_size, "channels": sampler.channels}
     settings = sampler.settings
     limit = settings.get("max_data_images")
@@ -99,24 +102,17 @@ def load_training_images(source: str, sampler: Sampler) -> tuple[Dataset, bool]:
     dataset = load_dataset(source, **shape, skip_bad_files=skip, limit=limit)
     if dataset.fingerprint() == sampler.data_fingerprint:
         return dataset, True
-    if limit is not None:  # was meant for other data
-        dataset = load_dataset(source, **shape, skip_bad_files=skip)
-    return dataset, False
-
-
-def refuse_other_shape(source: str, sampler: Sampler) -> None:
-    """Raise RunError where the data's own images are not as the generator's.
-
-    Resizing alone moves distances by several points, so it is not done unasked.
-    """
-    found = load_dataset(source, limit=None).images.shape
-    size, channels = found[-1], found[1]
+    if resize and limit is None:  # a limit was meant for other data
+        return dataset, False
+    dataset = load_dataset(source, **(shape if resize else {}), skip_bad_files=skip)
+    size, channels = dataset.images.shape[-1], dataset.images.shape[1]
     if (size, channels) != (sampler.image_size, sampler.channels):
         raise RunError(
             f"--data {source} has images of {describe_shape(size, channels)}, the generator makes "
             f"{describe_shape(sampler.image_size, sampler.channels)} and was trained on other "
             "data: name data of that shape, or add --resize"
         )
+    return dataset, False
 
 
 def describe_shape(size: int | None, channels: int | None) -> str:

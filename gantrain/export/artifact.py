@@ -114,7 +114,7 @@ def export_run(
     model = to_onnx(run.generator, latent_dim, classes)
     model, facts = reduce_precision(model, latent_dim, classes, precision, min_psnr)
     if precision != "fp32" and frechet_samples:
-        change = frechet_change(run_path, model.SerializeToString(), frechet_samples)
+        change = frechet_change(run, model.SerializeToString(), frechet_samples)
         facts |= {} if change is None else {"frechet_distance": change}
     metadata = {
         **describe(name, run),

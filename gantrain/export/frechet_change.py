@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import statistics
-from pathlib import Path
 
 from gantrain.data.bad_data import DatasetError
 from gantrain.errors import RunError
@@ -11,7 +10,7 @@ from gantrain.evaluation.distances import frechet_distance
 from gantrain.evaluation.evaluate import choose_labels, choose_space, sample
 from gantrain.evaluation.examples import FEWEST, choose_reals, load_real_data
 from gantrain.evaluation.yardstick import in_chunks, look_at
-from gantrain.sampling import Sampler, open_sampler, open_session, sample_session
+from gantrain.sampling import RunGenerator, Sampler, open_session, run_sampler, sample_session
 
 logger = logging.getLogger(__name__)
 
@@ -19,12 +18,12 @@ _REPEATS = 3  # disjoint sets of seeds, the fewest that have a spread worth the 
 
 
 def frechet_change(
-    run_path: Path, artifact: bytes, samples: int
+    run: RunGenerator, artifact: bytes, samples: int
 ) -> dict[str, float | int | str] | None:
     """Measure run and artifact on the same seeds, against the data that the run was trained on.
 
     Args:
-        run_path: the run.
+        run: the run, as the artifact was made of it; a run that goes on has newer ones.
         artifact: made of it.
         samples: of each of three sets of seeds, and as many real examples; fewer where the data
             allow no more.
@@ -32,7 +31,7 @@ def frechet_change(
     Returns:
         The fields of docs/artifact.md; None where the data are not at hand, which is logged.
     """
-    whole = open_sampler(run_path)
+    whole = run_sampler(run)
     source = str(whole.settings["data"])
     try:
         data = load_real_data(source, whole)

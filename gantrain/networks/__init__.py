@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from gantrain.networks import dcgan, dcgan_2015, faces, keras_conv, mlp
 from gantrain.networks.image_gradients import gradients_by_examples
@@ -48,6 +48,14 @@ class DiscriminatorKind:
     points: bool = False  # it judges [batch, 2]
     leaves_open: frozenset[str] = frozenset()  # which of `filters`, `kernel_size` change it
     takes_labels: bool = False  # of a shape with classes
+
+
+class _SpectralNorm(parametrizations._SpectralNorm):  # noqa: SLF001 - what `spectral_norm` puts in
+    """In the weights' own precision: on a GPU, autocast would iterate in bfloat16."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            return super().forward(weight)
 
 
 _Kind = TypeVar("_Kind")
@@ -171,7 +179,8 @@ def most_inputs(discriminator: str, shape: Shape) -> int:
 def _normalize_weights(discriminator: nn.Module) -> None:
     for module in list(discriminator.modules()):  # a list, for the change adds modules
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
-            parametrizations.spectral_norm(module)
+            norm = _SpectralNorm(module.weight)
+            parametrize.register_parametrization(module, "weight", norm)
 
 
 def _find(kinds: Mapping[str, _Kind], setting: str, name: str) -> _Kind:

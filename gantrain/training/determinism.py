@@ -1,4 +1,4 @@
-"""Hides what PyTorch needs to repeat itself on a GPU, where sums otherwise vary in their order."""
+"""Hides what PyTorch is told of a GPU: float32 in full, sums in a fixed order or in any."""
 
 import os
 from collections.abc import Iterator
@@ -12,6 +12,21 @@ from gantrain.errors import RunError
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS reads it when it is first used
 _FIXED_WORKSPACE = ":4096:8"
 _MEMORY: Any = torch.utils.deterministic  # its one setting is a property, which mypy does not see
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Within the context products and convolutions in float32 are that, and not in TF32.
+
+    By default PyTorch has it so for products, but lets cuDNN round what it convolves to 10 bits of
+    mantissa. StyleGAN3 trains without, too; who wants speed has bfloat16.
+    """
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @contextmanager

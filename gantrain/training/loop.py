@@ -26,8 +26,8 @@ from gantrain.ranks import (
 from gantrain.run_directory import DataFacts, RunDirectory, check_same_run, open_run
 from gantrain.run_log import StatusLine, Stopwatch
 from gantrain.training.batches import DataOrder, stream_seed
-from gantrain.training.determinism import repeatable
-from gantrain.training.out_of_memory import memory_errors_explained
+from gantrain.training.determinism import full_float32, repeatable
+from gantrain.training.out_of_memory import memory_errors_explained, upload
 from gantrain.training.recorded_steps import CudaRecorder, RecordedStep
 from gantrain.training.recovery import Diverged, check_bounds, restore_newest, roll_back
 from gantrain.training.run_monitor import RunMonitor
@@ -73,7 +73,8 @@ def train(config: TrainConfig) -> TrainState:
         join_ranks(device) as ranks,
         hold_run(config, facts, ranks) as run,
         stop_requests() as stop,
-        memory_errors_explained(config.batch_size, config.filters),
+        memory_errors_explained(config, place.count),
+        full_float32(),
         repeatable(config.deterministic),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
     ):
@@ -81,7 +82,7 @@ def train(config: TrainConfig) -> TrainState:
         state = create_state(config, device, len(facts.class_names))
         restore_newest(state, run)
         feed = Feed(
-            examples=torch.from_numpy(examples).to(device),
+            examples=upload(torch.from_numpy(examples), device),
             labels=load_labels(data, config, device),
             lowest=network_kinds(config)[0].lowest,
             share=ranks.share(config.batch_size),

@@ -1,17 +1,19 @@
-"""Hides how PyTorch says that memory ran out, on the CPU and on a GPU."""
+"""Hides how PyTorch says that memory ran out, on the CPU and on a GPU, and what takes less."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
+from gantrain.config import TrainConfig
+from gantrain.config_rules import network_kinds
 from gantrain.errors import RunError
-
-_ON_CPU = "DefaultCPUAllocator"  # PyTorch has no exception of its own for the CPU's memory
+from gantrain.memory import lacks_memory
 
 
 @contextmanager
-def memory_errors_explained(batch_size: int, filters: int) -> Iterator[None]:
+def memory_errors_explained(config: TrainConfig, ranks: int = 1) -> Iterator[None]:
     """Turn a lack of memory into an error that says what would take less.
 
     Raises:
@@ -21,10 +23,34 @@ def memory_errors_explained(batch_size: int, filters: int) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         on_gpu = isinstance(error, torch.OutOfMemoryError)
-        if not (on_gpu or isinstance(error, MemoryError) or _ON_CPU in str(error)):
+        if not (on_gpu or lacks_memory(error)):
             raise
-        first_line = str(error).splitlines()[0] if str(error) else "no more memory"
+        less = f"--batch-size (now {config.batch_size})"
+        if any("filters" in kind.leaves_open for kind in network_kinds(config)):
+            less += f" or --filters (now {config.filters})"
+        advice = f"use a smaller {less}, with a new --run-dir"
+        if on_gpu and config.cuda_graph and ranks == 1:  # a recording keeps the memory of a step
+            advice += "; or --no-cuda-graph, which takes less, with this one"
         raise RunError(
-            f"out of memory on the {'GPU' if on_gpu else 'CPU'} ({first_line}): use a smaller "
-            f"--batch-size (now {batch_size}) or --filters (now {filters}), with a new --run-dir"
+            f"out of memory on the {'GPU' if on_gpu else 'CPU'} ({_first_line(error)}): {advice}"
         ) from error
+
+
+def upload(examples: Tensor, device: torch.device) -> Tensor:
+    """The data on a device, where all of them are to lie.
+
+    Raises:
+        RunError: they do not fit.
+    """
+    try:
+        return examples.to(device)
+    except torch.OutOfMemoryError as error:  # no batch size would help
+        raise RunError(
+            f"out of memory on the GPU, where the data take {examples.nbytes / 1e9:.2g} GB "
+            f"({_first_line(error)}): use fewer with --max-data-images, or a smaller --image-size, "
+            "with a new --run-dir"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "no more memory")

@@ -13,7 +13,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol
 
 import torch
@@ -44,6 +44,9 @@ class Recorder(Protocol):
     ) -> tuple[Callable[[], None], list[StepResults]]:
         """Record the work without doing it: what replays it, and where its results then lie."""
 
+    def free_memory(self) -> None:
+        """Let others have what nothing uses at the moment."""
+
 
 class CudaRecorder:
     """Records CUDA graphs, as PyTorch's notes on them describe it."""
@@ -66,7 +69,7 @@ class CudaRecorder:
         self, work: Callable[[], list[StepResults]]
     ) -> tuple[Callable[[], None], list[StepResults]]:
         """As a graph, which keeps the memory that the work took."""
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         with warnings.catch_warnings():  # in later releases that is done by the drawing itself
             warnings.simplefilter("ignore")
             for generator in self._generators:
@@ -75,13 +78,29 @@ class CudaRecorder:
             with (
                 torch.cuda.stream(torch.cuda.current_stream(self._device)),  # back here in any case
                 # What other threads do meanwhile must not end the recording.
-                torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
+                torch.cuda.graph(graph, pool, self._stream, capture_error_mode="thread_local"),
             ):
                 results = work()
         except RuntimeError:
+            self._end_allocating(pool)
             self._renew_generators()
             raise
         return graph.replay, results
+
+    def free_memory(self) -> None:
+        """PyTorch keeps it for its own next use."""
+        torch.cuda.empty_cache()
+
+    def _end_allocating(self, pool: tuple[int, int]) -> None:
+        """Let the allocator know that a recording is over, where that has ended in a failure.
+
+        Where it was made invalid, PyTorch 2.13 raises before it says so, as CUDAGraph.cpp shows.
+        The allocator then never gives memory back, and refuses to.
+        """
+        device = self._stream.device_index
+        with suppress(RuntimeError):  # it has ended in order, and the graph releases its pool
+            torch._C._cuda_endAllocateToPool(device, pool)  # noqa: SLF001 - as `use_mem_pool` does
+            torch._C._cuda_releasePool(device, pool)  # noqa: SLF001
 
     def _renew_generators(self) -> None:
         """Let generators draw again, which PyTorch may take for still recording after a failure."""
@@ -141,6 +160,8 @@ class RecordedStep:
         self._indices.copy_(indices)
         if self._taken <= _WARM_UP + _COMPARED:
             return self._compare(seed)
+        if self._taken == _WARM_UP + _COMPARED + 1:
+            self._recorder.free_memory()  # of the steps beside the recording, which has its own
         self._replay()
         return self._copy_results()
 
@@ -155,10 +176,27 @@ class RecordedStep:
         return not self._given_up
 
     def _compare(self, seed: int) -> list[StepResults]:
+        """Take a step both ways, or as it is where there is no memory for both."""
+        assert self._indices is not None
+        before: list[list[Tensor]] = []
+        try:
+            before = copy_tensors(self._state)
+            return self._take_both_ways(seed, before)
+        except torch.OutOfMemoryError:
+            pass  # below, the error is gone, and with it what the step had made until then
+        if before:
+            restore_tensors(self._state, before)
+        self._give_up("needs twice the memory while a recording of it is kept")
+        for weights in self._weights():
+            weights.grad = None  # it may lie in the memory of the recording
+        self._recorder.free_memory()
+        self._seed_noise(seed)
+        return self._step(self._indices)
+
+    def _take_both_ways(self, seed: int, before: list[list[Tensor]]) -> list[StepResults]:
         """Take a step both ways, and keep the recorded one's outcome if it is the same."""
         assert self._replay is not None
         assert self._indices is not None
-        before = copy_tensors(self._state)
         self._seed_noise(seed)  # once more, for the recording may have drawn from it
         results = self._step(self._indices)
         expected = copy_tensors(self._state)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gantrain.checkpoint import TrainState, discard_checkpoint, newest_good_checkpoint
+from gantrain.checkpoint import TrainState, newest_good_checkpoint, paths_astray, set_aside
 from gantrain.config import TrainConfig
 from gantrain.diagnosis.advice import say_how_to_go_on
 from gantrain.errors import RunError
@@ -95,11 +95,13 @@ def roll_back(
         raise RunError(f"{diverged}; checkpoints before it are kept. {how}") from diverged
     rollbacks = state.rollbacks + 1
     if rollbacks > _MAX_ROLLBACKS:
-        vain = f"{_MAX_ROLLBACKS} rollbacks have not helped"
+        vain = f"{_MAX_ROLLBACKS} rollbacks have not helped{_name_astray(run)}"
         raise RunError(f"{diverged}; {vain}. {how}") from diverged
     if state.rolled_back_to is not None and read_ranks().first:
         # Nothing good has been saved since the last time: what was gone back to leads astray.
-        discard_checkpoint(run.checkpoints, state.rolled_back_to)
+        aside = set_aside(run.checkpoints, state.rolled_back_to, config.keep_checkpoints)
+        if aside:
+            logger.warning("the checkpoint gone back to leads astray; it is set aside as %s", aside)
     values = find_newest(run)
     if values is None:  # it diverged before the first one
         device = next(state.generator.parameters()).device
@@ -110,4 +112,14 @@ def roll_back(
         "%s. Rolling back to %d images with %g of the learning rate and another order of the data "
         "(%d of %d)",
         *(diverged, state.images_seen, ROLLBACK_LR**rollbacks, rollbacks, _MAX_ROLLBACKS),
+    )
+
+
+def _name_astray(run: RunDirectory) -> str:
+    """How to get back what was set aside: its samples may be good, whatever came after it."""
+    aside = next(iter(paths_astray(run.checkpoints)), None)
+    if aside is None:
+        return ""
+    return (
+        f"; to sample or export the furthest checkpoint set aside, rename {aside} to {aside.stem}"
     )

@@ -53,7 +53,7 @@ class RunMonitor:
         )
         self._reference: Reference | None = None
         self._rolled_back: list[str] = []  # why, each time since the last row
-        self._rows = self._read_rows(images_seen)
+        self._rows = self._drop_later(images_seen)
         looks = [row for row in self._rows if "diagnosis_seconds" in row]
         # Spent on diagnosis, however often the run was resumed, as its seconds are counted.
         self._seconds: float = looks[-1]["diagnosis_seconds"] if looks else 0.0
@@ -66,13 +66,19 @@ class RunMonitor:
     def roll_back(self, images_seen: int, why: str) -> None:
         """Forget what came after a position, save why: the next row tells it."""
         self._rolled_back.append(why)
-        self._rows = self._read_rows(images_seen)
+        self._rows = self._drop_later(images_seen)
         self._events = self._open_events(images_seen)
+        self._newest = None  # at its position the run will have other weights
 
     def _open_events(self, images_seen: int) -> EventFile | None:
         return EventFile(self._run.tensorboard, images_seen) if self._config.tensorboard else None
 
-    def _read_rows(self, images_seen: int) -> list[dict[str, Any]]:
+    def _drop_later(self, images_seen: int) -> list[dict[str, Any]]:
+        """Remove rows and pictures of weights that are gone, those after a position: the rest."""
+        for folder in (self._run.samples, self._run.sheets):
+            for path in folder.glob("*.png"):
+                if path.stem.isdigit() and int(path.stem) > images_seen:
+                    path.unlink()
         truncate_metrics(self._run.metrics_file, images_seen)
         return read_metrics(self._run.metrics_file)
 
@@ -119,7 +125,8 @@ class RunMonitor:
             fakes = self._draw(generator, count, labels)
             save_grid(self._run.samples / name, fakes)
             if self._labels is not None:
-                fakes = self._draw(generator, _SHEET_IMAGES, self._labels[:_SHEET_IMAGES])
+                labels = self._labels[:_SHEET_IMAGES]
+                fakes = self._draw(generator, len(labels), labels)
             self._save_sheet(state, fakes[:_SHEET_IMAGES], name)
         if self._events:
             with Image.open(self._run.samples / name) as picture:

@@ -161,13 +161,13 @@ def test_penalties_are_advised_with_the_weights_that_the_flagship_has_on_the_dat
 @pytest.mark.parametrize(
     ("explicit", "flag"),
     [
-        pytest.param(of_preset("keras-mlp"), "--filters", id="fixed-sizes"),
-        pytest.param(of_preset("torch-mlp"), "--filters", id="fixed-sizes-of-pytorch"),
-        pytest.param(of_preset("dcgan", filters=1024), "--filters 1024: try 2048", id="widest"),
+        pytest.param(of_preset("keras-mlp"), "filters", id="fixed-sizes"),
+        pytest.param(of_preset("torch-mlp"), "filters", id="fixed-sizes-of-pytorch"),
+        pytest.param(of_preset("dcgan", filters=1024), "filters 1024: try 2048", id="widest"),
         pytest.param(of_preset("dcgan", filters=1), "--filters", id="narrowest-has-no-half"),
         pytest.param(
             of_preset("dcgan", generator="dcgan", discriminator="keras-mlp"),
-            "--filters 64: try 128",
+            "filters 64: try 128",
             id="they-would-widen-the-generator-alone",
         ),
         pytest.param(
@@ -185,6 +185,25 @@ def test_what_cannot_be_done_is_not_advised(explicit: dict[str, object], flag: s
     texts = [text for adviser in advisers.values() for text in adviser(config)]
     assert texts
     assert not [text for text in texts if flag in text]
+
+
+@pytest.mark.parametrize(
+    ("widths", "told"),
+    [
+        pytest.param({}, "--discriminator-filters 64: try 128", id="as-the-generator"),
+        pytest.param({"discriminator_filters": 8}, "--discriminator-filters 8: try 16", id="own"),
+    ],
+)
+def test_a_discriminator_that_is_too_weak_is_widened_alone(widths: dict[str, object], told: str):
+    texts = advice.strengthen_discriminator(settle(of_preset("dcgan", **widths)))
+    assert texts[-1] == told
+    assert not [text for text in texts if "--filters" in text]
+
+
+def test_a_larger_batch_than_the_data_may_hold_is_advised_with_that_in_mind():
+    config = resolve({"data": "digits", "run_dir": "unused", "batch_size": 1024})
+    texts = advice.keep_diversity(settle_config(config, load_source("digits")))
+    assert "--batch-size 1024: try 2048, where the data have as many" in texts
 
 
 def test_a_penalty_beside_which_nothing_else_counts_is_to_become_lighter():

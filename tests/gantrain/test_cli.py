@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image, ImageSequence
 
 from gantrain.cli import run
@@ -311,6 +312,17 @@ def test_a_lack_of_memory_is_told_in_one_line(tmp_path: Path, capsys):
         resource.setrlimit(resource.RLIMIT_AS, limits)
     told = capsys.readouterr().err
     assert told.startswith("gantrain train: out of memory (Unable to allocate ")
+    assert told.endswith(": ask for fewer or smaller images at once, or use a machine with more\n")
+    assert told.count("\n") == 1
+
+
+def test_a_lack_of_memory_that_pytorch_finds_is_told_in_one_line_too(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("gantrain.sampling.open_sampler", lambda _: torch.empty(2**50))
+    assert gantrain("sample", tmp_path, "--seeds=0-3", f"--out={tmp_path / 'grid.png'}") == 1
+    told = capsys.readouterr().err
+    assert told.startswith("gantrain sample: out of memory ([enforce fail at alloc_cpu.cpp")
     assert told.endswith(": ask for fewer or smaller images at once, or use a machine with more\n")
     assert told.count("\n") == 1
 

@@ -6,6 +6,7 @@ import torch
 
 from gantrain.errors import RunError
 from gantrain.presets import resolve
+from gantrain.training import loop
 from gantrain.training.determinism import repeatable
 from gantrain.training.loop import train
 
@@ -26,6 +27,20 @@ def test_pytorch_is_told_to_repeat_itself_for_as_long_as_asked():
     with repeatable(False):
         assert flags() == (before[0], True, before[2]), "cuDNN may time its algorithms"
     assert flags() == before
+
+
+def test_float32_is_no_tf32_while_a_run_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def tf32() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    before, within = tf32(), []
+    take = loop.take_step
+    monkeypatch.setattr(loop, "take_step", lambda *given: within.append(tf32()) or take(*given))
+    settings = {"data": "digits", "filters": 4, "batch_size": 16, "total_images": 16}
+    train(resolve({**settings, "run_dir": tmp_path, "threads": 1, "tensorboard": False}))
+    assert before == (True, False), "PyTorch's defaults have changed"
+    assert within == [(False, False)]
+    assert tf32() == before
 
 
 def test_what_was_set_comes_back_after_an_error_too(monkeypatch: pytest.MonkeyPatch):

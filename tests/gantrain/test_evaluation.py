@@ -4,6 +4,7 @@ import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from gantrain.cli import run as gantrain
-from gantrain.data.datasets import load_dataset
+from gantrain.data.datasets import Dataset, load_dataset
 from gantrain.errors import RunError, UsageError
 from gantrain.evaluation import yardstick as yardsticks
 from gantrain.evaluation.distances import Neighbourhoods
@@ -519,6 +520,26 @@ def entropy_of_draws(count: int) -> float:
 def test_data_unlike_the_generators_are_refused(facts: dict, source: str, message: str):
     with pytest.raises(RunError, match=message):
         load_real_data(source, picture_sampler(DIGITS.images, **facts))
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_other_data_are_decoded_twice_at_most_without_their_bad_files(
+    limit: int | None, class_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    source = str(shutil.copytree(class_folders, tmp_path / "other"))
+    (tmp_path / "other" / "cat" / "bad.png").write_bytes(b"no picture")
+    loads = []
+
+    def load(*given: Any, **asked: Any) -> Dataset:
+        loads.append(asked)
+        return load_dataset(*given, **asked)
+
+    monkeypatch.setattr("gantrain.evaluation.examples.load_dataset", load)
+    settings = {"skip_bad_files": True, "max_data_images": limit}
+    data = load_real_data(source, picture_sampler(DIGITS.images, settings=settings))
+    assert not data.trained_on
+    assert len(data.examples) == 48
+    assert len(loads) == 2
 
 
 def test_too_few_images_are_refused():

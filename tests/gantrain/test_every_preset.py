@@ -7,13 +7,21 @@ import pytest
 import torch
 from PIL import Image
 
-from gantrain.checkpoint import checkpoint_paths, load_checkpoint
+from gantrain.checkpoint import (
+    TrainState,
+    checkpoint_paths,
+    load_checkpoint,
+    paths_astray,
+    set_aside,
+)
 from gantrain.cli import run as gantrain
 from gantrain.errors import RunError
 from gantrain.export.artifact import export_run
 from gantrain.presets import PRESETS, resolve
 from gantrain.run_log import read_metrics
+from gantrain.sampling import load_run_generator
 from gantrain.training.loop import train
+from gantrain.training.recovery import Diverged
 from tests.gantrain.test_training import assert_same_bits
 
 # Small enough for a step in milliseconds; sizes that a preset fixes stay as they are.
@@ -156,6 +164,9 @@ def test_a_run_that_diverges_goes_back_with_a_lower_learning_rate_and_another_or
     assert state.images_seen == 48
     # The newest checkpoint leads astray itself, so the second attempt goes back further.
     assert "Rolling back to 8 images with 0.5 of the learning rate" in caplog.text
+    aside = tmp_path / "run" / "checkpoints" / "000000000008.pt.astray"
+    assert f"it is set aside as {aside}" in caplog.text
+    assert load_checkpoint(aside)["images_seen"] == 8
     assert "Rolling back to 0 images with 0.25 of the learning rate" in caplog.text
     assert state.rollbacks == 2
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
@@ -188,3 +199,36 @@ def test_rollbacks_that_do_not_help_end_the_run(tmp_path: Path):
     assert "1e+39" not in str(ended.value)
     last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     assert (last["diagnosis"], last["rollbacks"]) == ("diverged", 3)
+    assert "set aside" not in str(ended.value), "there was no checkpoint"
+
+
+def test_checkpoints_that_led_astray_can_still_be_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(_row: object, state: TrainState) -> None:
+        raise Diverged("logit_size became 1e+09", state.images_seen, None)
+
+    more = {"log_every": 4, "checkpoint_every": 4, "on_divergence": "rollback"}
+    config = settings("dcgan", tmp_path / "run", total_images=8, **more)
+    train(config)
+    monkeypatch.setattr("gantrain.training.loop.check_bounds", refuse)
+    with pytest.raises(RunError, match="3 rollbacks have not helped; to sample or") as ended:
+        train(config.model_copy(update={"total_images": 48}))
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "000000000004.pt.astray",
+        "000000000008.pt.astray",
+    ]
+    assert f"rename {folder}/000000000008.pt.astray to 000000000008.pt. " in str(ended.value)
+    (folder / "000000000008.pt.astray").rename(folder / "000000000008.pt")
+    assert load_run_generator(tmp_path / "run").images_seen == 8
+
+
+def test_only_so_many_checkpoints_are_set_aside(tmp_path: Path):
+    for position in (8, 16, 4):
+        (tmp_path / f"{position:012d}.pt").touch()
+        set_aside(tmp_path, position, keep=2)
+    assert [path.name for path in paths_astray(tmp_path)] == [
+        "000000000016.pt.astray",
+        "000000000008.pt.astray",
+    ]

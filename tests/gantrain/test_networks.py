@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from gantrain.networks import (
     DISCRIMINATORS,
@@ -186,6 +187,29 @@ def test_spectral_norm_makes_every_largest_singular_value_one(name: str):
     assert len(values) == len(largest_singular_values(plain))
     assert values == pytest.approx([1.0] * len(values), abs=0.02)
     assert largest_singular_values(plain) != pytest.approx([1.0] * len(values), abs=0.02)
+
+
+class Products(TorchFunctionMode):
+    """Whether autocast is on where a weight's largest singular value is sought."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cast: list[bool] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.mv:  # a GPU's autocast has it on its list, a CPU's has not
+            self.cast.append(torch.is_autocast_enabled("cpu"))
+        return func(*args, **(kwargs or {}))
+
+
+def test_spectral_norm_is_found_in_full_precision_beside_bfloat16():
+    _, discriminator = small_networks("dcgan", spectral_norm=True)
+    images = torch.zeros(2, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16), Products() as products:
+        logits = discriminator(images)
+        assert logits.dtype == torch.bfloat16
+    assert products.cast
+    assert not any(products.cast)
 
 
 def test_spectral_norm_covers_the_vectors_of_the_classes():

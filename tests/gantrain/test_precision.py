@@ -12,6 +12,7 @@ from PIL import Image
 from gantrain import cli
 from gantrain.errors import RunError
 from gantrain.export.artifact import export_run
+from gantrain.export.frechet_change import frechet_change
 from gantrain.export.integer_graph import Layer, find_layers, to_integers
 from gantrain.export.onnx_graph import to_onnx
 from gantrain.export.precision_distance import MEASURED, measure_distance, measured_images
@@ -204,7 +205,7 @@ def test_a_graph_whose_images_depend_on_the_batch_is_refused(run_dir: Path, grap
 
 
 def test_the_change_of_the_frechet_distance_is_measured_where_the_data_are(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
     random, data = np.random.default_rng(0), tmp_path / "data"
     data.mkdir()
@@ -225,6 +226,15 @@ def test_the_change_of_the_frechet_distance_is_measured_where_the_data_are(
     assert measured["change"] == pytest.approx(measured["exported"] - measured["fp32"])
     assert 0 < abs(measured["change"]) < 0.2 * measured["fp32"]
     assert measured["seed_spread"] > 0
+
+    def go_on(*given: Any) -> Any:
+        train(resolve({**settings, "run_dir": tmp_path / "run", "total_images": 128}))
+        return frechet_change(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gantrain.export.artifact.frechet_change", go_on)
+        assert change("meanwhile") == measured, "of the weights in the artifact, not of newer ones"
+    assert load_run_generator(tmp_path / "run").images_seen == 128
     data.rename(tmp_path / "gone")
     with caplog.at_level(logging.WARNING, logger="gantrain"):
         assert change("unmeasured") is None

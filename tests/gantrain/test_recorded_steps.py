@@ -5,6 +5,7 @@ results where they lay, and Python's numbers stay as they were.
 """
 
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +48,7 @@ class CpuRecorder:
 
     def __init__(self, state: TrainState) -> None:
         self.state = state
-        self.apart_times = self.replays = 0
+        self.apart_times = self.replays = self.times_freed = 0
 
     @contextmanager
     def apart(self) -> Iterator[None]:
@@ -73,6 +74,9 @@ class CpuRecorder:
                 weights.grad = seen  # what Python knows of does not change
 
         return replay, results
+
+    def free_memory(self) -> None:
+        self.times_freed += 1
 
     def weights(self) -> list[torch.Tensor]:
         return [*self.state.generator.parameters(), *self.state.discriminator.parameters()]
@@ -219,6 +223,7 @@ def test_recorded_steps_do_what_steps_do(settings: dict[str, object], caplog):
     found = recorded.take(recorded.record(recorder))
     assert recorder.apart_times == 3
     assert recorder.replays == STEPS - 3
+    assert recorder.times_freed == 1
     assert not caplog.records
     assert_same(recorded, plain)
     for network in ("generator", "discriminator"):
@@ -258,6 +263,50 @@ def test_a_recording_that_is_none_is_told_and_done_without(make, told, caplog):
     assert_same(recorded, plain)
     last, right = found[-1][0], expected[-1][0]
     torch.testing.assert_close(last["real_logits"], right["real_logits"], rtol=1e-3, atol=1e-4)
+
+
+class FullRecorder(CpuRecorder):
+    """Has no memory for a step beside the recording, until that is gone."""
+
+    def __init__(self, run: "Run") -> None:
+        super().__init__(run.state)
+        self.run, self.take = run, run.step
+        run.step = self.take_and_fail  # type: ignore[method-assign]
+        self.recorded = False
+        self.held: weakref.ref[torch.Tensor] | None = None
+
+    def record(self, work):
+        recording = super().record(work)
+        self.recorded = True
+        return recording
+
+    def take_and_fail(self, indices: torch.Tensor) -> list[StepResults]:
+        results = self.take(indices)
+        if not self.recorded:
+            return results
+        maps = torch.zeros(8)
+        self.held = weakref.ref(maps)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def free_memory(self) -> None:
+        assert self.held is not None
+        assert self.held() is None, "what the step had made is freed before it is taken again"
+        assert all(weights.grad is None for weights in self.weights())
+        self.recorded = False
+        super().free_memory()
+
+
+def test_a_step_that_fits_only_without_its_recording_is_taken_as_it_is(caplog):
+    plain, recorded = Run({"lr_decay": 0.5}), Run({"lr_decay": 0.5})
+    plain.take()
+    recorder = FullRecorder(recorded)
+    with caplog.at_level(logging.WARNING):
+        recorded.take(recorded.record(recorder))
+    (line,) = caplog.messages
+    assert "needs twice the memory" in line
+    assert "--no-cuda-graph" in line
+    assert (recorder.replays, recorder.times_freed) == (0, 1)
+    assert_same(recorded, plain)
 
 
 def test_results_of_a_replay_outlive_the_next_one():
@@ -330,6 +379,7 @@ def test_a_gpu_goes_on_where_a_step_cannot_be_recorded(caplog):
     found = run.take(lambda seed, indices: step(seed, indices.to("cuda")))
     assert "could not be recorded" in caplog.text
     assert torch.cuda.current_stream() == stream
+    torch.cuda.empty_cache()  # fails where the allocator takes it that the recording goes on
     assert all(of["discriminator_loss"].isfinite() for of, _ in found)
 
 

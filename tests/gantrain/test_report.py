@@ -124,9 +124,14 @@ def test_a_run_that_diverged_says_so_until_it_has_gone_past_it(run: RunDirectory
     page = report(run)
     assert (
         "Ended by divergence at 1,040 of 1,040 images (100 %): weights became nan or infinite "
-        "(first weights not finite: generator.project.weight); the same <code>gantrain train</code>"
-        " command tries again from the last checkpoint" in page
+        "(first weights not finite: generator.project.weight); on a CPU the same "
+        "<code>gantrain train</code> command ends like that again; with "
+        "<code>--on-divergence rollback</code> it goes back to the last checkpoint and halves the "
+        "learning rate, and the advice below" in page
     )
+    change_config(run, run_dir=run.path, total_images=1040, on_divergence="rollback")
+    page = report(run)
+    assert "command ends like that again, and the advice below" in page
     assert '<p class="verdict">diverged</p>' in page
     assert f"<li>{steady(config)[0]}</li>" in page
     assert list_diagnoses(read_metrics(run.metrics_file))[-1] == (1040, "diverged")

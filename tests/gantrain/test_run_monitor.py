@@ -1,0 +1,85 @@
+"""What a run shows of itself is of the weights that it has."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gantrain.checkpoint import TrainState
+from gantrain.config import TrainConfig
+from gantrain.data.datasets import Dataset
+from gantrain.presets import resolve
+from gantrain.run_directory import open_run
+from gantrain.training.loop import train
+from gantrain.training.run_monitor import RunMonitor
+from gantrain.training.run_setup import create_state, settle_config
+from tests.gantrain.conftest import SMALL
+
+
+def begin(run_dir: Path, count: int = 16, **more: object) -> tuple[TrainConfig, Dataset]:
+    """The settings and the data of a run on images of noise, of two classes."""
+    images = np.random.default_rng(0).integers(256, size=(count, 1, 8, 8), dtype=np.uint8)
+    data = Dataset(images, np.arange(count) % 2, ("a", "b"), "noise", ())
+    asked = {**SMALL, "run_dir": run_dir, "batch_size": 4, "tensorboard": False, **more}
+    return settle_config(resolve(asked), data), data
+
+
+def grid(path: Path) -> bytes:
+    with Image.open(path) as picture:
+        return picture.tobytes()
+
+
+@torch.no_grad()
+def change(state: TrainState) -> None:
+    """Move the weights a little, as another way to the same position would."""
+    for weights in state.generator_ema.parameters():
+        weights.add_(0.1 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(0)))
+
+
+def test_after_a_rollback_samples_are_of_the_weights_gone_back_to(tmp_path: Path):
+    config, data = begin(tmp_path / "run")
+    state = create_state(config, torch.device("cpu"))
+    state.images_seen = 64
+    picture = tmp_path / "run" / "samples" / "000000000064.png"
+    with open_run(config.run_dir) as run:
+        monitor = RunMonitor(run, config, data, 0)
+        monitor.save_samples(state)
+        abandoned = grid(picture)
+        monitor.roll_back(32, "numbers left all bounds")
+        change(state)
+        monitor.save_samples(state)
+        again = grid(picture)
+        RunMonitor(run, config, data, 64).save_samples(state)
+    assert again != abandoned
+    assert again == grid(picture)
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_pictures_of_weights_that_are_gone_are_removed(resumed: bool, tmp_path: Path):
+    config, data = begin(tmp_path / "run")
+    with open_run(config.run_dir) as run:
+        monitor = None if resumed else RunMonitor(run, config, data, 0)
+        for folder in (run.samples, run.sheets):
+            for name in ("000000000032.png", "000000000033.png", "mine.png"):
+                (folder / name).write_bytes(b"")
+        if monitor:
+            monitor.roll_back(32, "numbers left all bounds")
+        else:
+            RunMonitor(run, config, data, 32)
+        for folder in (run.samples, run.sheets):
+            left = sorted(path.name for path in folder.iterdir())
+            assert left == ["000000000032.png", "mine.png"]
+
+
+def test_a_conditional_run_on_a_handful_of_images_shows_them(class_folders: Path, tmp_path: Path):
+    few = tmp_path / "few"
+    for name in ("cat", "dog"):
+        (few / name).mkdir(parents=True)
+        for path in sorted((class_folders / name).iterdir())[:3]:
+            (few / name / path.name).write_bytes(path.read_bytes())
+    asked = {**SMALL, "data": str(few), "run_dir": tmp_path / "run", "batch_size": 4}
+    train(resolve({**asked, "conditional": True, "total_images": 8}))
+    with Image.open(tmp_path / "run" / "sheets" / "000000000008.png") as sheet:
+        assert sheet.width < 8 * 96, "six images beside each other"

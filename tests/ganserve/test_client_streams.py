@@ -56,11 +56,11 @@ def test_another_attempt_leaves_out_what_has_come_and_nothing_else():
 
 
 def test_rows_of_latents_without_any_image_are_an_error():
-    stream = StreamProgress()
     latents = pb.Latents(values=[0.0] * 8, latent_dim=4)
-    stream.begin(pb.GenerateImagesRequest(latents=latents), timeout_seconds=60)
+    message = pb.GenerateImagesRequest(latents=latents)
+    call = StreamProgress().begin(message, timeout_seconds=60)
     with pytest.raises(CallError, match="INTERNAL: latents: expected an image of each, got none"):
-        stream.end()
+        call.end()
 
 
 def test_another_attempt_is_held_to_the_model_and_version_that_have_come():

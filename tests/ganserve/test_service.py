@@ -196,9 +196,10 @@ async def test_more_files_than_one_message_can_hold_are_refused(
     async with running_server(repository) as server, connected(server) as stub:
         most = await stub.GenerateImages(request(*range(5), format=PNG))
         assert sum(map(len, most.images)) < 1000
-        code, details = await failure(stub.GenerateImages(request(*range(20), format=PNG)))
-        assert code == "INVALID_ARGUMENT"
-        assert re.match("format: expected files of at most 1000 bytes in one reply, got", details)
+        error = await failure(stub.GenerateImages(request(*range(20), format=PNG)))
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        told = error.details()
+        assert re.match("format: expected files of at most 1000 bytes in one reply, got", told)
 
 
 @pytest.mark.parametrize("method", ["GenerateImages", "StreamImages"])

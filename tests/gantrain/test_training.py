@@ -55,7 +55,18 @@ def command(run_dir: Path, *more: str) -> list[str]:
 
 
 def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_hangups,
+    )
+
+
+def heed_hangups() -> None:
+    """In a process to be: not to ignore SIGHUP, as where the tests run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def final_weights(run_dir: Path) -> dict[str, object]:
@@ -128,7 +139,11 @@ def test_a_run_whose_terminal_vanishes_saves_although_it_can_say_nothing_more(tm
     endless = ("--total-images=1000000", "--checkpoint-every=1000000", "--log-every=16")
     arguments = command(tmp_path / "run", *endless)
     process = subprocess.Popen(
-        ["setsid", "--ctty", *arguments], stdin=other, stdout=other, stderr=other
+        ["setsid", "--ctty", *arguments],
+        stdin=other,
+        stdout=other,
+        stderr=other,
+        preexec_fn=heed_hangups,
     )
     os.close(other)
     rows = tmp_path / "run" / "metrics.jsonl"

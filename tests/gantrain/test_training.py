@@ -11,9 +11,9 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -54,14 +54,24 @@ def command(run_dir: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "gantrain", "train", *flags, *more]
 
 
-def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=heed_hangups,
-    )
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start a process, which does not outlive the test."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def begin(arguments: Sequence[str], **streams: Any) -> subprocess.Popen[str]:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(arguments, text=True, preexec_fn=heed_hangups, **pipes | streams)
+        processes.append(process)
+        return process
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 def heed_hangups() -> None:
@@ -107,7 +117,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_run_cut_short_ends_with_the_weights_of_one_that_was_not(
-    kill: signal.Signals, code: int, tmp_path: Path, uninterrupted: Path
+    start: Start, kill: signal.Signals, code: int, tmp_path: Path, uninterrupted: Path
 ):
     # Longer than the reference, so that it cannot end before the signal comes.
     process = start(command(tmp_path / "run", "--total-images=1000000"))
@@ -134,17 +144,13 @@ def test_a_run_cut_short_ends_with_the_weights_of_one_that_was_not(
     assert seen[-1] == final_weights(whole)["images_seen"]
 
 
-def test_a_run_whose_terminal_vanishes_saves_although_it_can_say_nothing_more(tmp_path: Path):
+def test_a_run_whose_terminal_vanishes_saves_although_it_can_say_nothing_more(
+    start: Start, tmp_path: Path
+):
     own, other = pty.openpty()
     endless = ("--total-images=1000000", "--checkpoint-every=1000000", "--log-every=16")
     arguments = command(tmp_path / "run", *endless)
-    process = subprocess.Popen(
-        ["setsid", "--ctty", *arguments],
-        stdin=other,
-        stdout=other,
-        stderr=other,
-        preexec_fn=heed_hangups,
-    )
+    process = start(["setsid", "--ctty", *arguments], stdin=other, stdout=other, stderr=other)
     os.close(other)
     rows = tmp_path / "run" / "metrics.jsonl"
     wait_for(lambda: rows.exists() and rows.stat().st_size > 0, process)
@@ -153,7 +159,7 @@ def test_a_run_whose_terminal_vanishes_saves_although_it_can_say_nothing_more(tm
     assert 0 < final_weights(tmp_path / "run")["images_seen"] < 1_000_000
 
 
-def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path):
+def test_a_run_under_nohup_outlives_its_terminal(start: Start, tmp_path: Path):
     process = start(["nohup", *command(tmp_path / "run", "--total-images=1000000")])
     wait_for_checkpoint(process, tmp_path / "run")
     process.send_signal(signal.SIGHUP)
@@ -491,7 +497,7 @@ def test_a_run_is_kept_out_of_the_images_that_it_trains_on(place: str, tmp_path:
         assert train(resolve({**settings, **run})).images_seen == total
 
 
-def test_two_processes_do_not_train_in_one_folder(tmp_path: Path):
+def test_two_processes_do_not_train_in_one_folder(start: Start, tmp_path: Path):
     first = start(command(tmp_path / "run", "--total-images=1000000"))
     try:
         wait_for_checkpoint(first, tmp_path / "run")
@@ -572,7 +578,9 @@ def test_weights_that_leave_the_reals_before_a_loss_does_reach_no_checkpoint(tmp
     assert checkpoint_paths(tmp_path / "run" / "checkpoints")[0] == newest
 
 
-def test_a_disk_that_takes_no_more_ends_the_run_with_one_line_and_loses_nothing(tmp_path: Path):
+def test_a_disk_that_takes_no_more_ends_the_run_with_one_line_and_loses_nothing(
+    start: Start, tmp_path: Path
+):
     process = start(command(tmp_path / "run", "--total-images=1000000"))
     wait_for_checkpoint(process, tmp_path / "run")
     # Files can grow no further than this: metrics still fit, checkpoints do not.
@@ -711,7 +719,7 @@ print(open("/proc/self/status").read().split("VmPeak:")[1].split()[0])
 """
 
 
-def test_a_run_that_does_not_fit_into_memory_says_what_takes_less(tmp_path: Path):
+def test_a_run_that_does_not_fit_into_memory_says_what_takes_less(start: Start, tmp_path: Path):
     """The limit leaves room for the libraries, not for feature maps of a GiB."""
     libraries = subprocess.check_output([sys.executable, "-c", SIZE_OF_LIBRARIES])
     limit = int(libraries) * 1024 + 2**30

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import contextlib
 import importlib
 import subprocess
 import sys
@@ -13,7 +12,10 @@ from types import SimpleNamespace
 import grpc
 import pytest
 
+from ganserve.v1 import image_generation_pb2 as pb
+from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
 from gantrain.diagnosis.diagnostics import Diagnosis, Finding
+from tests.ganserve.slow_service import running
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,26 +60,16 @@ def test_a_server_s_cpu_time_is_that_of_all_threads_and_finer_than_a_tick(module
     assert abs(seconds - round(seconds, 2)) > 1e-7
 
 
-@contextlib.asynccontextmanager
-async def answering(answer):
-    """A server whose calls of GenerateImages are answered so; its address."""
-    server = grpc.aio.server()
-    handlers = {"GenerateImages": grpc.unary_unary_rpc_method_handler(answer)}
-    service = "ganserve.v1.ImageGenerationService"
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        await server.stop(None)
+class Answering(ImageGenerationServiceServicer):
+    def __init__(self, answer):
+        self.GenerateImages = answer
 
 
 async def test_a_refusal_s_time_counts_from_when_the_call_was_due(module):
     async def refuse(_, context):
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
 
-    async with answering(refuse) as address:
+    async with running(Answering(refuse)) as address:
         # Few calls are under way then, and some forty are due until it ends.
         asyncio.get_running_loop().call_later(0.5, time.sleep, 0.2)
         report = await module("serving_client").open_loop(address, "any", "1", "200", "2")
@@ -89,11 +81,11 @@ async def test_a_refusal_s_time_counts_from_when_the_call_was_due(module):
 async def test_clients_count_what_ends_in_the_window_that_all_share(module, monkeypatch):
     async def answer(_, __):
         await asyncio.sleep(0.05)
-        return b""
+        return pb.GenerateImagesResponse()
 
     begin = time.monotonic() + 0.4
     monkeypatch.setattr(sys.stdin, "readline", lambda: f"{begin}\n", raising=False)
-    async with answering(answer) as address:
+    async with running(Answering(answer)) as address:
         report = await module("serving_client").shared(address, "any", "1", "2", "0.5")
     assert time.monotonic() > begin + 0.5
     assert 4 <= report["calls"] <= 20  # not those of the time before, which would be 16 more

@@ -145,8 +145,8 @@ def weight_gradient(small: Tensor, large: Tensor) -> Tensor:
     one large maps of small ones; in both a weight is multiplied with a pixel of the one and goes to
     a pixel of the other.
     """
-    kernel_size = 16 * small.shape[1] * large.shape[1]
-    if _by_product("learn", small, small.shape[-1], kernel_size):
+    weights = 16 * small.shape[1] * large.shape[1]
+    if _by_product("learn", small, small.shape[-1], weights):
         return _weight_gradient_by_product(small, large)
     weight = large.new_empty(small.shape[1], 4, 4, large.shape[1]).permute(0, 3, 1, 2)
     _, gradient, _ = torch.ops.aten.convolution_backward(
@@ -209,7 +209,11 @@ def _multiply(rows: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor) ->
 
 
 def _unfold(large: Tensor) -> Tensor:
-    """What each pixel of small maps sees of large ones: [batch * n * n, 16 * channels]."""
+    """What each pixel of small maps sees of large ones: [batch * n * n, 16 * channels].
+
+    A convolution is then one product: Chellapilla et al., "High performance convolutional neural
+    networks for document processing", 2006.
+    """
     patches = functional.pad(large.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     patches = patches.unfold(1, 4, 2).unfold(2, 4, 2)  # [batch, n, n, channels, 4, 4]
     return patches.permute(0, 1, 2, 4, 5, 3).reshape(-1, 16 * large.shape[1])

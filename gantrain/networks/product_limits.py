@@ -2,8 +2,8 @@
 
 A product reads its weights once for the pixels of a whole batch, where oneDNN reads them anew for
 each image: the more weights and the fewer pixels, the better is a product. In float32 it is MKL's,
-which is quick on its maker's processors; in bfloat16 it is oneDNN's own. All limits were measured
-with 64 and 128 images, one thread and two: see docs/benchmarks.md.
+which is quick on its maker's processors; in bfloat16 it is oneDNN's own. All limits were measured:
+see docs/benchmarks.md.
 """
 
 from functools import cache
@@ -25,7 +25,7 @@ class _Limit(NamedTuple):
 _Limits = dict[tuple[Way, torch.dtype], _Limit]
 
 _FLOAT32, _BFLOAT16 = torch.float32, torch.bfloat16
-# With AVX-512, VNNI and AMX.
+# With AVX-512, VNNI and AMX; 64 and 128 images, one thread and two.
 _ON_INTEL: _Limits = {
     ("halve", _FLOAT32): _Limit(4, 2**19),
     ("halve", _BFLOAT16): _Limit(4, 2**19),
@@ -34,7 +34,7 @@ _ON_INTEL: _Limits = {
     ("learn", _FLOAT32): _Limit(4),
     ("learn", _BFLOAT16): _Limit(8),
 }
-# On AMD, with AVX-512 and bf16.
+# On AMD, with AVX-512 and bf16; 64 images, two threads.
 _ELSEWHERE: _Limits = {
     ("halve", _BFLOAT16): _Limit(4),
     ("double", _BFLOAT16): _Limit(2),

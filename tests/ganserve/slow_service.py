@@ -61,7 +61,9 @@ async def offer(address: str, *, processes=1, verify=False, stop=None, **plan) -
 
 
 @contextlib.asynccontextmanager
-async def running(service: SlowService, port: int = 0) -> AsyncIterator[str]:
+async def running(
+    service: image_generation_pb2_grpc.ImageGenerationServiceServicer, port: int = 0
+) -> AsyncIterator[str]:
     """Serve on a free port of 127.0.0.1; yields HOST:PORT."""
     server = grpc.aio.server()
     image_generation_pb2_grpc.add_ImageGenerationServiceServicer_to_server(service, server)

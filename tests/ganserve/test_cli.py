@@ -23,6 +23,7 @@ from ganserve.latents import draw_latents
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1 import image_generation_pb2_grpc
 from tests.ganserve.conftest import eventually, free_port
+from tests.ganserve.slow_service import running
 from tests.ganserve.tiny import publish, reveal_pixels, write_artifact
 
 COMMANDS = ["serve", "generate", "models", "load-test"]
@@ -102,29 +103,17 @@ class Changing(image_generation_pb2_grpc.ImageGenerationServiceServicer):
         )
 
 
-@contextlib.asynccontextmanager
-async def serving(service):
-    server = grpc.aio.server()
-    image_generation_pb2_grpc.add_ImageGenerationServiceServicer_to_server(service, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        await server.stop(None)
-
-
 @pytest.mark.parametrize("out", ["images/", "grid.png"])
 async def test_one_version_makes_all_images_of_a_command(out, tmp_path):
     service = Changing(keeps_the_old=True)
-    async with serving(service) as address:
+    async with running(service) as address:
         flags = ["--seeds", "0-9,200-299", "--out", f"{tmp_path}/{out}"]
         assert await run_beside("generate", "--address", address, *flags) == 0
     assert service.asked == [("", ""), ("faces", "1")]
 
 
 async def test_a_version_that_ends_meanwhile_ends_the_command_and_says_so(tmp_path, capsys):
-    async with serving(Changing(keeps_the_old=False)) as address:
+    async with running(Changing(keeps_the_old=False)) as address:
         flags = ["--seeds", "0-99", "--out", f"{tmp_path}/images/"]
         assert await run_beside("generate", "--address", address, *flags) == 1
     (line,) = capsys.readouterr().err.splitlines()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextvars import ContextVar
 from functools import partial
@@ -23,7 +24,7 @@ from ganserve.metrics import Metrics
 from ganserve.security.admission import client_address
 from ganserve.transport.call_context import CallMetadata, Context
 from ganserve.transport.calls_under_way import CallsUnderWay
-from ganserve.transport.deadlines import DEADLINE_SLACK_SECONDS, Deadlines
+from ganserve.transport.deadlines import Deadlines, is_deadline_due
 from ganserve.transport.messages import (
     Deserialize,
     Serialize,
@@ -254,7 +255,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if isinstance(error, grpc.aio.AbortError):
             code = context.code()
         elif isinstance(error, asyncio.CancelledError):
-            code = _cancellation_code(context)
+            code = _cancellation_code(call, context)
         elif isinstance(error, RequestError):
             self._metrics.rejected_requests.labels(error.reason).inc()
             code = error.code
@@ -281,9 +282,11 @@ def _late(seconds: float, which: str) -> DeadlineExceeded:
     )
 
 
-def _cancellation_code(context: Context) -> grpc.StatusCode:
+def _cancellation_code(call: Call, context: Context) -> grpc.StatusCode:
     remaining = context.time_remaining()
-    if remaining is not None and remaining <= DEADLINE_SLACK_SECONDS:
+    if remaining is None:
+        return grpc.StatusCode.CANCELLED
+    if is_deadline_due(remaining, remaining + time.perf_counter() - call.began):
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return grpc.StatusCode.CANCELLED
 

@@ -24,7 +24,7 @@ from ganserve.batching.row_queue import RowQueue
 from ganserve.cpus import lower_thread_priority
 from ganserve.errors import DeadlineExceeded, ModelError, Overloaded, ShuttingDown
 from ganserve.metrics import AbandonReason, Metrics
-from ganserve.transport.deadlines import DEADLINE_SLACK_SECONDS
+from ganserve.transport.deadlines import is_deadline_due
 
 # Latents [n, latent_dim] and, of conditional models, labels [n] -> [n, height, width, channels].
 RunBatch = Callable[[NDArray[np.float32], NDArray[np.int64] | None], NDArray[np.uint8]]
@@ -134,8 +134,9 @@ class Batcher:
         try:
             return await entry.future
         except asyncio.CancelledError:
-            on_time = time.monotonic() < deadline - DEADLINE_SLACK_SECONDS
-            self._abandon(entry, "cancelled" if on_time else "deadline")
+            remaining, allowed = deadline - time.monotonic(), deadline - entry.admitted_at
+            is_late = is_deadline_due(remaining, allowed)
+            self._abandon(entry, "deadline" if is_late else "cancelled")
             raise
         finally:
             if continues:

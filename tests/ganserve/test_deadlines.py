@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from ganserve.api.service import Limits
-from ganserve.transport.deadlines import Deadlines
+from ganserve.transport.deadlines import Deadlines, is_deadline_due
 
 
 async def wait_for_ever(deadlines):
@@ -36,6 +36,21 @@ def test_the_earliest_deadline_counts(monkeypatch, of_grpc, given, expected):
     context = SimpleNamespace(time_remaining=lambda: of_grpc)
     limits = Limits(1, 1, 1, deadline_seconds=60.0, max_deadline_seconds=600.0)
     assert limits.deadline_of(context, *given) == 1000.0 + expected
+
+
+@pytest.mark.parametrize(
+    ("remaining", "allowed", "is_due"),
+    [
+        pytest.param(0.004, 0.1, True, id="clocks read at different moments"),
+        pytest.param(0.05, 0.1, False, id="halfway"),
+        pytest.param(0.01, 1.01, True, id="sent in steps of 10 ms"),
+        pytest.param(0.1, 10.1, True, id="sent in steps of 100 ms"),
+        pytest.param(0.5, 10.0, False, id="half a second early"),
+        pytest.param(-1.0, 1.0, True, id="passed"),
+    ],
+)
+def test_a_caller_gone_just_before_its_deadline_was_late(remaining, allowed, is_due):
+    assert is_deadline_due(remaining, allowed) is is_due
 
 
 async def test_a_task_is_cancelled_when_its_time_is_up():

@@ -340,6 +340,14 @@ async def test_a_call_that_its_deadline_ends_counts_as_such():
         await handled_soon(channel, ("unary", "Wait", "DEADLINE_EXCEEDED"))
 
 
+async def test_a_deadline_that_grpc_rounded_up_counts_as_such():
+    behaviours = Behaviours()
+    async with running(behaviours) as channel:
+        for _ in range(3):  # sent as 1.01 s
+            await failure(unary(channel, "Wait", timeout=1.0002))
+        await handled_soon(channel, ("unary", "Wait", "DEADLINE_EXCEEDED"), count=3)
+
+
 async def test_a_stream_whose_reader_leaves_is_closed_at_once():
     behaviours = Behaviours()
     async with running(behaviours) as channel:

@@ -150,7 +150,7 @@ class TestModelQueue:
         ):
             first = asyncio.ensure_future(code_of(stub.GenerateImages(request(2))))
             await gate.entered()
-            late = stub.GenerateImages(request(5), timeout=2)
+            late = stub.GenerateImages(request(5), timeout=3)
             await eventually(lambda: server.metrics.pending_images._value.get() == 5)
             assert await code_of(late) is Code.DEADLINE_EXCEEDED
             await eventually(lambda: server.metrics.pending_images._value.get() == 0)

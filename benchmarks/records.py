@@ -14,22 +14,35 @@ RESULTS = _FOLDER / "results"
 
 def write_record(name: str, page: str) -> Path:
     """Keep a page under its name, the processor and the day."""
-    hardware = re.sub(r"[^a-z0-9]+", "-", processor().lower()).strip("-")
+    hardware = re.sub(r"[^a-z0-9]+", "-", _name().lower()).strip("-")
     path = RESULTS / f"{name}_{hardware}_{dt.date.today()}.md"
     path.write_text(page, encoding="utf-8")
     return path
 
 
 def processor() -> str:
-    """The name of the processor, as far as the system tells."""
-    match = re.search(r"model name\s*:\s*(.+)", cpu_information())
-    return match[1].strip() if match else platform.machine()
+    """The name of the processor and which it is, as far as the system tells.
+
+    In clouds the name may be one for all of a maker's.
+    """
+    return " ".join([_name(), *_family_and_model()])
 
 
 def cpu_information() -> str:
     """What Linux tells of the processors; empty elsewhere."""
     path = Path("/proc/cpuinfo")
     return path.read_text() if path.exists() else ""
+
+
+def _name() -> str:
+    match = re.search(r"model name\s*:\s*(.+)", cpu_information())
+    return match[1].strip() if match else platform.machine()
+
+
+def _family_and_model() -> list[str]:
+    pattern = r"cpu family\s*:\s*(\d+)\s+model\s*:\s*(\d+)"
+    match = re.search(pattern, cpu_information())
+    return [f"(family {match[1]}, model {match[2]})"] if match else []
 
 
 def stolen_seconds() -> float:

@@ -1,7 +1,8 @@
-"""Hides what CPUs there are: how many the process may really use, and who made them."""
+"""Hides what CPUs there are: how many the process may really use, and what they are."""
 
 import math
 import os
+import re
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -34,9 +35,15 @@ def cgroup_quota(cgroups: Path = _CGROUPS, own_cgroup: Path = _OWN_CGROUP) -> fl
     return min(quotas)
 
 
-def is_from_intel(information: Path = _INFORMATION) -> bool:
-    """Whether Intel made the processors; only Linux is asked."""
-    return "GenuineIntel" in _read(information)
+def maker_and_family(information: Path = _INFORMATION) -> tuple[str, int]:
+    """Who made the processors, as these spell it, and their family; "" and 0 where Linux is silent.
+
+    Such as ("GenuineIntel", 6) and, for AMD's Zen 4, ("AuthenticAMD", 25).
+    """
+    text = _read(information)
+    maker = re.search(r"^vendor_id\s*:\s*(\S+)", text, re.MULTILINE)
+    family = re.search(r"^cpu family\s*:\s*(\d+)", text, re.MULTILINE)
+    return maker[1] if maker else "", int(family[1]) if family else 0
 
 
 def _with_parents(mount: Path, path: str) -> list[Path]:

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from gantrain.cpus import is_from_intel
+from gantrain.cpus import maker_and_family
 
 # Small maps of large ones, large ones of small ones, the gradient of the weights.
 Way = Literal["halve", "double", "learn"]
@@ -22,24 +22,34 @@ class _Limit(NamedTuple):
     weights: int = 0  # of the kernel, at least
 
 
-_Limits = dict[tuple[Way, torch.dtype], _Limit]
+# A product is taken where one of the limits holds.
+_Limits = dict[tuple[Way, torch.dtype], tuple[_Limit, ...]]
 
 _FLOAT32, _BFLOAT16 = torch.float32, torch.bfloat16
 # With AVX-512, VNNI and AMX; 64 and 128 images, one thread and two.
 _ON_INTEL: _Limits = {
-    ("halve", _FLOAT32): _Limit(4, 2**19),
-    ("halve", _BFLOAT16): _Limit(4, 2**19),
-    ("double", _FLOAT32): _Limit(4, 2**20),
-    ("double", _BFLOAT16): _Limit(4, 2**20),
-    ("learn", _FLOAT32): _Limit(4),
-    ("learn", _BFLOAT16): _Limit(8),
+    ("halve", _FLOAT32): (_Limit(4, 2**19),),
+    ("halve", _BFLOAT16): (_Limit(4, 2**19),),
+    ("double", _FLOAT32): (_Limit(4, 2**20),),
+    ("double", _BFLOAT16): (_Limit(4, 2**20),),
+    ("learn", _FLOAT32): (_Limit(4),),
+    ("learn", _BFLOAT16): (_Limit(8),),
 }
-# On AMD, with AVX-512 and bf16; 64 images, two threads.
+# Family 25 of AMD: Zen 4, with AVX-512, VNNI and bf16; 64 and 128 images, one thread and two.
+_ON_ZEN_4: _Limits = {
+    ("halve", _FLOAT32): (_Limit(2, 2**22),),
+    ("halve", _BFLOAT16): (_Limit(2, 2**19),),
+    ("double", _FLOAT32): (_Limit(2, 2**22),),
+    ("double", _BFLOAT16): (_Limit(2, 2**22),),
+    ("learn", _FLOAT32): (_Limit(3), _Limit(4, 2**22)),
+    ("learn", _BFLOAT16): (_Limit(4),),
+}
+# On another of AMD's with AVX-512 and bf16, beside other jobs; 64 images, two threads.
 _ELSEWHERE: _Limits = {
-    ("halve", _BFLOAT16): _Limit(4),
-    ("double", _BFLOAT16): _Limit(2),
-    ("learn", _FLOAT32): _Limit(4),
-    ("learn", _BFLOAT16): _Limit(8),
+    ("halve", _BFLOAT16): (_Limit(4),),
+    ("double", _BFLOAT16): (_Limit(2),),
+    ("learn", _FLOAT32): (_Limit(4),),
+    ("learn", _BFLOAT16): (_Limit(8),),
 }
 
 
@@ -53,10 +63,13 @@ def is_product_quicker(way: Way, side: int, weights: int, dtype: torch.dtype) ->
 
     `side` is that of the smaller maps, in pixels.
     """
-    limit = _limits().get((way, dtype))
-    return limit is not None and side <= limit.side and weights >= limit.weights
+    limits = _limits().get((way, dtype), ())
+    return any(side <= limit.side and weights >= limit.weights for limit in limits)
 
 
 @cache
 def _limits() -> _Limits:
-    return _ON_INTEL if is_from_intel() else _ELSEWHERE
+    maker, family = maker_and_family()
+    if maker == "GenuineIntel":
+        return _ON_INTEL
+    return _ON_ZEN_4 if (maker, family) == ("AuthenticAMD", 25) else _ELSEWHERE

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from gantrain.cpus import cgroup_quota, is_from_intel, usable_cpus
+from gantrain.cpus import cgroup_quota, maker_and_family, usable_cpus
 
 ALLOWED = len(os.sched_getaffinity(0))
 
@@ -70,15 +70,21 @@ def test_a_quota_above_the_affinity_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "is_intels"),
+    ("text", "expected"),
     [
-        pytest.param("vendor_id\t: GenuineIntel\nmodel name\t: a Xeon\n", True, id="intel"),
-        pytest.param("vendor_id\t: AuthenticAMD\nmodel name\t: an EPYC\n", False, id="amd"),
-        pytest.param("CPU implementer\t: 0x41\n", False, id="arm"),
-        pytest.param(None, False, id="another-system"),
+        pytest.param(
+            *("processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\n", ("GenuineIntel", 6)),
+            id="intel",
+        ),
+        pytest.param(
+            *("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t: 17\n", ("AuthenticAMD", 25)),
+            id="amd",
+        ),
+        pytest.param("CPU implementer\t: 0x41\n", ("", 0), id="arm"),
+        pytest.param(None, ("", 0), id="another-system"),
     ],
 )
-def test_who_made_the_processors(tmp_path, text, is_intels):
+def test_what_the_processors_are(tmp_path, text, expected):
     if text is not None:
         write(tmp_path / "cpuinfo", text)
-    assert is_from_intel(tmp_path / "cpuinfo") is is_intels
+    assert maker_and_family(tmp_path / "cpuinfo") == expected

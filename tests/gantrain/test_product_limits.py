@@ -6,36 +6,58 @@ from gantrain.networks.product_limits import is_product_quicker, was_measured
 
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 MANY, FEW = 512 * 512 * 16, 128 * 64 * 16  # weights
+PROCESSORS = {"intel": ("GenuineIntel", 6), "zen 4": ("AuthenticAMD", 25), "others": ("", 0)}
 
 
-@pytest.fixture(params=[True, False], ids=["intel", "others"])
-def on_intel(request, monkeypatch):
-    monkeypatch.setattr(product_limits, "is_from_intel", lambda: request.param)
+@pytest.fixture
+def choose_processor(monkeypatch):
+    def choose(name):
+        monkeypatch.setattr(product_limits, "maker_and_family", lambda: PROCESSORS[name])
+        product_limits._limits.cache_clear()
+
+    yield choose
     product_limits._limits.cache_clear()
-    yield request.param
-    product_limits._limits.cache_clear()
 
 
-@pytest.mark.usefixtures("on_intel")
-def test_many_weights_and_few_pixels_are_for_products_in_bfloat16():
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_many_weights_and_few_pixels_are_for_products_in_bfloat16(processor, choose_processor):
+    choose_processor(processor)
     for way in ("halve", "double", "learn"):
         assert is_product_quicker(way, 2, MANY, BFLOAT16)
         assert not is_product_quicker(way, 16, MANY, BFLOAT16)
 
 
-def test_in_float32_maps_are_made_by_products_where_mkl_is_quick(on_intel):
-    assert is_product_quicker("halve", 2, MANY, FLOAT32) is on_intel
-    assert is_product_quicker("double", 2, MANY, FLOAT32) is on_intel
-    assert is_product_quicker("learn", 2, MANY, FLOAT32)
+@pytest.mark.parametrize(
+    ("processor", "largest"),
+    [
+        pytest.param("intel", {"halve": 4, "double": 4, "learn": 4}, id="intel"),
+        pytest.param("zen 4", {"halve": 2, "double": 2, "learn": 4}, id="zen 4"),
+        pytest.param("others", {"halve": 0, "double": 0, "learn": 4}, id="others"),
+    ],
+)
+def test_in_float32_it_depends_on_the_processor_up_to_where(processor, largest, choose_processor):
+    choose_processor(processor)
+    for way, side in largest.items():
+        chosen = [n for n in (2, 3, 4, 8) if is_product_quicker(way, n, MANY, FLOAT32)]
+        assert max(chosen, default=0) == side
 
 
-def test_on_intel_few_weights_are_for_onednn(on_intel):
-    for dtype in (FLOAT32, BFLOAT16):
-        assert is_product_quicker("double", 2, FEW, dtype) is (dtype == BFLOAT16 and not on_intel)
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_how_few_weights_are_for_onednn_depends_on_the_processor(processor, choose_processor):
+    choose_processor(processor)
+    assert not is_product_quicker("double", 2, FEW, FLOAT32)
+    assert is_product_quicker("double", 2, FEW, BFLOAT16) is (processor == "others")
 
 
-@pytest.mark.usefixtures("on_intel")
-def test_of_other_precisions_nothing_is_known():
+def test_the_gradient_of_few_weights_is_a_product_where_maps_are_smallest(choose_processor):
+    choose_processor("zen 4")
+    assert is_product_quicker("learn", 3, FEW, FLOAT32)
+    assert not is_product_quicker("learn", 4, FEW, FLOAT32)
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_of_other_precisions_nothing_is_known(processor, choose_processor):
+    choose_processor(processor)
     for dtype in (torch.float64, torch.float16):
         assert not was_measured(dtype)
         assert not is_product_quicker("learn", 2, MANY, dtype)

@@ -78,6 +78,11 @@ class Call:
         self.version = 0
         self.images = 0
 
+    @property
+    def seconds(self) -> float:
+        """How long it has been answered."""
+        return time.perf_counter() - self.began
+
 
 current_call: ContextVar[Call | None] = ContextVar("current_call", default=None)
 
@@ -93,6 +98,12 @@ def current_trace() -> CallTrace | None:
     """The trace of the current call, if it has one."""
     call = current_call.get()
     return None if call is None else call.trace
+
+
+def current_seconds() -> float:
+    """How long the current call has been answered; 0 outside of calls."""
+    call = current_call.get()
+    return 0.0 if call is None else call.seconds
 
 
 def request_id_of(metadata: CallMetadata) -> str:
@@ -152,7 +163,7 @@ class Method:
 
     def end(self, call: Call, code: grpc.StatusCode, context: Context) -> None:
         """Count the call's end, and tell of it."""
-        seconds = time.perf_counter() - call.began
+        seconds = call.seconds
         if code not in self._count_handled:
             self._count_handled[code] = self._handled(code.name).inc
         self._count_handled[code]()

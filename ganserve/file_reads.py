@@ -1,10 +1,12 @@
-"""Reads of files beside the event loop, in threads that the end of the process does not wait for.
+"""Reads of files beside the event loop, in threads that its end does not wait for.
 
 The file system of a network may hang. `asyncio.to_thread` would have the event loop's end wait for
-it, without a limit.
+it, without a limit. Python itself waits at its end too: `leave_working_threads` of `cli` is for
+that.
 """
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,19 +26,31 @@ class FileReads:
         """`what` is read, for the log."""
         self._what = what
         self._is_slow = False
+        self._idle: ThreadPoolExecutor | None = None  # kept, for there may be no thread next time
 
     async def run(self, read: Callable[..., Result], *arguments: object) -> Result:
-        """Call a function in a thread of its own: those that hang take nobody else's."""
+        """Call a function in a thread of its own: those that hang take nobody else's.
+
+        Raises:
+            OSError: no thread can be started; whatever the function raises.
+        """
         loop = asyncio.get_running_loop()
-        thread = ThreadPoolExecutor(1, "files")
+        thread, self._idle = self._idle or ThreadPoolExecutor(1, "files"), None
+        try:
+            reading = thread.submit(read, *arguments)
+        except RuntimeError as error:  # the system or the container allows no more
+            raise OSError(errno.EAGAIN, f"no thread to read in: {error}", self._what) from error
         slow = loop.call_later(_LONG_SECONDS, self._report_slow)
         try:
-            return await loop.run_in_executor(thread, read, *arguments)
+            return await asyncio.wrap_future(reading)
         finally:
             if loop.time() < slow.when():
                 self._is_slow = False
             slow.cancel()
-            thread.shutdown(wait=False)
+            if reading.done() and self._idle is None:
+                self._idle = thread
+            else:
+                thread.shutdown(wait=False)
 
     def _report_slow(self) -> None:
         if not self._is_slow:

@@ -169,7 +169,10 @@ class RunningServer:
         while True:
             await self._pause(self._refresh_credentials_now)
             for files in self._credentials:
-                await reads.run(files.refresh)
+                try:
+                    await reads.run(files.refresh)
+                except OSError as error:  # of starting a thread; what is in files they tell
+                    logger.warning("%s: %s; looked at again", error.filename, error.strerror)
 
     async def _pause(self, refresh_now: asyncio.Event) -> None:
         """Wait for the time of the next refresh, or until it is wanted now."""

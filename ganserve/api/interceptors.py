@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextvars import ContextVar
 from functools import partial
@@ -286,7 +285,7 @@ def _cancellation_code(call: Call, context: Context) -> grpc.StatusCode:
     remaining = context.time_remaining()
     if remaining is None:
         return grpc.StatusCode.CANCELLED
-    if is_deadline_due(remaining, remaining + time.perf_counter() - call.began):
+    if is_deadline_due(remaining, remaining + call.seconds):
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return grpc.StatusCode.CANCELLED
 

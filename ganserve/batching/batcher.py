@@ -2,9 +2,10 @@
 
 Worker threads take batches from one bounded queue: what waits while a model call runs forms the
 next batch. Requests take turns, so a large one, split over several calls, does not hold up a small
-one. All waiting is on one condition; nothing polls. Work passes between the event loop and the
-workers once a batch, not once a request: what arrives in one turn of the event loop enters the
-queue together, the latents of a batch are drawn together, and its images return together.
+one. All waiting is on one condition; nothing polls, but for the end. Work passes between the event
+loop and the workers once a batch, not once a request: what arrives in one turn of the event loop
+enters the queue together, the latents of a batch are drawn together, and its images return
+together.
 """
 
 import asyncio
@@ -21,10 +22,13 @@ from ganserve.batching.entries import Batch, Entry, Generated, Part, gather
 from ganserve.batching.latency_estimate import LatencyEstimate
 from ganserve.batching.results import Results, fail
 from ganserve.batching.row_queue import RowQueue
+from ganserve.calls import current_seconds
 from ganserve.cpus import lower_thread_priority
 from ganserve.errors import DeadlineExceeded, ModelError, Overloaded, ShuttingDown
 from ganserve.metrics import AbandonReason, Metrics
 from ganserve.transport.deadlines import is_deadline_due
+
+_CLOSING_LOOKS_SECONDS = 0.005  # between looks at workers that end
 
 # Latents [n, latent_dim] and, of conditional models, labels [n] -> [n, height, width, channels].
 RunBatch = Callable[[NDArray[np.float32], NDArray[np.int64] | None], NDArray[np.uint8]]
@@ -134,8 +138,8 @@ class Batcher:
         try:
             return await entry.future
         except asyncio.CancelledError:
-            remaining, allowed = deadline - time.monotonic(), deadline - entry.admitted_at
-            is_late = is_deadline_due(remaining, allowed)
+            remaining = deadline - time.monotonic()
+            is_late = is_deadline_due(remaining, remaining + current_seconds())
             self._abandon(entry, "deadline" if is_late else "cancelled")
             raise
         finally:
@@ -150,8 +154,9 @@ class Batcher:
         self._admit_chunks()
         self._enqueue_arrived()
         self._end_workers()
-        for worker in self._workers:
-            await asyncio.to_thread(worker.join)
+        # To join them would take one more thread, which there may not be.
+        while any(worker.is_alive() for worker in self._workers):  # noqa: ASYNC110
+            await asyncio.sleep(_CLOSING_LOOKS_SECONDS)
 
     def _end_workers(self) -> None:
         with self._changed:
@@ -330,15 +335,23 @@ class Batcher:
             failed = Batch(parts, nothing, began, time.monotonic() - began)
             self._loop.call_soon_threadsafe(self._on_batch, failed, cause)
         for part in parts:
-            error = RuntimeError("the model failed on a batch")
-            error.__cause__ = cause
-            self._loop.call_soon_threadsafe(fail, part.entry, error)
+            self._loop.call_soon_threadsafe(fail, part.entry, _failure(cause))
 
     # In the event loop.
 
     def _finish(self, batch: Batch) -> None:
-        for part, error in self._results.deliver(batch):
-            self._fail([part], error, batch.started_at)
+        if too_large := self._results.deliver(batch):
+            with self._changed:
+                for part, _ in too_large:
+                    self._queue.abandon(part.entry, "failed")
+            for part, cause in too_large:
+                fail(part.entry, _failure(cause))
         self._latency.update(batch.rows, batch.gather_seconds + batch.seconds)
         if self._on_batch is not None:
             self._on_batch(batch, None)
+
+
+def _failure(cause: Exception) -> RuntimeError:
+    error = RuntimeError("the model failed on a batch")
+    error.__cause__ = cause
+    return error

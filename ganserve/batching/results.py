@@ -35,7 +35,6 @@ class Results:
                 exemplar = None if entry.trace is None else entry.trace.exemplar
                 self._queue_seconds.observe(entry.queue_seconds, exemplar)
             entry.compute_seconds += batch.seconds
-            entry.done += stop - start
             if entry.future.done():  # the caller has gone, or its request has failed
                 continue
             if stop - start == entry.size:
@@ -48,6 +47,7 @@ class Results:
                     too_large.append((part, error))
                     continue
                 entry.pixels[start:stop] = images
+            entry.done += stop - start  # never all of one whose images found no memory
             if entry.done == entry.size:
                 entry.future.set_result(
                     Generated(entry.pixels, entry.queue_seconds, entry.compute_seconds)

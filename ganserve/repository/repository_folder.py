@@ -57,8 +57,11 @@ class RepositoryFolder:
         return found, unreadable
 
     async def can_be_read(self, candidate: Candidate) -> bool:
-        """Whether a version's file can be opened now."""
-        return await self._reads.run(can_be_read, candidate.path)
+        """Whether a version's file can be opened now, as far as that can be found out."""
+        try:
+            return await self._reads.run(can_be_read, candidate.path)
+        except OSError:
+            return False
 
     def _look(self) -> tuple[dict[str, list[Candidate]], dict[str, OSError]]:
         """Scan the folder.
@@ -66,8 +69,11 @@ class RepositoryFolder:
         Raises:
             OSError: it cannot be read, or is but the place where the one that could was mounted.
         """
-        found, unreadable = scan(self._root)
         device = self._root.stat().st_dev
+        found, unreadable = scan(self._root)
+        if self._root.stat().st_dev != device:
+            problem = "mounted or unmounted while it was looked through"
+            raise OSError(errno.ESTALE, problem, str(self._root))
         if found or unreadable:
             self._device = device
         elif self._device not in (None, device):

@@ -15,6 +15,7 @@ from ganserve.batching.batcher import Batcher
 from ganserve.batching.entries import Batch, Entry, Part, gather
 from ganserve.batching.latency_estimate import LatencyEstimate
 from ganserve.batching.results import Results, fail
+from ganserve.calls import Call, current_call
 from ganserve.errors import DeadlineExceeded, Overloaded, ShuttingDown
 from ganserve.latents import draw_latents, truncate
 from ganserve.metrics import Metrics
@@ -518,6 +519,23 @@ async def test_a_caller_cancelled_just_before_its_deadline_was_cancelled_by_it()
     assert sample(batcher, "ganserve_abandoned_images_total", reason="deadline") == 1
 
 
+async def test_the_time_that_a_call_was_given_counts_not_that_of_its_last_chunk():
+    model = GatedModel()
+    call = Call("")
+    call.began -= 15  # the slack of so long a call is 0.15 s
+    async with running(model) as batcher:
+        first = start(batcher, 1)
+        await model.has_started()
+        token = current_call.set(call)
+        late = start(batcher, 2, seconds=0.1)
+        current_call.reset(token)
+        await asyncio.sleep(0)
+        late.cancel()
+        model.release()
+        await asyncio.wait([first, late])
+    assert sample(batcher, "ganserve_abandoned_images_total", reason="deadline") == 1
+
+
 async def test_a_fault_fails_its_batch_alone():
     model = GatedModel()
     model.fails_on = 2
@@ -618,7 +636,12 @@ async def test_a_request_whose_images_find_no_memory_fails_alone_and_at_once():
     metrics = Metrics(CollectorRegistry())
     shape = (side, side, 3)
     settings = {"model_name": "m", "latent_dim": 2, "max_batch_size": 4, "queue_size": 64}
-    batcher = Batcher(make_images, shape, metrics, **settings)
+    told = []
+    batcher = Batcher(
+        *(make_images, shape, metrics),
+        **settings,
+        on_batch=lambda _, error: told.append(error),
+    )
     large = start(batcher, *range(5))
     await model.has_started()
     small = start(batcher, 100)
@@ -629,6 +652,7 @@ async def test_a_request_whose_images_find_no_memory_fails_alone_and_at_once():
         with pytest.raises(RuntimeError, match="the model failed on a batch") as error:
             await large
     assert isinstance(error.value.__cause__, MemoryError)
+    assert told == [None, None]  # the model did not fail, and each batch is told of once
     assert metrics.registry.get_sample_value("ganserve_pending_images") == 0
     await batcher.close()
 
@@ -647,6 +671,22 @@ async def test_a_request_too_large_for_the_memory_leaves_the_rest_of_its_batch_u
     fail(large, RuntimeError("so it is told"))
     later = [Part(large, 1, 2)]  # was on its way already
     assert results.deliver(Batch(later, images[:1], 0.0, 0.0, 0.0)) == []
+
+
+async def test_rows_that_come_after_some_that_found_no_memory_do_not_complete_a_request(
+    monkeypatch,
+):
+    results = Results(SHAPE, Metrics(CollectorRegistry()), "m")
+    entry = Entry(rows(1, 2), None, 1.0, 0.0, asyncio.get_running_loop().create_future())
+
+    def find_no_memory(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ganserve.batching.results.np.empty", find_no_memory)
+        assert results.deliver(Batch([Part(entry, 0, 1)], images(1), 0.0, 0.0, 0.0))
+    results.deliver(Batch([Part(entry, 1, 2)], images(2), 0.0, 0.0, 0.0))
+    assert not entry.future.done()  # the first row is whatever lay in memory
 
 
 async def test_an_error_that_nobody_waits_for_any_more_is_silent():

@@ -621,6 +621,28 @@ async def test_a_repository_that_is_no_longer_mounted_leaves_the_models_serving(
         assert serving(repository) == 2
 
 
+async def test_a_repository_unmounted_while_it_is_looked_through_leaves_the_models_serving(
+    mount, monkeypatch, caplog
+):
+    root = mount("size=1m")
+    write_artifact(root)
+
+    def look_and_unmount(root):
+        found, unreadable = scan(root)
+        subprocess.run(["umount", str(root)], check=True)
+        return {**found, "tiny": found["tiny"][:0]}, unreadable  # as if it came in the middle
+
+    async with opened(root) as repository:
+        await repository.refresh()
+        with monkeypatch.context() as patch:
+            patch.setattr("ganserve.repository.repository_folder.scan", look_and_unmount)
+            await repository.refresh()
+        assert serving(repository) == 1
+        assert "mounted or unmounted while it was looked through" in caplog.text
+        await repository.refresh()
+        assert serving(repository) == 1
+
+
 async def test_a_model_that_cannot_be_read_holds_up_no_other(tmp_path, caplog):
     write_artifact(tmp_path, "a")
     loop(tmp_path / "lost+found")

@@ -24,6 +24,7 @@ from ganserve.assembly import fixed_batch_sizes
 from ganserve.client import Client
 from ganserve.config import ServerConfig
 from ganserve.errors import StartupError
+from ganserve.file_reads import FileReads
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 from tests.ganserve.certificates import Authority
@@ -312,6 +313,29 @@ async def test_a_version_whose_threads_cannot_start_leaves_the_one_before(
         reply = await stub.GenerateImages(pb.GenerateImagesRequest(seeds=pb.Seeds(values=[7])))
         assert reply.model.version == "1"
         await eventually(lambda: [t.name for t in threading.enumerate()].count("tiny-0") == 1)
+
+
+async def test_where_no_thread_can_be_started_any_more_the_server_goes_on(
+    repository, running_server, monkeypatch, tmp_path, caplog
+):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")  # as Python says where there are too many
+
+    tokens = tmp_path / "tokens"
+    tokens.write_text("correct-horse-battery-staple\n")
+    settings = {"token_file": tokens, "poll_seconds": 0.05}
+    metadata = (("authorization", "Bearer correct-horse-battery-staple"),)
+    async with running_server(repository, **settings) as server, connected(server) as stub:
+        # Those that looked before are gone: the looks that come need new ones.
+        monkeypatch.setattr(FileReads, "_idle", property(lambda _: None, lambda *_: None), False)
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        await eventually(lambda: "no thread to read in" in caplog.text)
+        await eventually(lambda: "the files of certificates and tokens: no thread" in caplog.text)
+        seeds = pb.GenerateImagesRequest(seeds=pb.Seeds(values=[7]))
+        assert (await stub.GenerateImages(seeds, metadata=metadata)).count == 1
+        monkeypatch.undo()
+        write_artifact(repository, version=2)
+        await eventually(lambda: server.repository.index.serving("tiny").keys() == {2})
 
 
 class Process:

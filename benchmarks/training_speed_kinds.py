@@ -7,7 +7,8 @@ Prints images a second of wall time after a few steps to warm up. Kinds: `exampl
 `ours` and `ours, bf16` are `gantrain train` with preset `dcgan-2015`, `flagship` and `flagship,
 bf16` with preset `dcgan`; `..., constant batch` are the same steps fed from one batch that never
 changes; `flagship, autograd` is that too, with PyTorch's layers and autograd's second derivatives.
-On a GPU our steps are replayed as graphs, but for `flagship, autograd`.
+On a GPU our steps are replayed as graphs, but for `flagship, autograd`, and all kinds compute in
+float32 in full where they do not in bf16, the example too.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from gantrain.optimizers import set_rates, update_ema
 from gantrain.presets import resolve
 from gantrain.run_directory import RunDirectory
 from gantrain.run_log import read_metrics
+from gantrain.training.determinism import full_float32, repeatable
 from gantrain.training.loop import train
 from gantrain.training.recorded_steps import CudaRecorder, RecordedStep
 from gantrain.training.run_setup import create_state, settle_config
@@ -210,6 +212,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     whose, _, how = options.kind.partition(", ")
+    # What `train` chooses for itself is chosen for the others, or they would not be compared.
+    with full_float32(), repeatable(False):
+        measure(options, device, whose, how)
+
+
+def measure(options: argparse.Namespace, device: torch.device, whose: str, how: str) -> None:
+    """Run a kind, which is somebody's loop in some way, and print its rate."""
     if whose == "example":  # whose users have the C library as it is
         print(rate_of(Example(options.size, device).step, options.steps, device))
         return

@@ -95,13 +95,13 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int) -> Path:
 def set_aside(folder: Path, images_seen: int, keep: int) -> Path | None:
     """Pass over the checkpoint of a position from now on: its new name, None where there is none.
 
-    Of those set aside so many of the furthest are kept.
+    Of those set aside before so many of the furthest are kept.
     """
     path = folder / f"{images_seen:012d}{CHECKPOINT_SUFFIX}"
     if not path.exists():
         return None
     aside = path.rename(f"{path}{ASTRAY_SUFFIX}")
-    for old in paths_astray(folder)[keep:]:
+    for old in [path for path in paths_astray(folder) if path != aside][keep:]:
         old.unlink()
     return aside
 
@@ -109,6 +109,20 @@ def set_aside(folder: Path, images_seen: int, keep: int) -> Path | None:
 def paths_astray(folder: Path) -> list[Path]:
     """Checkpoints that were set aside, the furthest first."""
     return sorted(folder.glob(f"*{CHECKPOINT_SUFFIX}{ASTRAY_SUFFIX}"), reverse=True)
+
+
+def how_to_take_back(folder: Path) -> str:
+    """How to use the furthest checkpoint that was set aside, to be added to a sentence.
+
+    Its samples may be good, whatever came after it. Empty where one as far or further is in use.
+    """
+    aside = next(iter(paths_astray(folder)), None)
+    newest = next(iter(checkpoint_paths(folder)), None)
+    if aside is None or (newest is not None and newest.name >= aside.stem):
+        return ""
+    return (
+        f"; to sample or export the furthest checkpoint set aside, rename {aside} to {aside.stem}"
+    )
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def cgroup_quota(cgroups: Path = _CGROUPS, own_cgroup: Path = _OWN_CGROUP) -> fl
 def maker_and_family(information: Path = _INFORMATION) -> tuple[str, int]:
     """Who made the processors, as these spell it, and their family; "" and 0 where Linux is silent.
 
-    Such as ("GenuineIntel", 6) and, for AMD's Zen 4, ("AuthenticAMD", 25).
+    Such as ("GenuineIntel", 6) and, for AMD's Zen 3 and 4, ("AuthenticAMD", 25).
     """
     text = _read(information)
     maker = re.search(r"^vendor_id\s*:\s*(\S+)", text, re.MULTILINE)

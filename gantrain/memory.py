@@ -5,7 +5,8 @@ import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from malloc.h
 _NEVER = -1
-_PYTORCH = "DefaultCPUAllocator"  # it has no exception of its own for the CPU's memory
+# Neither library has an exception of its own for the CPU's memory.
+_PYTORCH, _ONNX_RUNTIME = "DefaultCPUAllocator", "Failed to allocate memory"
 
 
 def keep_buffers() -> bool:
@@ -22,4 +23,5 @@ def keep_buffers() -> bool:
 
 def lacks_memory(error: Exception) -> bool:
     """Whether an error says that the machine has no more memory; a GPU's is another matter."""
-    return isinstance(error, MemoryError) or _PYTORCH in str(error)
+    told = str(error)
+    return isinstance(error, MemoryError) or _PYTORCH in told or _ONNX_RUNTIME in told

@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gantrain.checkpoint import CHECKPOINT_SUFFIX, newest_good_checkpoint
+from gantrain.checkpoint import CHECKPOINT_SUFFIX, how_to_take_back, newest_good_checkpoint
 from gantrain.class_labels import Labels, proportional_labels
 from gantrain.config import TrainConfig
 from gantrain.config_rules import build_networks, network_kinds
 from gantrain.errors import RunError
 from gantrain.latents import SEED_CONTRACT, draw_latents
+from gantrain.memory import lacks_memory
 from gantrain.networks import run_network
 from gantrain.publishing import MODEL_FILE
 from gantrain.run_directory import DataFacts, RunDirectory
@@ -149,7 +150,8 @@ def load_run_generator(path: Path) -> RunGenerator:
     config, data = run.read()
     values = newest_good_checkpoint(run.checkpoints)
     if values is None:
-        raise RunError(f"{path} has no checkpoint yet: train until the first one is saved")
+        how = how_to_take_back(run.checkpoints)
+        raise RunError(f"{path} has no checkpoint yet: train until the first one is saved{how}")
     generator_ema, _ = build_networks(config, len(data.class_names))
     generator_ema.load_state_dict(values["generator_ema"])
     generator = finished_generator(generator_ema, config, data.class_counts)
@@ -268,11 +270,20 @@ def run_session(
     latents: Latents,
     labels: Labels | None = None,
 ) -> Pixels:
-    """One call of the artifact's graph."""
+    """One call of the artifact's graph.
+
+    Raises:
+        MemoryError: there is too little for it.
+    """
     inputs: dict[str, NDArray[Any]] = {"latents": latents}
     if labels is not None:
         inputs["labels"] = labels
-    pixels: Pixels = session.run(["images"], inputs)[0]
+    try:
+        pixels: Pixels = session.run(["images"], inputs)[0]
+    except Exception as error:  # ONNX Runtime's are of no common kind
+        if lacks_memory(error):
+            raise MemoryError(str(error).splitlines()[0]) from error
+        raise
     return pixels
 
 

@@ -26,16 +26,16 @@ class _Limit(NamedTuple):
 _Limits = dict[tuple[Way, torch.dtype], tuple[_Limit, ...]]
 
 _FLOAT32, _BFLOAT16 = torch.float32, torch.bfloat16
-# With AVX-512, VNNI and AMX; 64 and 128 images, one thread and two.
+# A Xeon with AVX-512, VNNI and AMX; 64 and 128 images, one thread and two.
 _ON_INTEL: _Limits = {
     ("halve", _FLOAT32): (_Limit(4, 2**19),),
-    ("halve", _BFLOAT16): (_Limit(4, 2**19),),
+    ("halve", _BFLOAT16): (_Limit(2, 2**19), _Limit(4, 2**20)),
     ("double", _FLOAT32): (_Limit(4, 2**20),),
     ("double", _BFLOAT16): (_Limit(4, 2**20),),
-    ("learn", _FLOAT32): (_Limit(4),),
+    ("learn", _FLOAT32): (_Limit(3), _Limit(4, 2**19)),
     ("learn", _BFLOAT16): (_Limit(8),),
 }
-# Family 25 of AMD: Zen 4, with AVX-512, VNNI and bf16; 64 and 128 images, one thread and two.
+# A Zen 4 with AVX-512, VNNI and bf16; 64 and 128 images, one thread and two.
 _ON_ZEN_4: _Limits = {
     ("halve", _FLOAT32): (_Limit(2, 2**22),),
     ("halve", _BFLOAT16): (_Limit(2, 2**19),),
@@ -69,7 +69,7 @@ def is_product_quicker(way: Way, side: int, weights: int, dtype: torch.dtype) ->
 
 @cache
 def _limits() -> _Limits:
-    maker, family = maker_and_family()
-    if maker == "GenuineIntel":
-        return _ON_INTEL
-    return _ON_ZEN_4 if (maker, family) == ("AuthenticAMD", 25) else _ELSEWHERE
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":  # so Zen 3, of one family with Zen 4
+        return _ELSEWHERE
+    measured = {("GenuineIntel", 6): _ON_INTEL, ("AuthenticAMD", 25): _ON_ZEN_4}
+    return measured.get(maker_and_family(), _ELSEWHERE)

@@ -21,6 +21,8 @@ def memory_errors_explained(config: TrainConfig, ranks: int = 1) -> Iterator[Non
     """
     try:
         yield
+    except RunError:  # which may quote such an error, and says what to do
+        raise
     except (RuntimeError, MemoryError) as error:
         on_gpu = isinstance(error, torch.OutOfMemoryError)
         if not (on_gpu or lacks_memory(error)):

@@ -5,7 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from gantrain.checkpoint import TrainState, newest_good_checkpoint, paths_astray, set_aside
+from gantrain.checkpoint import (
+    TrainState,
+    how_to_take_back,
+    newest_good_checkpoint,
+    set_aside,
+)
 from gantrain.config import TrainConfig
 from gantrain.diagnosis.advice import say_how_to_go_on
 from gantrain.errors import RunError
@@ -43,7 +48,8 @@ def restore_newest(state: TrainState, run: RunDirectory) -> None:
         state.load_state_dict(values)
         logger.info("resuming %s at %d images", run.path, state.images_seen)
     elif read_ranks().first and run.metrics_file.exists():
-        logger.warning("%s has no checkpoint yet: it starts over", run.path)
+        how = how_to_take_back(run.checkpoints)
+        logger.warning("%s has no checkpoint yet: it starts over%s", run.path, how)
 
 
 def check_bounds(row: dict[str, float], state: TrainState) -> None:
@@ -95,7 +101,7 @@ def roll_back(
         raise RunError(f"{diverged}; checkpoints before it are kept. {how}") from diverged
     rollbacks = state.rollbacks + 1
     if rollbacks > _MAX_ROLLBACKS:
-        vain = f"{_MAX_ROLLBACKS} rollbacks have not helped{_name_astray(run)}"
+        vain = f"{_MAX_ROLLBACKS} rollbacks have not helped{how_to_take_back(run.checkpoints)}"
         raise RunError(f"{diverged}; {vain}. {how}") from diverged
     if state.rolled_back_to is not None and read_ranks().first:
         # Nothing good has been saved since the last time: what was gone back to leads astray.
@@ -112,14 +118,4 @@ def roll_back(
         "%s. Rolling back to %d images with %g of the learning rate and another order of the data "
         "(%d of %d)",
         *(diverged, state.images_seen, ROLLBACK_LR**rollbacks, rollbacks, _MAX_ROLLBACKS),
-    )
-
-
-def _name_astray(run: RunDirectory) -> str:
-    """How to get back what was set aside: its samples may be good, whatever came after it."""
-    aside = next(iter(paths_astray(run.checkpoints)), None)
-    if aside is None:
-        return ""
-    return (
-        f"; to sample or export the furthest checkpoint set aside, rename {aside} to {aside.stem}"
     )

@@ -12,31 +12,35 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGINT, SIGTERM or SIGHUP sets; a second signal acts as if nobody listened.
+    """An event that SIGINT, SIGTERM or SIGHUP sets; a second one acts as if nobody listened.
 
-    SIGHUP, with which a terminal goes, stays ignored where it is, as under nohup.
+    Not a second SIGHUP: of a terminal that goes both the shell and the kernel tell, within
+    milliseconds of each other. SIGHUP stays ignored where it is, as under nohup.
     """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals reach the main thread alone
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    insistent = [signal.SIGINT, signal.SIGTERM]
+    heeded = [*insistent]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        previous[signal.SIGHUP] = signal.getsignal(signal.SIGHUP)
+        heeded.append(signal.SIGHUP)
+    previous = {number: signal.getsignal(number) for number in heeded}
 
     def request_stop(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-        logger.info("stopping after this step, to save first; once more stops at once")
-        restore()
+        if not stop.is_set():
+            stop.set()
+            logger.info("stopping after this step, to save first; once more stops at once")
+            restore(insistent)
 
-    def restore() -> None:
-        for number, handler in previous.items():
+    def restore(numbers: list[signal.Signals]) -> None:
+        for number in numbers:
             if signal.getsignal(number) is request_stop:  # else somebody knows better
-                signal.signal(number, handler)
+                signal.signal(number, previous[number])
 
-    for number in previous:
+    for number in heeded:
         signal.signal(number, request_stop)
     try:
         yield stop
     finally:
-        restore()
+        restore(heeded)

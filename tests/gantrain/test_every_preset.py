@@ -10,6 +10,7 @@ from PIL import Image
 from gantrain.checkpoint import (
     TrainState,
     checkpoint_paths,
+    how_to_take_back,
     load_checkpoint,
     paths_astray,
     set_aside,
@@ -220,15 +221,40 @@ def test_checkpoints_that_led_astray_can_still_be_exported(
         "000000000008.pt.astray",
     ]
     assert f"rename {folder}/000000000008.pt.astray to 000000000008.pt. " in str(ended.value)
+    with pytest.raises(RunError, match=r"no checkpoint yet.*; to sample or export the furthest"):
+        load_run_generator(tmp_path / "run")
     (folder / "000000000008.pt.astray").rename(folder / "000000000008.pt")
     assert load_run_generator(tmp_path / "run").images_seen == 8
 
 
 def test_only_so_many_checkpoints_are_set_aside(tmp_path: Path):
-    for position in (8, 16, 4):
+    for position in (8, 16, 4, 2):
         (tmp_path / f"{position:012d}.pt").touch()
-        set_aside(tmp_path, position, keep=2)
+        aside = set_aside(tmp_path, position, keep=2)
+        assert aside is not None
+        assert aside.exists(), "what was set aside just now is not deleted, as is logged"
     assert [path.name for path in paths_astray(tmp_path)] == [
         "000000000016.pt.astray",
         "000000000008.pt.astray",
+        "000000000002.pt.astray",
     ]
+
+
+@pytest.mark.parametrize(
+    ("newest", "is_told"),
+    [
+        pytest.param(None, True, id="none"),
+        pytest.param(4, True, id="earlier"),
+        pytest.param(8, False, id="as far"),
+        pytest.param(16, False, id="further"),
+    ],
+)
+def test_how_to_take_back_is_told_where_nothing_as_far_would_be_lost_or_go_first(
+    newest: int | None, is_told: bool, tmp_path: Path
+):
+    (tmp_path / "000000000008.pt.astray").touch()
+    if newest is not None:
+        (tmp_path / f"{newest:012d}.pt").touch()
+    told = how_to_take_back(tmp_path)
+    assert told.endswith("000000000008.pt.astray to 000000000008.pt") is is_told
+    assert bool(told) is is_told

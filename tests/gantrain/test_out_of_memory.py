@@ -26,6 +26,11 @@ def test_networks_of_fixed_sizes_are_not_advised_to_be_narrower():
     )
 
 
+def test_an_error_that_says_what_to_do_is_left_as_it_is():
+    quoting = RunError("checkpoint could not be written (DefaultCPUAllocator: ...); make room")
+    assert explain(quoting) == str(quoting)
+
+
 def test_a_step_that_is_recorded_on_a_gpu_takes_less_memory_without():
     told = explain(ON_GPU)
     assert told.startswith("out of memory on the GPU (CUDA out of memory. Tried to allocate 2.00 G")

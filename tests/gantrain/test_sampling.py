@@ -1,14 +1,22 @@
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from gantrain.errors import RunError
 from gantrain.latents import draw_latents
 from gantrain.networks import Shape, create_networks
 from gantrain.presets import resolve
-from gantrain.sampling import PixelGenerator, finished_generator, generate, open_sampler
+from gantrain.sampling import (
+    PixelGenerator,
+    finished_generator,
+    generate,
+    open_sampler,
+    run_session,
+)
 from gantrain.training.batches import load_batch
 
 
@@ -182,3 +190,26 @@ def test_a_foreign_onnx_file_is_refused(metadata, message: str, tmp_path: Path):
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(RunError, match=message):
         open_sampler(tmp_path / "m.onnx")
+
+
+def test_onnx_runtimes_lack_of_memory_is_one_of_pythons():
+    count = 2**45
+    latents = helper.make_tensor_value_info("latents", TensorProto.FLOAT, ["n", 2])
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["n", None, 2])
+    graph = helper.make_graph(
+        [
+            helper.make_node("Unsqueeze", ["latents", "axis"], ["rows"]),
+            helper.make_node("Expand", ["rows", "shape"], ["images"]),
+        ],
+        *("huge", [latents], [images]),
+        [
+            helper.make_tensor("shape", TensorProto.INT64, [3], [1, count, 2]),
+            helper.make_tensor("axis", TensorProto.INT64, [1], [1]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    with pytest.raises(MemoryError, match="Failed to allocate memory for requested buffer of size"):
+        run_session(session, np.zeros((1, 2), np.float32))

@@ -96,6 +96,19 @@ class TestInProcess:
             assert await code_of(stub.GenerateImages(request(1))) is OK
             watch.cancel()
 
+    async def test_an_empty_repository_is_told_with_where_models_must_lie(
+        self, tmp_path, running_server, caplog
+    ):
+        (tmp_path / "model.onnx").touch()
+        async with running_server(tmp_path, until_ready=False):
+            await eventually(lambda: "not serving" in caplog.text)
+        layout = "NAME/VERSION/model.onnx, VERSION a positive integer"
+        assert (
+            f"not serving: there is no model in {tmp_path} (expected {layout}); looking again"
+            in caplog.text
+        )
+        assert f"passed over, for models lie at {layout}: model.onnx" in caplog.text
+
     async def test_a_model_that_cannot_be_loaded_is_not_serving(self, repository, running_server):
         publish(repository, "broken", 1, b"rubbish")
         async with running_server(repository) as server, health_of(server) as health:

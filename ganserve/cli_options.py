@@ -14,6 +14,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from ganserve.addresses import check_address
 from ganserve.config import ServerConfig
 from ganserve.load_test.sweep import MOST_LOAD, parse_sweep
 from ganserve.seed_ranges import SeedList
@@ -97,14 +98,6 @@ def is_folder(out: str) -> bool:
     return out.endswith("/") or Path(out).is_dir()
 
 
-def _check_address(address: str) -> str:
-    host, _, port = address.rpartition(":")
-    is_url = host.lower().startswith(("http://", "https://"))  # no scheme that gRPC knows
-    if not host or not port.isdecimal() or is_url:
-        raise ValueError(f"expected HOST:PORT such as localhost:50051, got {address!r}")
-    return address
-
-
 def _check_sweep(text: str | None) -> str | None:
     if text is not None:
         parse_sweep(text)
@@ -123,9 +116,7 @@ def _check_out(out: str) -> str:
     return out
 
 
-Address = Annotated[
-    str, AfterValidator(_check_address), Field(description="The server, HOST:PORT.")
-]
+Address = Annotated[str, AfterValidator(check_address), Field(description="The server, HOST:PORT.")]
 ModelName = Annotated[
     str | None,
     Field(default=None, description="The model's name. Unset: the server's default."),

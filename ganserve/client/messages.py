@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ganserve.addresses import check_address
 from ganserve.v1 import image_generation_pb2 as pb
 
 EncodedFormat = Literal["png", "jpeg", "webp"]
@@ -102,6 +103,18 @@ def check_hedging(seconds: float | None) -> None:
     """
     if seconds is not None and not 0 <= seconds < math.inf:
         raise ValueError(f"hedge_after_seconds: expected 0 or more, or None, got {seconds}")
+
+
+def check_server(address: str) -> None:
+    """Refuse what is no address of a server.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        check_address(address)
+    except ValueError as error:
+        raise ValueError(f"address: {error}") from None
 
 
 def check_timeout(seconds: float) -> None:

@@ -1,7 +1,9 @@
 """Error messages about settings, in the names of the flags that people typed."""
 
+import argparse
+import difflib
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from pydantic_core import ErrorDetails
 
@@ -9,6 +11,33 @@ from pydantic_core import ErrorDetails
 _NAME = re.compile(r"(?<![\w-])\w+")
 
 FieldsOf = Callable[[str], Collection[str]]  # the settings of a command
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str],
+    namespace: argparse.Namespace | None = None,
+) -> argparse.Namespace:
+    """Parse a command line as argparse does, but say of which command what it does not know is.
+
+    It exits with 2 where there is such a thing, after the command's usage and the nearest flags.
+    """
+    parsed, unknown = parser.parse_known_args(arguments, namespace)
+    if unknown:
+        for action in parser._actions:  # noqa: SLF001 - there is no public way to its commands
+            if isinstance(action.choices, dict):  # of commands, to their parsers
+                parser = action.choices.get(getattr(parsed, action.dest, None), parser)
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_flags_meant(parser, unknown)}")
+    return parsed
+
+
+def _flags_meant(parser: argparse.ArgumentParser, words: Sequence[str]) -> str:
+    """A question for the flags that are nearest to unknown ones, where any are near."""
+    flags = parser._option_string_actions  # noqa: SLF001 - nor to these
+    known = {flag.strip("-"): flag for flag in flags}
+    typed = [word.partition("=")[0].strip("-") for word in words if word.startswith("--")]
+    near = [known[name] for word in typed for name in difflib.get_close_matches(word, known, n=1)]
+    return f"; {'is' if len(near) == 1 else 'are'} {', '.join(near)} meant?" if near else ""
 
 
 def describe_error(details: ErrorDetails, fields_of: FieldsOf) -> str:

@@ -370,6 +370,43 @@ def test_unknown_words_are_bad_usage(arguments, capsys):
     assert capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "usage", "error"),
+    [
+        pytest.param(
+            "serve --prot 1",
+            "ganserve serve --models PATH [options]",
+            "ganserve serve: error: unrecognized arguments: --prot 1; is --port meant?",
+            id="serve",
+        ),
+        pytest.param(
+            "generate --modle=x --seed 3",
+            "ganserve generate --address TEXT --seeds SEEDS --out TEXT [options]",
+            "ganserve generate: error: unrecognized arguments: --modle=x --seed 3; "
+            "are --model, --seeds meant?",
+            id="two",
+        ),
+        pytest.param(
+            "load-test --qqq x",
+            "ganserve load-test --address TEXT [options]",
+            "ganserve load-test: error: unrecognized arguments: --qqq x",
+            id="nothing near",
+        ),
+        pytest.param(
+            "--versoin",
+            "ganserve [-h] [--version] {serve,generate,models,load-test} ...",
+            "ganserve: error: unrecognized arguments: --versoin; is --version meant?",
+            id="no command",
+        ),
+    ],
+)
+def test_a_mistyped_flag_is_told_with_the_usage_and_the_nearest(arguments, usage, error, capsys):
+    with pytest.raises(SystemExit) as raised:
+        run(arguments.split())
+    assert raised.value.code == 2
+    assert capsys.readouterr().err == f"usage: {usage}\n{error}\n"
+
+
 def test_the_version_is_printed(capsys):
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("ganserve 0.")

@@ -17,7 +17,7 @@ from pydantic_settings import (
 from ganserve.addresses import check_address
 from ganserve.config import ServerConfig
 from ganserve.load_test.sweep import MOST_LOAD, parse_sweep
-from ganserve.seed_ranges import SeedList
+from ganserve.seed_ranges import LabelList, SeedList
 
 # What stands for a value in the help, by the name of its type.
 _METAVARS = {
@@ -26,6 +26,7 @@ _METAVARS = {
     "str": "TEXT",
     "Path": "PATH",
     "SeedList": "SEEDS",
+    "LabelList": "LABELS",
     "VersionList": "VERSIONS",
     "BatchSizes": "SIZES",
 }
@@ -149,7 +150,7 @@ class Generate(BaseModel):
     model: ModelName
     version: str | None = Field(default=None, description="The model's version. Unset: the newest.")
     seeds: SeedList = Field(description="One image a seed, such as 0,7,12-15.")
-    class_labels: SeedList = Field(
+    class_labels: LabelList = Field(
         default=(),
         description="Classes for a conditional model, such as 0-9: one for all or one a seed.",
     )

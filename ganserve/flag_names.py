@@ -10,6 +10,20 @@ from pydantic_core import ErrorDetails
 # A word of a message that may be the name of a setting; a flag is spelled out already.
 _NAME = re.compile(r"(?<![\w-])\w+")
 
+# The fields of requests, and arguments of the client, in which messages of server and client
+# speak, and the flags that set them.
+_COMMON_FLAGS = {"model_name": "--model", "token_file": "--token-file"}
+_REQUEST_FLAGS = {
+    "generate": _COMMON_FLAGS
+    | {"model_version": "--version", "seeds": "--seeds", "class_labels": "--class-labels"}
+    | {"truncation": "--truncation"},
+    "models": _COMMON_FLAGS,
+    "load-test": _COMMON_FLAGS
+    | {"seed_range": "--images-per-request", "class_labels": "--class-label"},
+}
+# What a message is about, such as `seed_range.count: `.
+_SUBJECT = re.compile(r"(?<![\w.-])([a-z_]+)(\.\w+)*(?=: )")
+
 FieldsOf = Callable[[str], Collection[str]]  # the settings of a command
 
 
@@ -77,6 +91,12 @@ def spell_subject(command: str, message: str, fields_of: FieldsOf) -> str:
     if is_about and set(subject.split(", ")) <= set(fields_of(command)):
         return spell_flags(command, message, fields_of)
     return message
+
+
+def spell_request(command: str, message: str) -> str:
+    """Name the flag where a message of the server or the client is about a field of a request."""
+    flags = _REQUEST_FLAGS.get(command, {})
+    return _SUBJECT.sub(lambda match: flags.get(match[1], match[0]), message)
 
 
 def _spell_flag(command: str, field: str) -> str:

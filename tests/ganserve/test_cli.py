@@ -479,6 +479,18 @@ async def test_a_refused_field_is_named_by_its_flag(
     assert capsys.readouterr().err.startswith(f"ganserve generate: INVALID_ARGUMENT: {problem}")
 
 
+async def test_a_load_test_that_could_but_fail_names_the_flag(repository, running_server, capsys):
+    write_artifact(repository, "pets", class_names=("cat", "dog"))
+    load_test = ["load-test", "--seconds", "60", "--address"]
+    async with running_server(repository) as server:
+        assert await run_beside(*load_test, server.address) == 1
+        assert await run_beside(*load_test, server.address, "--model", "pets") == 1
+    first, second = capsys.readouterr().err.splitlines()
+    start = "ganserve load-test: INVALID_ARGUMENT: "
+    assert first == f"{start}--model: expected one of pets, tiny, got none"
+    assert second.startswith(f"{start}--class-label: expected 1 label")
+
+
 @pytest.mark.parametrize("out", ["file/grid.png", "file/"])
 async def test_a_file_where_a_folder_must_be_is_named(
     out, repository, running_server, tmp_path, capsys

@@ -23,7 +23,13 @@ from pydantic_settings import CliApp, CliSettingsSource, get_subcommand
 
 from ganserve.cli_options import Ganserve, Generate, HelpFormatter, LoadTest, Models
 from ganserve.config import ServerConfig
-from ganserve.flag_names import describe_error, spell_flags, spell_subject
+from ganserve.flag_names import (
+    describe_error,
+    parse_arguments,
+    spell_flags,
+    spell_request,
+    spell_subject,
+)
 
 if TYPE_CHECKING:
     from ganserve.client.channel_security import ChannelSecurity
@@ -93,7 +99,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"ganserve {name}: {spell_flags(name, str(error), _fields)}", file=sys.stderr)
         return 2
     except CommandError as error:
-        print(f"ganserve {name}: {error}", file=sys.stderr)
+        print(f"ganserve {name}: {spell_request(name, str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -101,7 +107,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _command_line() -> CliSettingsSource[Any]:
-    return CliSettingsSource(Ganserve, formatter_class=HelpFormatter)
+    return CliSettingsSource(
+        Ganserve, formatter_class=HelpFormatter, parse_args_method=parse_arguments
+    )
 
 
 def _fields(command: str) -> Collection[str]:

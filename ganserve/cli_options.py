@@ -14,9 +14,10 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from ganserve.addresses import check_address
 from ganserve.config import ServerConfig
 from ganserve.load_test.sweep import MOST_LOAD, parse_sweep
-from ganserve.seed_ranges import SeedList
+from ganserve.seed_ranges import LabelList, SeedList
 
 # What stands for a value in the help, by the name of its type.
 _METAVARS = {
@@ -25,6 +26,7 @@ _METAVARS = {
     "str": "TEXT",
     "Path": "PATH",
     "SeedList": "SEEDS",
+    "LabelList": "LABELS",
     "VersionList": "VERSIONS",
     "BatchSizes": "SIZES",
 }
@@ -97,14 +99,6 @@ def is_folder(out: str) -> bool:
     return out.endswith("/") or Path(out).is_dir()
 
 
-def _check_address(address: str) -> str:
-    host, _, port = address.rpartition(":")
-    is_url = host.lower().startswith(("http://", "https://"))  # no scheme that gRPC knows
-    if not host or not port.isdecimal() or is_url:
-        raise ValueError(f"expected HOST:PORT such as localhost:50051, got {address!r}")
-    return address
-
-
 def _check_sweep(text: str | None) -> str | None:
     if text is not None:
         parse_sweep(text)
@@ -123,9 +117,7 @@ def _check_out(out: str) -> str:
     return out
 
 
-Address = Annotated[
-    str, AfterValidator(_check_address), Field(description="The server, HOST:PORT.")
-]
+Address = Annotated[str, AfterValidator(check_address), Field(description="The server, HOST:PORT.")]
 ModelName = Annotated[
     str | None,
     Field(default=None, description="The model's name. Unset: the server's default."),
@@ -158,7 +150,7 @@ class Generate(BaseModel):
     model: ModelName
     version: str | None = Field(default=None, description="The model's version. Unset: the newest.")
     seeds: SeedList = Field(description="One image a seed, such as 0,7,12-15.")
-    class_labels: SeedList = Field(
+    class_labels: LabelList = Field(
         default=(),
         description="Classes for a conditional model, such as 0-9: one for all or one a seed.",
     )

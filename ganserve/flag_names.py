@@ -1,14 +1,57 @@
 """Error messages about settings, in the names of the flags that people typed."""
 
+import argparse
+import difflib
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from pydantic_core import ErrorDetails
 
 # A word of a message that may be the name of a setting; a flag is spelled out already.
 _NAME = re.compile(r"(?<![\w-])\w+")
 
+# The fields of requests, and arguments of the client, in which messages of server and client
+# speak, and the flags that set them.
+_COMMON_FLAGS = {"model_name": "--model", "token_file": "--token-file"}
+_REQUEST_FLAGS = {
+    "generate": _COMMON_FLAGS
+    | {"model_version": "--version", "seeds": "--seeds", "class_labels": "--class-labels"}
+    | {"truncation": "--truncation"},
+    "models": _COMMON_FLAGS,
+    "load-test": _COMMON_FLAGS
+    | {"seed_range": "--images-per-request", "class_labels": "--class-label"},
+}
+# What a message is about, such as `seed_range.count: `.
+_SUBJECT = re.compile(r"(?<![\w.-])([a-z_]+)(\.\w+)*(?=: )")
+
 FieldsOf = Callable[[str], Collection[str]]  # the settings of a command
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str],
+    namespace: argparse.Namespace | None = None,
+) -> argparse.Namespace:
+    """Parse a command line as argparse does, but say of which command what it does not know is.
+
+    It exits with 2 where there is such a thing, after the command's usage and the nearest flags.
+    """
+    parsed, unknown = parser.parse_known_args(arguments, namespace)
+    if unknown:
+        for action in parser._actions:  # noqa: SLF001 - there is no public way to its commands
+            if isinstance(action.choices, dict):  # of commands, to their parsers
+                parser = action.choices.get(getattr(parsed, action.dest, None), parser)
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_flags_meant(parser, unknown)}")
+    return parsed
+
+
+def _flags_meant(parser: argparse.ArgumentParser, words: Sequence[str]) -> str:
+    """A question for the flags that are nearest to unknown ones, where any are near."""
+    flags = parser._option_string_actions  # noqa: SLF001 - nor to these
+    known = {flag.strip("-"): flag for flag in flags}
+    typed = [word.partition("=")[0].strip("-") for word in words if word.startswith("--")]
+    near = [known[name] for word in typed for name in difflib.get_close_matches(word, known, n=1)]
+    return f"; {'is' if len(near) == 1 else 'are'} {', '.join(near)} meant?" if near else ""
 
 
 def describe_error(details: ErrorDetails, fields_of: FieldsOf) -> str:
@@ -48,6 +91,12 @@ def spell_subject(command: str, message: str, fields_of: FieldsOf) -> str:
     if is_about and set(subject.split(", ")) <= set(fields_of(command)):
         return spell_flags(command, message, fields_of)
     return message
+
+
+def spell_request(command: str, message: str) -> str:
+    """Name the flag where a message of the server or the client is about a field of a request."""
+    flags = _REQUEST_FLAGS.get(command, {})
+    return _SUBJECT.sub(lambda match: flags.get(match[1], match[0]), message)
 
 
 def _spell_flag(command: str, field: str) -> str:

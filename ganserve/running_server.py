@@ -11,6 +11,7 @@ from ganserve.assembly import make_interceptor, make_rate_limiter, open_reposito
 from ganserve.config import ServerConfig
 from ganserve.file_reads import FileReads
 from ganserve.metrics import Metrics
+from ganserve.models.model_files import LAYOUT
 from ganserve.security.admission import Admission
 from ganserve.security.credentials import ServerCertificate, Tokens
 from ganserve.transport.health import READINESS, Health
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NO_MODEL = "there is no model"
 _LIVENESS_SECONDS = 5.0
 _LOADING_SECONDS = 1.0  # how long a scan is waited for before there may be another
 
@@ -144,7 +146,7 @@ class RunningServer:
         if not index.settled:
             return "loading models"
         if not any(map(index.is_serving, index.names)):
-            return "no model could be loaded" if index.names else "there is no model"
+            return "no model could be loaded" if index.names else _NO_MODEL
         return None
 
     async def _refresh_for_ever(self) -> None:
@@ -158,8 +160,10 @@ class RunningServer:
             if reason not in (None, said) and not self._draining:
                 seconds = self._poll_seconds
                 again = f"every {seconds:g} s" if seconds else "at SIGHUP"
+                expected = f" (expected {LAYOUT})" if reason == _NO_MODEL else ""
                 logger.warning(
-                    "not serving: %s in %s; looking again %s", reason, self._models, again
+                    "not serving: %s in %s%s; looking again %s",
+                    *(reason, self._models, expected, again),
                 )
             said = reason
             await self._pause(self._refresh_models_now)

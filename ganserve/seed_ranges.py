@@ -39,6 +39,6 @@ def _parse_part(part: str) -> range:
 
 
 # A named type, for help texts show the name; the text is not JSON, so it is not decoded first.
-SeedList = TypeAliasType(
-    "SeedList", Annotated[tuple[int, ...], NoDecode, BeforeValidator(parse_seeds)]
-)
+_Numbers = Annotated[tuple[int, ...], NoDecode, BeforeValidator(parse_seeds)]
+SeedList = TypeAliasType("SeedList", _Numbers)
+LabelList = TypeAliasType("LabelList", _Numbers)  # of classes, written alike

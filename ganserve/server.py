@@ -33,7 +33,7 @@ from ganserve.metrics import Metrics
 from ganserve.metrics_port import MetricsServer
 from ganserve.models.gpu_sessions import check_engine_cache
 from ganserve.models.model_files import check_root
-from ganserve.models.runtime import check_runtime, keep_runtime_silent
+from ganserve.models.runtime import check_device, check_runtime, keep_runtime_silent
 from ganserve.running_server import RunningServer
 from ganserve.transport.accepting import DirectMethods, make_aio_server, may_stop_again
 from ganserve.transport.health import HEALTH
@@ -99,6 +99,7 @@ async def running(config: ServerConfig) -> AsyncIterator[RunningServer]:
     keep_runtime_silent()
     check_root(config.models)
     check_engine_cache(config.tensorrt_cache)
+    check_device(config.device)
     metrics = Metrics(CollectorRegistry())
     ProcessCollector(registry=metrics.registry)
     certificate, tokens = read_credentials(config, metrics)

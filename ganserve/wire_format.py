@@ -12,6 +12,10 @@ class Malformed(Exception):
     """Not of protobuf's form, or of one that nothing writes any more, as groups are."""
 
 
+class EndsEarly(Malformed):
+    """The bytes end within a field."""
+
+
 class TooManyFields(Malformed):
     """More than may be looked at."""
 
@@ -59,6 +63,7 @@ def read_fields(content: bytes | memoryview, begin: int, end: int) -> Iterator[F
     """The fields of a message, which must fill it; what is in them is left alone.
 
     Raises:
+        EndsEarly: the last field is not whole.
         Malformed: they do not.
     """
     while begin < end:
@@ -74,7 +79,7 @@ def read_fields(content: bytes | memoryview, begin: int, end: int) -> Iterator[F
         else:
             raise Malformed
         if after > end:
-            raise Malformed
+            raise EndsEarly
         yield Field(key >> 3, wire_type, begin, body, after)
         begin = after
 
@@ -122,7 +127,7 @@ def _read_varint(content: bytes | memoryview, position: int, end: int) -> tuple[
     value = 0
     for shift in range(0, 64, 7):
         if position == end:
-            raise Malformed
+            raise EndsEarly
         byte = content[position]
         position += 1
         value |= (byte & 127) << shift

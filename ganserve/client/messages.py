@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ganserve.addresses import check_address
 from ganserve.v1 import image_generation_pb2 as pb
 
 EncodedFormat = Literal["png", "jpeg", "webp"]
@@ -69,12 +70,13 @@ class ImageRequest(TypedDict, total=False):
     """What can be asked of a model: exactly one of `seeds`, `latents` and `interpolation`.
 
     Attributes:
-        seeds: One image a seed, each an integer from 0 to 2^64 - 1.
+        seeds: One image a seed, each an integer from 0 to 2^64 - 1; a `range` of 2^32 - 1 at most.
         latents: One image a row of [n, latent_dim], all values finite.
         interpolation: At least two seeds; images on the way from each to the next, with
             `frames_per_segment` of them from one seed to the next and the last seed at the end.
         frames_per_segment: At least 1; goes with `interpolation`.
-        class_labels: Classes for a conditional model, one for all images or one for each.
+        class_labels: Classes for a conditional model, one for all images, alone or in a list, or
+            one for each.
         truncation: In (0, 1], 1 by default; smaller gives more typical and less varied images.
         model: The model's name; by default the client's.
         version: The model's version; by default the newest.
@@ -86,7 +88,7 @@ class ImageRequest(TypedDict, total=False):
     latents: ArrayLike
     interpolation: Sequence[int]
     frames_per_segment: int
-    class_labels: Iterable[int]
+    class_labels: Iterable[int] | int
     truncation: float
     model: str
     version: str | int
@@ -103,6 +105,28 @@ def check_hedging(seconds: float | None) -> None:
         raise ValueError(f"hedge_after_seconds: expected 0 or more, or None, got {seconds}")
 
 
+def check_server(address: str) -> None:
+    """Refuse what is no address of a server.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        check_address(address)
+    except ValueError as error:
+        raise ValueError(f"address: {error}") from None
+
+
+def check_timeout(seconds: float) -> None:
+    """Refuse what no call could take: less than no time, or no number.
+
+    Raises:
+        ValueError: it is that.
+    """
+    if not seconds >= 0:  # nor is NaN
+        raise ValueError(f"timeout_seconds: expected 0 or more, got {seconds}")
+
+
 def check_encoded(image_format: str) -> None:
     """Refuse what is no format of files.
 
@@ -115,8 +139,14 @@ def check_encoded(image_format: str) -> None:
 
 
 def choose_timeout(asked: float | None, default: float) -> float:
-    """The seconds that a call may take, as gRPC takes them: infinity becomes a very long time."""
-    return min(default if asked is None else asked, _LONGEST_TIMEOUT)
+    """The seconds that a call may take, as gRPC takes them: infinity becomes a very long time.
+
+    Raises:
+        ValueError: as `check_timeout`.
+    """
+    seconds = default if asked is None else asked
+    check_timeout(seconds)
+    return min(seconds, _LONGEST_TIMEOUT)
 
 
 def is_late(error: grpc.RpcError) -> bool:
@@ -209,11 +239,15 @@ def build_message(
         with _named("quality", "an integer from 1 to 100"):
             message.quality = quality
     if "class_labels" in request:
+        labels = request["class_labels"]
         with _named("class_labels", "integers from 0 to 2^32 - 1"):
-            message.class_labels.extend(request["class_labels"])
+            message.class_labels.extend(labels if isinstance(labels, Iterable) else [labels])
     if "seeds" in request:
+        seeds = request["seeds"]
+        _check_list("seeds", seeds)
+        _check_count(seeds)
         with _named("seeds", "integers from 0 to 2^64 - 1"):
-            _set_seeds(message, request["seeds"])
+            _set_seeds(message, seeds)
     elif "latents" in request:
         with _named("latents", "rows of equally many numbers"):
             latents = np.asarray(request["latents"], np.float32)
@@ -223,6 +257,7 @@ def build_message(
         message.latents.latent_dim = latents.shape[1]
         message.latents.SetInParent()  # else no rows would look like no source
     else:
+        _check_list("interpolation", request["interpolation"])
         with _named("interpolation", "integers from 0 to 2^64 - 1"):
             message.interpolation.seeds.extend(request["interpolation"])
         with _named("frames_per_segment", "integers from 1 to 2^32 - 1"):
@@ -269,6 +304,19 @@ class _named:  # noqa: N801 - a context manager, of a third of what a generator'
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, TypeError | ValueError):
             raise ValueError(f"{self._field}: expected {self._expected}: {error}") from None
+
+
+def _check_list(field: str, seeds: object) -> None:
+    if not isinstance(seeds, Iterable):
+        raise ValueError(f"{field}: expected a list of integers from 0 to 2^64 - 1, got {seeds!r}")
+
+
+def _check_count(seeds: Iterable[int]) -> None:
+    """Refuse a range of more seeds than a message can say, which may all be seeds."""
+    if isinstance(seeds, range):
+        count = -((seeds.start - seeds.stop) // seeds.step)  # len() fails above 2^63
+        if count >= 2**32:
+            raise ValueError(f"seeds: expected at most 2^32 - 1 seeds, got {count}")
 
 
 def _set_seeds(message: pb.GenerateImagesRequest, seeds: Iterable[int]) -> None:

@@ -25,6 +25,8 @@ from ganserve.client.messages import (
     check_encoded,
     check_hedging,
     check_rows,
+    check_server,
+    check_timeout,
     choose_timeout,
     closed_error,
     is_late,
@@ -80,8 +82,11 @@ class Client:
 
         Raises:
             OSError: a file of `security` cannot be read.
-            ValueError: it holds no token; or `hedge_after_seconds` is no time.
+            ValueError: it holds no token; `address` is none; or `timeout_seconds` or
+                `hedge_after_seconds` is no time.
         """
+        check_server(address)
+        check_timeout(timeout_seconds)
         check_hedging(hedge_after_seconds)
         self._address = address
         self._model = model

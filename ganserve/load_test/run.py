@@ -8,13 +8,14 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import grpc
 
 from ganserve.client.async_client import AsyncClient
 from ganserve.client.messages import CallError
+from ganserve.client.models import ModelInfo
 from ganserve.load_test.offering import connected, offer_share
 from ganserve.load_test.plan import LoadPlan, LoadTally
 from ganserve.load_test.references import fetch_references
@@ -45,7 +46,8 @@ async def offer_load(
         ConnectionError: no server answers, within `timeout_seconds` and the attempts of a client;
             it says why.
         OSError: a file of `security` cannot be read, or a process of ours is lost.
-        ValueError: a file of `security` holds not what it must, or no references can be fetched.
+        ValueError: a file of `security` holds not what it must, the server refuses what every call
+            asks for, such as no model of several, or no references can be fetched.
     """
     stop = stop or asyncio.Event()
     began = asyncio.Event()
@@ -102,7 +104,7 @@ async def _offer(
 async def _require_answer(plan: LoadPlan) -> None:
     """Make sure that a server is there, before connections are waited for that do not say why not.
 
-    Whatever it answers will do: the load shows how calls fail, such as those without a token.
+    Whatever else it answers will do: the load shows how calls fail, such as those without a token.
 
     Raises:
         ConnectionError, OSError, ValueError: as `offer_load` does.
@@ -110,7 +112,23 @@ async def _require_answer(plan: LoadPlan) -> None:
     seconds, security = plan.timeout_seconds, plan.security
     async with AsyncClient(plan.address, timeout_seconds=seconds, security=security) as client:
         try:
-            await client.models()
+            if _may_be_refused(plan, await client.models()):
+                labels = [] if plan.class_label is None else [plan.class_label]
+                await client.generate(model=plan.model, seeds=[0], class_labels=labels)
         except CallError as error:
             if error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise ConnectionError(str(error)) from None
+            if error.code is grpc.StatusCode.INVALID_ARGUMENT:
+                raise ValueError(str(error)) from None
+
+
+def _may_be_refused(plan: LoadPlan, models: Sequence[ModelInfo]) -> bool:
+    """Whether every call may say too little, or too much, for the server's models."""
+    if not plan.model and len({model.name for model in models}) > 1:
+        return True  # unless the server has a default
+    return any(
+        bool(model.class_names) != (plan.class_label is not None)
+        or (plan.class_label or 0) >= max(len(model.class_names), 1)
+        for model in models
+        if model.state == "ready" and plan.model in ("", model.name)
+    )

@@ -10,6 +10,11 @@ import numpy as np
 from ganserve.errors import ModelError, StartupError
 
 _PIECE_BYTES = 256 * 1024
+LAYOUT = "NAME/VERSION/model.onnx, VERSION a positive integer"
+# Files in the wrong place are looked for so far: the folder may be anything.
+_DEEPEST = 3
+_MOST_FOLDERS = 1000
+_MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,22 @@ def scan(root: Path) -> tuple[dict[str, list[Candidate]], dict[str, OSError]]:
             if candidates:
                 found[folder.name] = candidates
     return found, unreadable
+
+
+def misplaced_files(root: Path) -> list[str]:
+    """Some of the ONNX files below a root in which `scan` finds no version, as paths below it.
+
+    Hidden folders are left out, such as one that is still being written.
+    """
+    found: list[str] = []
+    for looked, (folder, folders, files) in enumerate(os.walk(root)):  # passes over errors
+        place = Path(folder).relative_to(root)
+        found += [str(place / file) for file in sorted(files) if file.endswith(".onnx")]
+        is_deep = len(place.parts) == _DEEPEST
+        folders[:] = [] if is_deep else sorted(name for name in folders if name[0] != ".")
+        if looked == _MOST_FOLDERS or len(found) >= _MOST_NAMED:
+            break
+    return found[:_MOST_NAMED]
 
 
 def read_model_file(path: Path, max_bytes: int) -> memoryview:

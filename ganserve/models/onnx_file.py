@@ -29,6 +29,7 @@ _RUNTIME_OPERATORS = frozenset(
 # Of the standard too, but how often they repeat is theirs to say, without bound: a call would never
 # end. Whatever else is in the standard ends with its inputs. No export writes them.
 _REPEATING_OPERATORS = frozenset({b"Loop", b"Scan", b"SequenceMap"})
+_FIRST_TAG = wire_format.tag(1, wire_format.VARINT)  # of `ir_version`, as all exports begin
 _FLATBUFFER_MARK = b"ORTM"  # ONNX Runtime's own format, which it tells by these bytes
 
 # The fields of onnx.proto under which nodes and tensors may stand, at any depth. The rest of a
@@ -107,7 +108,7 @@ def check_onnx_fields(content: bytes | memoryview) -> None:
     except wire_format.TooManyFields as error:
         raise ModelError(f"expected a graph of at most {_MOST_FIELDS} fields, got more") from error
     except wire_format.Malformed as error:
-        raise ModelError("expected an ONNX file, got other bytes") from error
+        raise ModelError(f"expected an ONNX file, got {_what_came(content)}") from error
 
 
 def check_onnx_file(content: bytes) -> None:
@@ -122,9 +123,10 @@ def check_onnx_file(content: bytes) -> None:
     try:
         model = _model_class().FromString(content)
     except DecodeError as error:
-        raise ModelError("expected an ONNX file, got other bytes") from error
+        raise ModelError(f"expected an ONNX file, got {_what_came(content)}") from error
     if not model.HasField("graph"):
-        raise ModelError("expected an ONNX file, got one without a graph")
+        came = "one without a graph" if content else "an empty one: copy it again"
+        raise ModelError(f"expected an ONNX file, got {came}")
     for message in _walk(model):
         kind = message.DESCRIPTOR.name
         if kind == "Node":
@@ -145,6 +147,19 @@ def check_format(content: bytes | memoryview) -> None:
     """
     if content[4:8] == _FLATBUFFER_MARK:
         raise ModelError("expected an ONNX file, got one in ONNX Runtime's own format")
+
+
+def _what_came(content: bytes | memoryview) -> str:
+    """What a file is that cannot be read: a copy that broke off ends within a field."""
+    try:
+        for _ in wire_format.read_fields(content, 0, len(content)):
+            pass
+    except wire_format.EndsEarly:
+        if content[:1] == _FIRST_TAG:
+            return "only the beginning of one: copy it again"
+    except wire_format.Malformed:
+        pass
+    return "other bytes"
 
 
 def _check_operator(domain: bytes, operator: bytes) -> None:

@@ -82,6 +82,20 @@ def resolve_device(device: Device) -> Device:
     return device
 
 
+def check_device(device: Device) -> None:
+    """Make sure that the installed build knows a device that was asked for, before any model.
+
+    Raises:
+        StartupError: it does not.
+    """
+    if device in ("auto", "cpu"):  # which every build can do
+        return
+    try:
+        resolve_device(device)
+    except ProviderUnavailable as error:
+        raise StartupError(str(error)) from error
+
+
 def open_session(
     file: SplitFile,
     device: Device,

@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from ganserve.file_reads import FileReads
-from ganserve.models.model_files import Candidate, can_be_read, scan
+from ganserve.models.model_files import LAYOUT, Candidate, can_be_read, misplaced_files, scan
+from ganserve.plain_text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class RepositoryFolder:
         self._wanted = wanted
         self._default_model = default_model
         self._is_default_missing = False
+        self._is_empty = False
         self._device: int | None = None  # the file system on which something was found
         self._problems: set[str] = set()
         self._missing: set[tuple[str, int]] = set()  # wanted, but not there
@@ -79,7 +81,16 @@ class RepositoryFolder:
         elif self._device not in (None, device):
             problem = "empty and on another file system than before; is it still mounted?"
             raise OSError(errno.ENODEV, problem, str(self._root))
+        self._tell_misplaced(is_empty=not found and not unreadable)
         return found, unreadable
+
+    def _tell_misplaced(self, *, is_empty: bool) -> None:
+        """Where there is no version, say once which files may have been meant as such."""
+        if is_empty and not self._is_empty and (files := misplaced_files(self._root)):
+            logger.warning(
+                "passed over, for models lie at %s: %s", LAYOUT, ", ".join(map(printable, files))
+            )
+        self._is_empty = is_empty
 
     def _choose(
         self,

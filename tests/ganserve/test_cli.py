@@ -350,6 +350,12 @@ def test_help_tells_what_every_flag_is_for(command, capsys):
         assert re.search(rf"--{flag}({{[^}}]*}}|[A-Z]*){meaning}", printed), flag
 
 
+def test_help_names_labels_as_such(capsys):
+    with pytest.raises(SystemExit):
+        run(["generate", "--help"])
+    assert "--class-labels LABELS" in capsys.readouterr().out
+
+
 def test_help_goes_by_subject_and_names_no_default_where_there_is_none(capsys):
     with pytest.raises(SystemExit):
         run(["serve", "--help"])
@@ -368,6 +374,43 @@ def test_unknown_words_are_bad_usage(arguments, capsys):
         run(arguments)
     assert raised.value.code == 2
     assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage", "error"),
+    [
+        pytest.param(
+            "serve --prot 1",
+            "ganserve serve --models PATH [options]",
+            "ganserve serve: error: unrecognized arguments: --prot 1; is --port meant?",
+            id="serve",
+        ),
+        pytest.param(
+            "generate --modle=x --seed 3",
+            "ganserve generate --address TEXT --seeds SEEDS --out TEXT [options]",
+            "ganserve generate: error: unrecognized arguments: --modle=x --seed 3; "
+            "are --model, --seeds meant?",
+            id="two",
+        ),
+        pytest.param(
+            "load-test --qqq x",
+            "ganserve load-test --address TEXT [options]",
+            "ganserve load-test: error: unrecognized arguments: --qqq x",
+            id="nothing near",
+        ),
+        pytest.param(
+            "--versoin",
+            "ganserve [-h] [--version] {serve,generate,models,load-test} ...",
+            "ganserve: error: unrecognized arguments: --versoin; is --version meant?",
+            id="no command",
+        ),
+    ],
+)
+def test_a_mistyped_flag_is_told_with_the_usage_and_the_nearest(arguments, usage, error, capsys):
+    with pytest.raises(SystemExit) as raised:
+        run(arguments.split())
+    assert raised.value.code == 2
+    assert capsys.readouterr().err == f"usage: {usage}\n{error}\n"
 
 
 def test_the_version_is_printed(capsys):
@@ -403,7 +446,7 @@ def test_a_label_that_no_request_can_carry_is_one_line(tmp_path, capsys):
     flags = ["--seeds", "0", "--class-labels", str(2**32), "--out", f"{tmp_path}/grid.png"]
     assert run(["generate", "--address", "localhost:1", *flags]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("ganserve generate: class_labels: expected integers from 0")
+    assert line.startswith("ganserve generate: --class-labels: expected integers from 0")
 
 
 async def test_a_refused_request_is_one_line(repository, running_server, tmp_path, capsys):
@@ -412,6 +455,40 @@ async def test_a_refused_request_is_one_line(repository, running_server, tmp_pat
         assert await run_beside("generate", "--address", server.address, *flags) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("ganserve generate: NOT_FOUND: model 'other': expected")
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        pytest.param([], "--model: expected one of pets, tiny, got none", id="model"),
+        pytest.param(["--model", "pets"], "--class-labels: expected 1 label", id="labels"),
+        pytest.param(
+            ["--model", "tiny", "--version", "x"], "--version: expected a positive", id="version"
+        ),
+        pytest.param(["--model", "tiny"], "--seeds: expected 1 to 4 seeds, got 5", id="seeds"),
+    ],
+)
+async def test_a_refused_field_is_named_by_its_flag(
+    flags, problem, repository, running_server, tmp_path, capsys
+):
+    write_artifact(repository, "pets", class_names=("cat", "dog"))
+    seeds = "0-4" if "--seeds" in problem else "0"
+    async with running_server(repository, max_images_per_request=4) as server:
+        where = ["--seeds", seeds, "--out", f"{tmp_path}/grid.png"]
+        assert await run_beside("generate", "--address", server.address, *where, *flags) == 1
+    assert capsys.readouterr().err.startswith(f"ganserve generate: INVALID_ARGUMENT: {problem}")
+
+
+async def test_a_load_test_that_could_but_fail_names_the_flag(repository, running_server, capsys):
+    write_artifact(repository, "pets", class_names=("cat", "dog"))
+    load_test = ["load-test", "--seconds", "60", "--address"]
+    async with running_server(repository) as server:
+        assert await run_beside(*load_test, server.address) == 1
+        assert await run_beside(*load_test, server.address, "--model", "pets") == 1
+    first, second = capsys.readouterr().err.splitlines()
+    start = "ganserve load-test: INVALID_ARGUMENT: "
+    assert first == f"{start}--model: expected one of pets, tiny, got none"
+    assert second.startswith(f"{start}--class-label: expected 1 label")
 
 
 @pytest.mark.parametrize("out", ["file/grid.png", "file/"])

@@ -125,6 +125,18 @@ async def test_class_labels_are_passed_on(tmp_path, running_server):
     assert (pixels == reveal_pixels(latents, np.array([0, 1, 1, 0]))).all()
 
 
+async def test_one_label_for_all_images_may_be_a_number(tmp_path, running_server):
+    write_artifact(tmp_path / "models", class_names=("cat", "dog"))
+    async with running_server(tmp_path / "models") as server:
+        for label in (1, np.int64(1), [1]):
+            pixels = await ask(
+                server,
+                lambda client, label=label: client.generate(seeds=SEEDS, class_labels=label),
+            )
+            latents = draw_latents(np.array(SEEDS, np.uint64), 4)
+            assert (pixels == reveal_pixels(latents, np.array([1] * len(SEEDS)))).all()
+
+
 async def test_a_stream_brings_all_images_in_order(repository, running_server):
     async with running_server(repository, chunk_bytes=3 * 4 * 4 * 3) as server:
         chunks = await ask(server, lambda client: list(client.stream(seeds=range(8))))
@@ -253,7 +265,19 @@ async def test_one_client_serves_many_threads(repository, running_server):
         pytest.param({"seeds": [2**64]}, "seeds: expected integers from 0", id="too-large"),
         pytest.param({"seeds": ["one"]}, "seeds: expected integers from 0", id="word"),
         pytest.param({"seeds": range(-1, 2)}, "seeds: expected integers from 0", id="range"),
-        pytest.param({"seeds": range(2**70)}, "seeds: expected integers from 0", id="endless"),
+        pytest.param({"seeds": range(2**70)}, "expected at most .* got 1180591620", id="endless"),
+        pytest.param(
+            {"seeds": range(10**12)},
+            r"^seeds: expected at most 2\^32 - 1 seeds, got 1000000000000$",
+            id="too-many",
+        ),
+        pytest.param(
+            {"seeds": range(10**12, 0, -2)}, "at most .* got 500000000000$", id="too-many-by-two"
+        ),
+        pytest.param(
+            {"seeds": 7}, "^seeds: expected a list of integers from 0 .*, got 7$", id="one"
+        ),
+        pytest.param({"interpolation": 7}, "^interpolation: expected a list of", id="one-of-walk"),
         pytest.param({"interpolation": [-1, 2]}, "interpolation: expected integers", id="walk"),
         pytest.param(
             {"interpolation": [1, 2], "frames_per_segment": -1},
@@ -519,6 +543,29 @@ def both_kinds(test):
 async def test_a_time_to_hedge_after_that_is_none_is_refused(kind, seconds):
     with pytest.raises(ValueError, match="hedge_after_seconds: expected 0 or more, or None, got"):
         kind("localhost:1", hedge_after_seconds=seconds)
+
+
+@both_kinds
+@pytest.mark.parametrize("seconds", [-1, -1e-9, float("nan"), float("-inf")])
+async def test_a_time_that_no_call_can_take_is_refused(kind, seconds):
+    problem = "^timeout_seconds: expected 0 or more, got "
+    with pytest.raises(ValueError, match=problem):
+        kind("localhost:1", timeout_seconds=seconds)
+    request = {"seeds": [1], "timeout_seconds": seconds}
+    if kind is AsyncClient:
+        async with AsyncClient("localhost:1") as client:
+            for call in (client.generate(**request), client.models(timeout_seconds=seconds)):
+                with pytest.raises(ValueError, match=problem):
+                    await call
+            with pytest.raises(ValueError, match=problem):
+                await anext(client.stream(**request))
+        return
+    with Client("localhost:1") as client:
+        for ask in (client.generate, lambda **request: next(client.stream(**request))):
+            with pytest.raises(ValueError, match=problem):
+                ask(**request)
+        with pytest.raises(ValueError, match=problem):
+            client.models(timeout_seconds=seconds)
 
 
 async def generate(client: Client | AsyncClient, **request: Any) -> np.ndarray:

@@ -298,6 +298,36 @@ async def test_a_conditional_model_is_given_its_class(tmp_path, running_server):
     assert (report.errors, report.verification.wrong) == ({}, 0)
 
 
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        pytest.param({}, "model_name: expected one of pets, tiny, got none", id="no-model"),
+        pytest.param({"model": "pets"}, "class_labels: expected 1 label", id="no-label"),
+        pytest.param(
+            {"model": "pets", "class_label": 2}, "class_labels: .* 0 to 1, got 2", id="too-large"
+        ),
+        pytest.param(
+            {"model": "tiny", "class_label": 0}, "class_labels: expected none", id="no-classes"
+        ),
+    ],
+)
+async def test_what_every_call_would_be_refused_for_is_told_before_the_load(
+    settings, problem, repository, running_server
+):
+    write_artifact(repository, "pets", class_names=("cat", "dog"))
+    async with running_server(repository) as server:
+        with pytest.raises(ValueError, match=f"^INVALID_ARGUMENT: {problem}"):
+            await offer(server.address, seconds=60, **settings)
+
+
+async def test_a_default_model_is_load_tested_without_a_name(repository, running_server):
+    write_artifact(repository, "pets", class_names=("cat", "dog"))
+    async with running_server(repository, default_model="pets") as server:
+        report = await offer(server.address, class_label=1, seconds=0.2, warm_up_seconds=0)
+    assert report.calls
+    assert not report.errors
+
+
 async def test_one_wrong_byte_of_one_image_is_found():
     service = SlowService(seconds=0)
     async with running(service) as address:

@@ -226,6 +226,29 @@ def test_other_bytes_are_no_onnx_file(content):
         check_onnx_file(content)
 
 
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.999])
+def test_the_beginning_of_a_file_is_told_as_such(share, model):
+    sound = model.SerializeToString()
+    cut = sound[: int(len(sound) * share)]
+    problem = "^expected an ONNX file, got only the beginning of one: copy it again$"
+    with pytest.raises(ModelError, match=problem):
+        check_onnx_fields(memoryview(cut))
+    with pytest.raises(ModelError, match=problem):
+        check_onnx_file(cut)
+
+
+def test_an_empty_file_is_told_as_such():
+    check_onnx_fields(b"")
+    with pytest.raises(ModelError, match=r"got an empty one: copy it again"):
+        check_onnx_file(b"")
+
+
+@pytest.mark.parametrize("content", [b"not a model", b"<html>", b"{}\n", bytes(1000)])
+def test_a_file_of_another_kind_is_not_taken_for_the_beginning_of_one(content):
+    with pytest.raises(ModelError, match="expected an ONNX file, got other bytes"):
+        check_onnx_file(content)
+
+
 def test_no_file_does_worse_than_be_refused(model):
     """Random damage never gets through as anything but a sound model or a ModelError."""
     random_ = random.Random(1)

@@ -50,6 +50,33 @@ async def test_a_model_that_cannot_be_read_is_told_once_and_its_versions_are_not
     ]
 
 
+async def test_files_in_the_wrong_place_are_named_once_where_there_is_no_version(tmp_path, caplog):
+    for path in ("flat/model.onnx", "faces/v1/model.onnx", "stray.onnx", ".new/1/model.onnx"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    (tmp_path / "a" / "b" / "c" / "d").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "c" / "d" / "deep.onnx").touch()
+    folder = RepositoryFolder(tmp_path, None)
+    for _ in range(2):
+        await folder.scan()
+    told = (
+        "passed over, for models lie at NAME/VERSION/model.onnx, VERSION a positive integer: "
+        "stray.onnx, faces/v1/model.onnx, flat/model.onnx"
+    )
+    assert [record.getMessage() for record in caplog.records] == [told]
+    path = publish(tmp_path, "a", 1, b"not looked into")
+    await folder.scan()
+    path.unlink()
+    await folder.scan()
+    assert caplog.text.count(told) == 2
+
+
+async def test_files_in_the_wrong_place_are_no_matter_beside_versions(root, caplog):
+    (root / "stray.onnx").touch()
+    assert await found(RepositoryFolder(root, None)) == ({"a": [2, 1], "b": [1]}, set())
+    assert not caplog.records
+
+
 async def test_what_is_missing_is_told_again_once_it_was_there(root, caplog):
     folder = RepositoryFolder(root, frozenset({("d", 1)}))
     for _ in range(2):

@@ -96,6 +96,19 @@ class TestInProcess:
             assert await code_of(stub.GenerateImages(request(1))) is OK
             watch.cancel()
 
+    async def test_an_empty_repository_is_told_with_where_models_must_lie(
+        self, tmp_path, running_server, caplog
+    ):
+        (tmp_path / "model.onnx").touch()
+        async with running_server(tmp_path, until_ready=False):
+            await eventually(lambda: "not serving" in caplog.text)
+        layout = "NAME/VERSION/model.onnx, VERSION a positive integer"
+        assert (
+            f"not serving: there is no model in {tmp_path} (expected {layout}); looking again"
+            in caplog.text
+        )
+        assert f"passed over, for models lie at {layout}: model.onnx" in caplog.text
+
     async def test_a_model_that_cannot_be_loaded_is_not_serving(self, repository, running_server):
         publish(repository, "broken", 1, b"rubbish")
         async with running_server(repository) as server, health_of(server) as health:
@@ -635,16 +648,15 @@ sys.stdin.read()
         assert len(log.splitlines()) == 1
 
     @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
-    def test_a_device_that_is_not_there_ends_it_and_says_why(
-        self, repository, start_process, device
-    ):
+    def test_a_device_that_is_not_there_ends_it_and_says_why(self, tmp_path, start_process, device):
         onnxruntime = pytest.importorskip("onnxruntime")
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             pytest.skip("this ONNX Runtime has GPU providers")
-        status, log = start_process("--models", repository, "--device", device).end()
+        # Before there is any model, and before the ports open.
+        status, log = start_process("--models", tmp_path, "--device", device).end()
         assert status == 1
-        assert f"device {device}: expected" in log.splitlines()[-1]
-        assert "Traceback" not in log
+        (line,) = log.splitlines()
+        assert line.startswith(f"ganserve serve: device {device}: expected")
 
 
 @pytest.mark.parametrize(

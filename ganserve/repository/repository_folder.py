@@ -3,7 +3,6 @@
 What is wrong with the folder is logged once an outage, not once a scan.
 """
 
-import contextlib
 import errno
 import logging
 from collections.abc import Collection, Iterable
@@ -82,18 +81,16 @@ class RepositoryFolder:
         elif self._device not in (None, device):
             problem = "empty and on another file system than before; is it still mounted?"
             raise OSError(errno.ENODEV, problem, str(self._root))
-        await self._tell_misplaced(is_empty=not found and not unreadable)
+        self._tell_misplaced(is_empty=not found and not unreadable)
         return found, unreadable
 
-    async def _tell_misplaced(self, *, is_empty: bool) -> None:
+    def _tell_misplaced(self, *, is_empty: bool) -> None:
         """Where there is no version, say once which files may have been meant as such."""
-        was_empty, self._is_empty = self._is_empty, is_empty
-        if not is_empty or was_empty:
-            return
-        with contextlib.suppress(OSError):  # nobody waits for it
-            if files := await self._reads.run(misplaced_files, self._root):
-                names = ", ".join(map(printable, files))
-                logger.warning("passed over, for models lie at %s: %s", LAYOUT, names)
+        if is_empty and not self._is_empty and (files := misplaced_files(self._root)):
+            logger.warning(
+                "passed over, for models lie at %s: %s", LAYOUT, ", ".join(map(printable, files))
+            )
+        self._is_empty = is_empty
 
     def _choose(
         self,

@@ -198,20 +198,19 @@ class EventFile:
         ]
         self._append(row["images_seen"], summary={"value": values})
 
-    def add_samples(self, images_seen: int, picture: Image.Image) -> None:
-        """Write a picture of samples at a position.
+    def add_samples(self, images_seen: int, png: bytes) -> None:
+        """Write a picture of samples at a position, as it was compressed for its file.
 
         Raises:
             RunError: it could not be written.
         """
-        content = io.BytesIO()
-        picture.save(content, format="PNG")
-        image = {
-            "width": picture.width,
-            "height": picture.height,
-            "colorspace": len(picture.getbands()),
-            "encoded_image_string": content.getvalue(),
-        }
+        with Image.open(io.BytesIO(png)) as picture:
+            image = {
+                "width": picture.width,
+                "height": picture.height,
+                "colorspace": len(picture.getbands()),
+                "encoded_image_string": png,
+            }
         self._append(images_seen, summary={"value": [{"tag": "samples", "image": image}]})
 
     def _append(self, images_seen: int = 0, **content: Any) -> None:  # noqa: ANN401

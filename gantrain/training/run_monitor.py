@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from gantrain.checkpoint import TrainState
 from gantrain.class_labels import (
@@ -129,8 +128,7 @@ class RunMonitor:
                 fakes = self._draw(generator, len(labels), labels)
             self._save_sheet(state, fakes[:_SHEET_IMAGES], name)
         if self._events:
-            with Image.open(self._run.samples / name) as picture:
-                self._events.add_samples(state.images_seen, picture)
+            self._events.add_samples(state.images_seen, (self._run.samples / name).read_bytes())
 
     def _generator(self, state: TrainState) -> torch.nn.Module:
         """The finished generator of this position, made once."""

@@ -28,6 +28,12 @@ def load_events(folder: Path) -> EventAccumulator:
     return EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
 
 
+def png(pixels: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG", compress_level=1)
+    return content.getvalue()
+
+
 def test_rows_after_a_position_and_other_lines_are_dropped(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     truncate_metrics(path, 0)  # nothing there yet
@@ -104,7 +110,7 @@ def test_tensorboard_reads_every_scalar_and_picture_of_a_row(tmp_path: Path):
     events = EventFile(tmp_path / "tensorboard", 0)
     events.add_row({**ROW, **LOSSES, "class_shares": [0.5, 0.5], "diagnosis": "healthy"})
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    events.add_samples(500, Image.fromarray(pixels))
+    events.add_samples(500, png(pixels))
     read = load_events(tmp_path / "tensorboard")
     tags = read.Tags()
     assert tags["scalars"] == ["seconds", "images_per_second", *LOSSES]
@@ -113,6 +119,8 @@ def test_tensorboard_reads_every_scalar_and_picture_of_a_row(tmp_path: Path):
     ]
     (picture,) = read.Images("samples")
     assert picture.step == 500
+    assert (picture.width, picture.height) == (4, 4)
+    assert picture.encoded_image_string == png(pixels), "compressed once, for its file"
     shown = np.asarray(Image.open(io.BytesIO(picture.encoded_image_string)))
     assert (shown == pixels).all()
 
@@ -135,7 +143,7 @@ def test_events_for_a_full_disk_are_refused_and_what_was_written_stays_readable(
     threads = threading.active_count()
     events.add_row({"images_seen": 100, "generator_loss": 1.0})
     with pytest.raises(RunError, match="could not be written: No space left on device"):
-        events.add_samples(100, Image.fromarray(noise))
+        events.add_samples(100, png(noise))
     assert threading.active_count() == threads
     assert [e.step for e in load_events(folder).Scalars("generator_loss")] == [100]
 

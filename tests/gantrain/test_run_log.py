@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import re
 import threading
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def test_the_status_line_tells_what_the_row_has(
     assert caplog.messages == [f"500/1000 images, 10 images/s, 00:50 left, {expected}"]
 
 
-def test_the_time_left_is_by_the_rate_of_several_rows(caplog: pytest.LogCaptureFixture):
+def test_the_rate_and_the_time_left_are_of_several_rows(caplog: pytest.LogCaptureFixture):
     def row(images: int, seconds: float, rate: float) -> dict[str, float]:
         return {"images_seen": images, "seconds": seconds, "images_per_second": rate}
 
@@ -86,8 +87,38 @@ def test_the_time_left_is_by_the_rate_of_several_rows(caplog: pytest.LogCaptureF
         status.report(row(200, 50, 2.5))  # pictures were drawn
         status.report(row(300, 60, 10))
         status.report(row(150, 70, 10))  # rolled back
-    told = [message.split(", ")[2] for message in caplog.messages]
-    assert told == ["01:30 left", "05:20 left", "02:55 left", "01:25 left"]
+    told = [message.split(", ")[1:3] for message in caplog.messages]
+    assert told == [
+        ["10 images/s", "01:30 left"],
+        ["2 images/s", "05:20 left"],
+        ["4 images/s", "02:55 left"],
+        ["10 images/s", "01:25 left"],
+    ]
+
+
+def test_a_first_line_tells_the_rate_long_before_the_first_row(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO), StatusLine(0, 10**6, patience_seconds=0) as status:
+        for _ in range(5):
+            status.advance(10)  # the first step warms up and gives no rate
+        early = caplog.messages
+        assert re.fullmatch(r"20/1000000 images, \d+ images/s, [\d:]+ left", *early)
+        status.report(ROW | LOSSES)
+    assert len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_no_first_line_comes_after_a_row_or_of_what_is_not_shown(
+    shown: bool, caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level(logging.INFO):
+        status = StatusLine(0, 1000, shown=shown, patience_seconds=0)
+        status.advance(10)
+        status.report(ROW | LOSSES)
+        status.advance(10)
+        status.advance(-10)  # rolled back
+        status.advance(10)
+        StatusLine(0, 1000).advance(10)
+    assert len(caplog.messages) == shown
 
 
 def test_a_run_that_was_halted_for_a_night_still_tells_its_status(

@@ -62,8 +62,8 @@ def score_sheet(
 ) -> Image.Image:
     """Draw a row of fakes above a row of reals, each tile below its score.
 
-    Images are [n, height, width, channels]; a score is the discriminator's belief that the image
-    is real, 0 to 1: the sigmoid of its logit.
+    Images are [n, height, width, channels]; a score is the discriminator's belief, 0 to 1, that the
+    image is real, or of a loss that only compares, that it is more real than the usual real one.
     """
     side = max(fakes.shape[1:3])
     scale = math.ceil(_TILE_PIXELS / side)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import CliApp, CliSettingsSource, get_subcommand
+from pydantic_settings import CliApp, CliSettingsSource, SettingsError, get_subcommand
 
 from gantrain.cli_options import (
     Check,
@@ -33,6 +33,7 @@ from gantrain.cli_options import (
 from gantrain.data.bad_data import DatasetError
 from gantrain.errors import Interrupted, RunError, UsageError
 from gantrain.memory import lacks_memory
+from gantrain.typos import describe, find_command
 
 _INTERRUPTED = 130
 # From a checkout, for no package index has this project: there the name would be a stranger's.
@@ -59,6 +60,9 @@ def run(arguments: Sequence[str]) -> int:
         root = CliApp.run(Gantrain, list(arguments), _command_line())
     except ValidationError as error:
         return _usage(error)
+    except SettingsError as error:
+        _explain_usage(str(error), arguments)
+        return 2
     if root.version:
         print(f"gantrain {installed_version('ganserve')}")
         return 0
@@ -109,7 +113,13 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _command_line() -> CliSettingsSource[Any]:
-    return CliSettingsSource(Gantrain, formatter_class=HelpFormatter)
+    return CliSettingsSource(Gantrain, formatter_class=HelpFormatter, cli_exit_on_error=False)
+
+
+def _explain_usage(problem: str, arguments: Sequence[str]) -> None:
+    """Print the usage of the command that was meant, what is wrong, and the nearest words."""
+    parser = find_command(_command_line().root_parser, arguments)
+    print(f"{parser.format_usage()}{parser.prog}: {describe(problem, parser)}", file=sys.stderr)
 
 
 def _usage(error: ValidationError, name: str = "") -> int:
@@ -200,12 +210,17 @@ def _presets(command: Presets) -> int:
 
 
 def _check(command: Check) -> int:
+    from gantrain.config import TrainConfig
     from gantrain.data.data_check import check_source
 
     report = check_source(command.source, image_size=command.image_size, channels=command.channels)
     print(report.describe())
     if report.problem:
         raise RunError(report.problem)
+    batch = TrainConfig.model_fields["batch_size"].default
+    if report.count < batch:
+        fewer = f"--batch-size {report.count} or less" if report.count > 1 else "more of them"
+        print(f"too few    for the usual batch of {batch}: `gantrain train` needs {fewer}")
     return 0
 
 

@@ -57,7 +57,7 @@ CHARTS = (
     Chart(
         "Mean absolute error",
         {"discriminator_error": "discriminator", "generator_error": "generator"},
-        unit="of the sigmoid against its label",
+        unit="of the belief against its label",
     ),
     Chart(
         "Gradient norm",

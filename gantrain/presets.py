@@ -11,6 +11,7 @@ from gantrain.config_rules import build_networks, find_contradiction, misfit, ne
 from gantrain.data.point_sets import POINT_SETS
 from gantrain.errors import UsageError
 from gantrain.networks import count_parameters
+from gantrain.typos import suggest
 
 
 @dataclass(frozen=True)
@@ -288,7 +289,8 @@ def find_preset(name: str) -> Preset:
     if name.endswith(".json"):
         return read_preset(Path(name))
     raise UsageError(
-        f"--preset: expected one of {', '.join(PRESETS)}, or the path of a .json file; got {name!r}"
+        f"--preset: expected one of {', '.join(PRESETS)}, or the path of a .json file; got "
+        f"{name!r}{suggest(name, PRESETS)}"
     )
 
 

@@ -26,6 +26,7 @@ from gantrain.durable_files import atomic_write
 from gantrain.errors import RunError
 from gantrain.evaluation.results import read_evaluation
 from gantrain.latents import draw_latents, interpolate_latents
+from gantrain.losses import create_loss
 from gantrain.pictures import animate, image_strip
 from gantrain.presets import count_weights
 from gantrain.run_directory import DataFacts, RunDirectory
@@ -86,6 +87,7 @@ def write_report(run_path: Path) -> Path:
         points=config.image_size is None,
         samples=[embed(path, _HISTORY_BYTES // len(samples)) for path in samples],
         sheet=embed(sheets[-1], _SHEET_BYTES) if sheets else None,
+        relative_scores=create_loss(config.loss).threshold is None,
         interpolation=interpolation,
         interpolation_problem=problem,
         diagnosis=diagnose(rows, config) if rows else None,

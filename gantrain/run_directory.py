@@ -179,27 +179,45 @@ def check_same_run(run: RunDirectory, config: TrainConfig, data: DataFacts) -> N
             )
         return
     old_config, old_data = run.read()
-    for name, new in config:
-        old = getattr(old_config, name)
-        if new != old and not may_change(name):
-            default = choose_lr(config) if name == "lr" else TrainConfig.model_fields[name].default
-            # Who asks for today's default has hardly chosen it, and may wonder what has changed.
-            before = _EARLIER_DEFAULTS.get((name, old)) if new == default else None
-            origin = f" (the default before {before})" if before else ""
-            has, resume = _spell(name, old), f"give {_spell(name, old)}"
-            if old is None:
-                has, resume = f"no {flag(name)}", f"leave {flag(name)} out"
-            wanted = _spell(name, new) if isinstance(new, bool) else new
-            raise RunError(
-                f"{run.path} holds a run with {has}{origin}, asked for is {wanted}: {resume} to "
-                "resume it or choose another --run-dir"
-            )
-    if data.fingerprint != old_data.fingerprint:
+    changed = [
+        name for name, new in config if new != getattr(old_config, name) and not may_change(name)
+    ]
+    told = "; ".join(_tell_change(name, old_config, config) for name in changed)
+    other_data = data.fingerprint != old_data.fingerprint
+    if other_data and (config.data != old_config.data or not changed):
+        # First, for other settings may follow from the data, such as the size of the images.
         raise RunError(
-            f"{run.path} holds a run on other data ({old_data.count} images, "
-            f"{old_data.fingerprint[:19]}...; now {data.count}, {data.fingerprint[:19]}...): "
-            "restore the data to resume it or choose another --run-dir"
+            f"{run.path} holds a run on other data, --data {old_config.data} ({old_data.count} "
+            f"images, {old_data.fingerprint[:19]}...); asked for is {config.data} ({data.count}, "
+            f"{data.fingerprint[:19]}...){f'; it is a run {told}' if told else ''}: restore "
+            f"the data{' and the settings' if told else ''} to resume it or choose another "
+            "--run-dir"
         )
+    if changed:
+        raise RunError(
+            f"{run.path} holds a run {told}: {_tell_how_to_resume(changed, old_config)} to resume "
+            "it or choose another --run-dir"
+        )
+
+
+def _tell_change(name: str, old_config: TrainConfig, config: TrainConfig) -> str:
+    """What the run has of a setting, and what is asked for."""
+    old, new = getattr(old_config, name), getattr(config, name)
+    default = choose_lr(config) if name == "lr" else TrainConfig.model_fields[name].default
+    # Who asks for today's default has hardly chosen it, and may wonder what has changed.
+    before = _EARLIER_DEFAULTS.get((name, old)) if new == default else None
+    origin = f" (the default before {before})" if before else ""
+    has = f"no {flag(name)}" if old is None else _spell(name, old)
+    return f"with {has}{origin}, asked for is {_spell(name, new) if isinstance(new, bool) else new}"
+
+
+def _tell_how_to_resume(names: list[str], old_config: TrainConfig) -> str:
+    """What to give, and what to leave out, for the settings that the run has."""
+    had = {name: getattr(old_config, name) for name in names}
+    given = " ".join(_spell(name, old) for name, old in had.items() if old is not None)
+    unset = " and ".join(flag(name) for name, old in had.items() if old is None)
+    parts = [f"give {given}" if given else "", f"leave {unset} out" if unset else ""]
+    return " and ".join(part for part in parts if part)
 
 
 def _spell(name: str, value: object) -> str:

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 _ACCURACIES = ("discriminator_accuracy_real", "discriminator_accuracy_fake")
 _PENALTY_NAMES = {"r1_penalty": "R1", "r2_penalty": "R2", "gradient_penalty": "gradient penalty"}
 _SMOOTHED_ROWS = 20
+_PATIENCE = 10.0  # seconds until a first line, should the first row come later
 _SESSION_START = 1  # tensorboard's SessionLog.START
 
 
@@ -88,10 +89,23 @@ class Stopwatch:
 
 
 class StatusLine:
-    """A progress bar on a terminal, a log line at each update elsewhere; nothing if not `shown`."""
+    """A progress bar on a terminal, a log line at each row elsewhere; nothing if not `shown`.
 
-    def __init__(self, images_seen: int, total_images: int, *, shown: bool = True) -> None:
+    Of a long run the first row is far off, so a line of its own tells the rate after some seconds.
+    """
+
+    def __init__(
+        self,
+        images_seen: int,
+        total_images: int,
+        *,
+        shown: bool = True,
+        patience_seconds: float = _PATIENCE,
+    ) -> None:
         self._total = total_images
+        self._images_seen = images_seen
+        self._early_at: float | None = time.monotonic() + patience_seconds  # None: not any more
+        self._first_step: tuple[int, float] | None = None  # images, when; it warms up
         self._recent: deque[tuple[int, float]] = deque(maxlen=_SMOOTHED_ROWS)  # images, seconds
         self._shown = shown
         self._terminal = shown and sys.stderr.isatty()
@@ -116,8 +130,20 @@ class StatusLine:
         self._bar.close()
 
     def advance(self, images: int) -> None:
-        """Count images of a step."""
+        """Count images of a step; fewer than none where the run goes back."""
         self._bar.update(images)
+        self._images_seen += images
+        if self._shown and not self._terminal and self._early_at is not None:
+            self._tell_early(time.monotonic(), self._early_at)
+
+    def _tell_early(self, now: float, due: float) -> None:
+        if self._first_step is None or self._images_seen <= self._first_step[0]:
+            self._first_step = self._images_seen, now
+        elif now >= due:
+            images, started = self._first_step
+            rate = (self._images_seen - images) / max(now - started, 1e-9)
+            logger.info("%s", self._progress(self._images_seen, rate))
+            self._early_at = None
 
     def report(self, row: Mapping[str, Any]) -> None:
         """Show the newest row of metrics."""
@@ -127,19 +153,17 @@ class StatusLine:
         if self._terminal:
             self._bar.set_postfix_str(summary)
             return
-        left = max(self._total - row["images_seen"], 0) / max(self._rate(row), 0.01)
+        self._early_at = None
         penalties = "".join(
             f", {name} {row[key]:.3f}" for key, name in _PENALTY_NAMES.items() if key in row
         )
-        logger.info(
-            "%d/%d images, %.0f images/s, %s left, %s%s",
-            row["images_seen"],
-            self._total,
-            row["images_per_second"],
-            tqdm.format_interval(left),
-            summary,
-            penalties,
-        )
+        progress = self._progress(row["images_seen"], self._rate(row))
+        logger.info("%s, %s%s", progress, summary, penalties)
+
+    def _progress(self, images_seen: int, rate: float) -> str:
+        left = max(self._total - images_seen, 0) / max(rate, 0.01)
+        told = f"{images_seen}/{self._total} images, {rate:.0f} images/s"
+        return f"{told}, {tqdm.format_interval(left)} left"
 
     def _rate(self, row: Mapping[str, Any]) -> float:
         """Images a second over the last rows; single ones hold pictures to draw, or none."""
@@ -198,20 +222,19 @@ class EventFile:
         ]
         self._append(row["images_seen"], summary={"value": values})
 
-    def add_samples(self, images_seen: int, picture: Image.Image) -> None:
-        """Write a picture of samples at a position.
+    def add_samples(self, images_seen: int, png: bytes) -> None:
+        """Write a picture of samples at a position, as it was compressed for its file.
 
         Raises:
             RunError: it could not be written.
         """
-        content = io.BytesIO()
-        picture.save(content, format="PNG")
-        image = {
-            "width": picture.width,
-            "height": picture.height,
-            "colorspace": len(picture.getbands()),
-            "encoded_image_string": content.getvalue(),
-        }
+        with Image.open(io.BytesIO(png)) as picture:
+            image = {
+                "width": picture.width,
+                "height": picture.height,
+                "colorspace": len(picture.getbands()),
+                "encoded_image_string": png,
+            }
         self._append(images_seen, summary={"value": [{"tag": "samples", "image": image}]})
 
     def _append(self, images_seen: int = 0, **content: Any) -> None:  # noqa: ANN401

@@ -262,6 +262,8 @@ def open_session(artifact: bytes, name: str = "artifact", advice: str = "") -> A
         return onnxruntime.InferenceSession(artifact, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base but Exception
         reason = str(error).splitlines()[0].removesuffix(".")
+        if not artifact or "INVALID_PROTOBUF" in reason:
+            reason = "the file ends early or is no ONNX file: copy it again"
         raise RunError(f"{name}: ONNX Runtime cannot load it: {reason}{advice}") from error
 
 

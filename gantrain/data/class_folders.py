@@ -26,9 +26,9 @@ def classes_by_folder(names: list[str]) -> list[str] | None:
 def find_strays(names: list[str]) -> list[str]:
     """Return the files without which the folders beside them would be classes."""
     parts = below_shared_folders(names)
-    folders = {part[0] for part in parts if len(part) > 1}
-    strays = [name for name, part in zip(names, parts, strict=True) if len(part) == 1]
-    return strays if len(folders) > 1 else []
+    strays = {name for name, part in zip(names, parts, strict=True) if len(part) == 1}
+    others = [name for name in names if name not in strays]
+    return [name for name in names if name in strays] if classes_by_folder(others) else []
 
 
 def find_splits(names: list[str]) -> dict[str, bool]:

@@ -171,6 +171,12 @@ def see_more(config: TrainConfig) -> Advice:
     )
 
 
+def go_on(config: TrainConfig, images: int) -> Advice:
+    """For a run that ended before it reached so many images."""
+    why = " or more, and give the same command again"
+    return _join(try_values(config, {"total_images": images}, "give", why=why))
+
+
 def mend_pixels(config: TrainConfig) -> Advice:
     """For isolated pixels that no real image has."""
     return _join(

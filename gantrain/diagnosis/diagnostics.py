@@ -64,13 +64,15 @@ class Diagnosis:
 def diagnose(rows: Sequence[Row], config: TrainConfig) -> Diagnosis:
     """Judge a run by all its rows of metrics, oldest first; the last one is the present.
 
-    The state is "too early to tell", "healthy", "still learning" (nothing is wrong, samples do not
-    pass for the data yet) or the names of what is wrong.
+    The state is "too early to tell", "too short to tell" (it ended so early), "healthy", "still
+    learning" (nothing is wrong, samples do not pass for the data yet) or the names of what is
+    wrong.
     """
     if not rows:
         return Diagnosis("too early to tell", ())
     evidence = Evidence(rows, config)
     finding = _diverged(evidence)
+    finding = finding or _too_short(evidence)
     if finding:
         return Diagnosis(finding.name, (finding,))
     if _too_early(evidence):
@@ -86,6 +88,20 @@ def _too_early(evidence: Evidence) -> bool:
     steps: float = images / evidence.config.images_per_step
     begun: bool = images < _EARLY_SHARE * evidence.config.total_images and steps < _ENOUGH_STEPS
     return steps < EARLY_STEPS or begun
+
+
+def _too_short(evidence: Evidence) -> Finding | None:
+    """A run that is over, and was too early to tell to its end."""
+    images, config = evidence.rows[-1]["images_seen"], evidence.config
+    needed = EARLY_STEPS * config.images_per_step
+    if not config.total_images <= images < needed:
+        return None
+    return Finding(
+        "too short to tell",
+        f"It ended after {images // config.images_per_step} steps; before {EARLY_STEPS} of them, "
+        f"which are {needed} images, all runs look alike.",
+        advice.go_on(config, needed),
+    )
 
 
 def _diverged(evidence: Evidence) -> Finding | None:

@@ -44,6 +44,7 @@ _FIRST_SEED: Final = 1_000_000  # far from those that people look at
 _MEMORY_IMAGES: Final = 60_000  # training images among which they are looked for
 _MEMORISED: Final = ("training_distance", "near_training", "copies")
 _WEAK_CLASSIFIER: Final = 0.9  # accuracy
+_PRAISE: Final = 0.1  # precision above its floor that is no accident
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,11 @@ def evaluate_sampler(sampler: Sampler, name: str, yardstick: Yardstick, repeats:
             "repeat %d of %d: %d samples drawn in %.0f s, measured in %.0f s",
             *(repeat + 1, repeats, count, drawn - started, time.monotonic() - drawn),
         )
+    measurements = {
+        **combine(measured, yardstick.floors),
+        **measure_memory(sampler, data, kept),
+        **recognised_as_asked(labels, asked, space),
+    }
     return Evaluation(
         generator=GeneratorFacts(
             source=name,
@@ -126,13 +132,9 @@ def evaluate_sampler(sampler: Sampler, name: str, yardstick: Yardstick, repeats:
         features=FeatureFacts(kind=space.kind, accuracy=space.accuracy, held_out=space.held_out),
         samples=count,
         repeats=repeats,
-        measurements={
-            **combine(measured, yardstick.floors),
-            **measure_memory(sampler, data, kept),
-            **recognised_as_asked(labels, asked, space),
-        },
+        measurements=measurements,
         classes=count_by_class(data, labels, asked, space, yardstick.labels_of_data),
-        notes=take_notes(data, space),
+        notes=(*take_notes(data, space), *doubt_numbers(measurements, count, yardstick.width)),
     )
 
 
@@ -299,5 +301,26 @@ def take_notes(data: RealData, space: FeatureSpace) -> tuple[str, ...]:
         notes.append(
             f"A perfect sampler's reverse KL over {len(CLASS_NAMES)} modes is about "
             f"{len(CLASS_NAMES) - 1} / (2 x samples)."
+        )
+    return tuple(notes)
+
+
+def doubt_numbers(
+    measurements: Mapping[str, Measurement], samples: int, width: int
+) -> tuple[str, ...]:
+    """What not to take at its word, of so many samples on features of that width."""
+    notes = []
+    if samples < width and "frechet_distance" in measurements:
+        notes.append(
+            f"There are fewer samples ({samples:,}) than features ({width:,}), too few for the "
+            "Gaussians of the Frechet distance: it is far too large, for real images too; give "
+            "more --samples, or more data."
+        )
+    precision = measurements.get("precision")
+    floor = precision.floor if precision is not None else None
+    if precision is not None and floor is not None and precision.mean > floor + _PRAISE:
+        notes.append(
+            "Precision above that of real images is no praise: samples that keep to the middle of "
+            "the data get it, even noise; judge it beside recall and coverage."
         )
     return tuple(notes)

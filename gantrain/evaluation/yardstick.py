@@ -63,6 +63,11 @@ class Yardstick:
         self.floors = {} if self._others is None else self.measure(self._others)
 
     @property
+    def width(self) -> int:
+        """How many features each example has."""
+        return int(self._reference.features.shape[1])
+
+    @property
     def labels_of_data(self) -> Labels | None:
         """Recognised classes [n] of real examples: the others, or the reference if there are none.
 

@@ -39,6 +39,7 @@ from gantrain.training.run_setup import (
     describe_data,
     load_labels,
     settle_config,
+    tell_checkpoints,
     tell_left_out,
 )
 from gantrain.training.step_means import StepMeans, gradient_norm
@@ -94,6 +95,8 @@ def train(config: TrainConfig) -> TrainState:
         checkpoint_every = config.checkpoint_every or max(config.total_images // 20, 1)
         order = data_order(len(examples), config, state, device)
         means = StepMeans(config.loss)
+        if ranks.first:
+            tell_checkpoints(config, state.images_seen, checkpoint_every)
         clock = Stopwatch(state.images_seen, state.seconds)
         monitor = RunMonitor(run, config, data, state.images_seen) if ranks.first else None
         with StatusLine(state.images_seen, config.total_images, shown=ranks.first) as status:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from torch import Tensor
 
 from gantrain.checkpoint import TrainState
 from gantrain.class_labels import (
@@ -23,6 +23,7 @@ from gantrain.data.point_sets import PointSet
 from gantrain.diagnosis.diagnostics import diagnose
 from gantrain.evaluation.sample_statistics import Reference
 from gantrain.latents import draw_latents
+from gantrain.losses import create_loss
 from gantrain.networks import run_network
 from gantrain.pictures import save_grid, save_scatter, save_sheet
 from gantrain.run_directory import RunDirectory
@@ -129,8 +130,7 @@ class RunMonitor:
                 fakes = self._draw(generator, len(labels), labels)
             self._save_sheet(state, fakes[:_SHEET_IMAGES], name)
         if self._events:
-            with Image.open(self._run.samples / name) as picture:
-                self._events.add_samples(state.images_seen, picture)
+            self._events.add_samples(state.images_seen, (self._run.samples / name).read_bytes())
 
     def _generator(self, state: TrainState) -> torch.nn.Module:
         """The finished generator of this position, made once."""
@@ -146,14 +146,24 @@ class RunMonitor:
         return generate(generator, draw_latents(seeds, self._config.latent_dim), labels)
 
     def _save_sheet(self, state: TrainState, fakes: NDArray[np.uint8], name: str) -> None:
-        """Fakes above reals, each with the discriminator's score."""
+        """Fakes above reals, each with the discriminator's score.
+
+        That is the sigmoid of its logit. Of a loss that only compares, whose logits may lie
+        anywhere, it is that of the logit less the reals' mean: the relativistic average
+        discriminator of Jolicoeur-Martineau, "The relativistic discriminator", 2018.
+        """
         assert isinstance(self._data, Dataset)
         reals = self._data.images[:_SHEET_IMAGES].transpose(0, 2, 3, 1)
-        scores = [self._score(state, images) for images in (fakes, reals)]
-        save_sheet(self._run.sheets / name, fakes, scores[0], reals, scores[1])
+        fake_logits, real_logits = (self._judge(state, images) for images in (fakes, reals))
+        relative = create_loss(self._config.loss).threshold is None
+        middle = real_logits.mean() if relative else torch.zeros(())
+        fake_scores, real_scores = (
+            torch.sigmoid(logits - middle).tolist() for logits in (fake_logits, real_logits)
+        )
+        save_sheet(self._run.sheets / name, fakes, fake_scores, reals, real_scores)
 
-    def _score(self, state: TrainState, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The discriminator's sigmoid for images [n, height, width, channels].
+    def _judge(self, state: TrainState, images: NDArray[np.uint8]) -> Tensor:
+        """The discriminator's logits [n] for images [n, height, width, channels], on the CPU.
 
         If conditional, they are of the classes of the first n reals.
         """
@@ -172,10 +182,9 @@ class RunMonitor:
             labels = torch.from_numpy(self._labels[: len(images)]).to(device)
         state.discriminator.eval()
         with torch.no_grad():
-            logits = run_network(state.discriminator, batch, labels)
-            scores: NDArray[np.float32] = torch.sigmoid(logits).cpu().numpy()
+            logits = run_network(state.discriminator, batch, labels).float().cpu()
         state.discriminator.train()
-        return scores
+        return logits
 
     def diagnose(
         self, state: TrainState, row: dict[str, float], clock: Stopwatch, *, urgent: bool

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from pathlib import Path
 
 import torch
@@ -119,6 +120,15 @@ def tell_left_out(data: Dataset | PointSet) -> None:
         total = len(data.images) + len(data.bad_files)
         named = list_some([str(bad) for bad in data.bad_files], NAMES_SHOWN)
         logger.info("left out %d of %d files: %s", len(data.bad_files), total, named)
+
+
+def tell_checkpoints(config: TrainConfig, images_seen: int, every: int) -> None:
+    """Log at how many images the next checkpoint is due, from when on a crash costs little."""
+    due = min((images_seen // every + 1) * every, config.total_images)
+    step = config.images_per_step
+    first = images_seen + math.ceil((due - images_seen) / step) * step
+    if images_seen < config.total_images:
+        logger.info("a checkpoint every %d images, the next at %d", every, first)
 
 
 def load_labels(

@@ -20,6 +20,7 @@ class StepMeans:
         self._totals: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._logits: dict[str, list[Tensor]] = {}
+        self._usual_real: Tensor | float = 0.0  # newest mean of the reals' logits
 
     def add(self, results: dict[str, Tensor]) -> None:
         """Count one step's results: scalars, and logits [batch]."""
@@ -48,20 +49,36 @@ class StepMeans:
         logits = {name: torch.cat(kept) for name, kept in self._logits.items()}
         self._logits = {}
         if "real_logits" in logits:
-            judged = self._judge(logits["real_logits"], logits["fake_logits"])
+            self._usual_real = logits["real_logits"].mean()
+            judged = self._judge(
+                logits["real_logits"].view(steps["real_logits"], -1),
+                logits["fake_logits"].view(steps["real_logits"], -1),
+            )
             for name, mean in judged.items():
                 self._count(name, mean, steps["real_logits"])
         if "generator_logits" in logits:
-            error = 1 - torch.sigmoid(logits["generator_logits"])
+            fake = logits["generator_logits"]
+            if self._threshold is None:
+                fake = fake - self._usual_real
+            error = 1 - torch.sigmoid(fake)
             self._count("generator_error", error.mean(), steps["generator_logits"])
 
     def _judge(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """What the logits [steps, batch] of reals and of fakes say of the discriminator.
+
+        Where a loss only compares, its belief is that of the relativistic average discriminator:
+        each logit is held against the mean of the other kind in its step, the generator's against
+        that of the steps summed up (Jolicoeur-Martineau, "The relativistic discriminator", 2018).
+        """
+        real_belief, fake_belief = real, fake
         if self._threshold is None:
             real_right = fake_right = (real > fake).float().mean()
+            real_belief = real - fake.mean(1, keepdim=True)
+            fake_belief = fake - real.mean(1, keepdim=True)
         else:
             real_right = (real > self._threshold).float().mean()
             fake_right = (fake < self._threshold).float().mean()
-        error = (1 - torch.sigmoid(real)).mean() + torch.sigmoid(fake).mean()
+        error = (1 - torch.sigmoid(real_belief)).mean() + torch.sigmoid(fake_belief).mean()
         return {
             "discriminator_accuracy_real": real_right,
             "discriminator_accuracy_fake": fake_right,

@@ -24,6 +24,7 @@ def test_folders_are_classes_only_where_every_image_lies_in_one(names, classes):
     [
         pytest.param(["cat/1.png", "dog/1.png", "2.png"], ["2.png"], id="one-outside"),
         pytest.param(["x/cat/1.png", "x/2.png", "x/dog/1.png"], ["x/2.png"], id="shared-folders"),
+        pytest.param(["x/cat/1.png", "x/dog/1.png", "2.png"], ["2.png"], id="above-a-shared-one"),
         pytest.param(["cat/1.png", "dog/1.png"], [], id="classes"),
         pytest.param(["1.png", "rest/2.png"], [], id="one-folder"),
         pytest.param(["1.png", "2.png"], [], id="no-folders"),

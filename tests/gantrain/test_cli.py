@@ -189,11 +189,62 @@ def test_data_can_be_checked_for_grey_or_colour():
     assert gantrain("data", "check", "digits", "--image-size=8", "--channels=3") == 0
 
 
-def test_an_unknown_flag_is_bad_usage(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        gantrain("train", "--data=digits", "--run-dir=x", "--learning-rate=1")
-    assert stopped.value.code == 2
-    assert "--learning-rate" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "usage", "told"),
+    [
+        pytest.param(
+            ["train", "--totl-images", "32"],
+            "gantrain train --data TEXT --run-dir PATH [options]",
+            "gantrain train: unrecognized arguments: --totl-images 32; is --total-images meant?",
+            id="flag",
+        ),
+        pytest.param(
+            ["data", "check", "digits", "--image-siz=8"],
+            "gantrain data check [-h] [--image-size N] [--channels {1,3}] SOURCE",
+            "gantrain data check: unrecognized arguments: --image-siz=8; is --image-size meant?",
+            id="flag-of-a-command-of-a-command",
+        ),
+        pytest.param(
+            ["train", "--data=digits", "--run-dir=x", "--zzz=1"],
+            "gantrain train --data TEXT --run-dir PATH [options]",
+            "gantrain train: unrecognized arguments: --zzz=1",
+            id="nothing-near",
+        ),
+        pytest.param(
+            ["train", "digits", "--data=digits", "--run-dir=x"],
+            "gantrain train --data TEXT --run-dir PATH [options]",
+            "gantrain train: unrecognized arguments: digits",
+            id="word",
+        ),
+        pytest.param(
+            ["data", "chek", "digits"],
+            "gantrain data [-h] {check} ...",
+            "is check meant?",
+            id="command",
+        ),
+    ],
+)
+def test_of_a_mistyped_line_the_usage_and_the_nearest_word_are_shown(
+    arguments, usage: str, told: str, capsys
+):
+    assert gantrain(*arguments) == 2
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first == f"usage: {usage}"
+    assert last.endswith(told)
+
+
+def test_of_a_mistyped_preset_the_nearest_is_named(capsys):
+    assert gantrain("train", "--data=digits", "--run-dir=x", "--preset=dcgn") == 2
+    assert capsys.readouterr().err.endswith("got 'dcgn'; is dcgan meant?\n")
+
+
+def test_a_check_tells_of_fewer_images_than_training_takes(tmp_path: Path, capsys):
+    told = "too few    for the usual batch of 64: `gantrain train` needs --batch-size 20 or less\n"
+    for count in (20, 64):
+        for index in range(count):
+            Image.new("L", (8, 8), index).save(tmp_path / f"{index}.png")
+        assert gantrain("data", "check", tmp_path) == 0
+        assert capsys.readouterr().out.endswith(told) == (count == 20)
 
 
 def test_a_run_folder_without_a_name_is_bad_usage(tmp_path: Path, monkeypatch, capsys):

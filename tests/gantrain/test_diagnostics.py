@@ -91,7 +91,20 @@ def test_the_start_of_a_run_is_no_alarm():
     alike = {"duplicates": 1.0, "diversity": 0.05, "class_coverage": 0.1, "energy_distance": 0.4}
     rows = make_rows(12, 1000, **at_first, **alike)
     assert diagnose(rows, settings()).state == "too early to tell"
-    assert diagnose(rows, settings(total_images=12_000)).state == "too early to tell"
+
+
+def test_a_run_that_ended_so_early_is_told_how_long_it_must_be():
+    rows, config = make_rows(12, 1000), settings(total_images=12_000, batch_size=64)
+    diagnosis = diagnose(rows, config)
+    assert diagnosis.state == "too short to tell"
+    (finding,) = diagnosis.findings
+    assert "ended after 187 steps; before 250 of them, which are 16000 images" in finding.evidence
+    assert finding.advice == (
+        "--total-images 12000: give 16000 or more, and give the same command again",
+    )
+    longer = settings(total_images=16_000, batch_size=64)
+    assert diagnose(make_rows(16, 1000), longer).state not in (diagnosis.state, "too early to tell")
+    assert diagnose(make_rows(15, 1000), longer).state == "too early to tell"
 
 
 def test_nothing_wrong_and_not_there_yet_is_still_learning():

@@ -17,7 +17,7 @@ from gantrain.data.datasets import Dataset, load_dataset
 from gantrain.errors import RunError, UsageError
 from gantrain.evaluation import yardstick as yardsticks
 from gantrain.evaluation.distances import Neighbourhoods
-from gantrain.evaluation.evaluate import choose_space, evaluate, evaluate_sampler
+from gantrain.evaluation.evaluate import choose_space, doubt_numbers, evaluate, evaluate_sampler
 from gantrain.evaluation.examples import RealData, choose_reals, load_real_data
 from gantrain.evaluation.feature_spaces import digit_marginals
 from gantrain.evaluation.results import (
@@ -88,6 +88,33 @@ def picture_sampler(images: np.ndarray, labels: np.ndarray | None = None, **fact
 
 def means(evaluation: Evaluation) -> dict[str, float]:
     return {name: found.mean for name, found in evaluation.measurements.items()}
+
+
+@pytest.mark.parametrize(
+    ("samples", "precision", "notes"),
+    [
+        pytest.param(127, 0.6, ["fewer samples (127) than features (128)"], id="few"),
+        pytest.param(128, 0.69, [], id="enough"),
+        pytest.param(128, 1.0, ["Precision above that of real images is no praise"], id="praise"),
+    ],
+)
+def test_numbers_that_say_less_than_they_seem_to_are_noted(
+    samples: int, precision: float, notes: list[str]
+):
+    measurements = {
+        "frechet_distance": Measurement(mean=5.0),
+        "precision": Measurement(mean=precision, floor=0.6),
+    }
+    found = doubt_numbers(measurements, samples, 128)
+    assert len(found) == len(notes)
+    assert all(note in told for note, told in zip(notes, found, strict=True))
+    assert doubt_numbers({"curve_distance": Measurement(mean=1.0)}, 1, 2) == ()
+
+
+def test_of_few_noisy_samples_an_evaluation_is_in_doubt(yardstick: Yardstick):
+    few = Yardstick(yardstick.data, choose_reals(yardstick.data, 100), yardstick.space)
+    found = evaluate_sampler(picture_sampler(DIGITS.images), "few", few, repeats=1)
+    assert any("fewer samples (100) than features (128)" in note for note in found.notes)
 
 
 def test_real_images_score_as_the_floor_says_and_are_found_out_as_copies(yardstick: Yardstick):

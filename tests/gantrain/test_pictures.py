@@ -86,6 +86,15 @@ def test_a_sheet_writes_each_score_above_its_tile():
     assert len(set(before)) == 4
 
 
+def test_pictures_are_compressed_at_little_cost_of_time(tmp_path: Path):
+    images = random_images(8, 8, 8, 3)
+    save_grid(tmp_path / "grid.png", images)
+    save_sheet(tmp_path / "sheet.png", images, [0.5] * 8, images, [0.5] * 8)
+    for path in tmp_path.iterdir():
+        _, _, compressed = path.read_bytes().partition(b"IDAT")
+        assert compressed[1] >> 6 == 1, "zlib's own mark of a fast compression (RFC 1950)"
+
+
 def test_a_scatter_plot_is_small_and_the_same_bytes_each_time(tmp_path: Path):
     paths = tmp_path / "a.png", tmp_path / "b.png"
     for path in paths:

@@ -84,6 +84,22 @@ def test_a_report_embeds_all_pictures_and_asks_for_nothing_else(run: RunDirector
     assert not re.search(r"url\((?!#)|@import|fetch\(|XMLHttp", page)
 
 
+@pytest.mark.parametrize(
+    ("loss", "caption"),
+    [
+        ("relativistic", "0.5: as real as the real ones, for this loss only compares."),
+        ("bce", "1 for surely real."),
+    ],
+)
+def test_the_caption_of_a_sheet_says_what_its_scores_mean(
+    loss: str, caption: str, run: RunDirectory
+):
+    values = json.loads(run.config_file.read_text())
+    values["config"]["loss"] = loss
+    run.config_file.write_text(json.dumps(values))
+    assert f"score, {caption}</figcaption>" in report(run)
+
+
 def test_what_users_name_is_escaped(run: RunDirectory):
     config, facts = run.read()
     evil = "<img src=x onerror=alert(1)>"

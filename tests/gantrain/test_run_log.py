@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import re
 import threading
 from pathlib import Path
 
@@ -26,6 +27,12 @@ ACCURACIES = {"discriminator_accuracy_real": 0.66, "discriminator_accuracy_fake"
 
 def load_events(folder: Path) -> EventAccumulator:
     return EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+
+
+def png(pixels: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG", compress_level=1)
+    return content.getvalue()
 
 
 def test_rows_after_a_position_and_other_lines_are_dropped(tmp_path: Path):
@@ -71,7 +78,7 @@ def test_the_status_line_tells_what_the_row_has(
     assert caplog.messages == [f"500/1000 images, 10 images/s, 00:50 left, {expected}"]
 
 
-def test_the_time_left_is_by_the_rate_of_several_rows(caplog: pytest.LogCaptureFixture):
+def test_the_rate_and_the_time_left_are_of_several_rows(caplog: pytest.LogCaptureFixture):
     def row(images: int, seconds: float, rate: float) -> dict[str, float]:
         return {"images_seen": images, "seconds": seconds, "images_per_second": rate}
 
@@ -80,8 +87,38 @@ def test_the_time_left_is_by_the_rate_of_several_rows(caplog: pytest.LogCaptureF
         status.report(row(200, 50, 2.5))  # pictures were drawn
         status.report(row(300, 60, 10))
         status.report(row(150, 70, 10))  # rolled back
-    told = [message.split(", ")[2] for message in caplog.messages]
-    assert told == ["01:30 left", "05:20 left", "02:55 left", "01:25 left"]
+    told = [message.split(", ")[1:3] for message in caplog.messages]
+    assert told == [
+        ["10 images/s", "01:30 left"],
+        ["2 images/s", "05:20 left"],
+        ["4 images/s", "02:55 left"],
+        ["10 images/s", "01:25 left"],
+    ]
+
+
+def test_a_first_line_tells_the_rate_long_before_the_first_row(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO), StatusLine(0, 10**6, patience_seconds=0) as status:
+        for _ in range(5):
+            status.advance(10)  # the first step warms up and gives no rate
+        early = caplog.messages
+        assert re.fullmatch(r"20/1000000 images, \d+ images/s, [\d:]+ left", *early)
+        status.report(ROW | LOSSES)
+    assert len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_no_first_line_comes_after_a_row_or_of_what_is_not_shown(
+    shown: bool, caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level(logging.INFO):
+        status = StatusLine(0, 1000, shown=shown, patience_seconds=0)
+        status.advance(10)
+        status.report(ROW | LOSSES)
+        status.advance(10)
+        status.advance(-10)  # rolled back
+        status.advance(10)
+        StatusLine(0, 1000).advance(10)
+    assert len(caplog.messages) == shown
 
 
 def test_a_run_that_was_halted_for_a_night_still_tells_its_status(
@@ -104,7 +141,7 @@ def test_tensorboard_reads_every_scalar_and_picture_of_a_row(tmp_path: Path):
     events = EventFile(tmp_path / "tensorboard", 0)
     events.add_row({**ROW, **LOSSES, "class_shares": [0.5, 0.5], "diagnosis": "healthy"})
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    events.add_samples(500, Image.fromarray(pixels))
+    events.add_samples(500, png(pixels))
     read = load_events(tmp_path / "tensorboard")
     tags = read.Tags()
     assert tags["scalars"] == ["seconds", "images_per_second", *LOSSES]
@@ -113,6 +150,8 @@ def test_tensorboard_reads_every_scalar_and_picture_of_a_row(tmp_path: Path):
     ]
     (picture,) = read.Images("samples")
     assert picture.step == 500
+    assert (picture.width, picture.height) == (4, 4)
+    assert picture.encoded_image_string == png(pixels), "compressed once, for its file"
     shown = np.asarray(Image.open(io.BytesIO(picture.encoded_image_string)))
     assert (shown == pixels).all()
 
@@ -135,7 +174,7 @@ def test_events_for_a_full_disk_are_refused_and_what_was_written_stays_readable(
     threads = threading.active_count()
     events.add_row({"images_seen": 100, "generator_loss": 1.0})
     with pytest.raises(RunError, match="could not be written: No space left on device"):
-        events.add_samples(100, Image.fromarray(noise))
+        events.add_samples(100, png(noise))
     assert threading.active_count() == threads
     assert [e.step for e in load_events(folder).Scalars("generator_loss")] == [100]
 

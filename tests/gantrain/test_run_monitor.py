@@ -83,3 +83,22 @@ def test_a_conditional_run_on_a_handful_of_images_shows_them(class_folders: Path
     train(resolve({**asked, "conditional": True, "total_images": 8}))
     with Image.open(tmp_path / "run" / "sheets" / "000000000008.png") as sheet:
         assert sheet.width < 8 * 96, "six images beside each other"
+
+
+@pytest.mark.parametrize(
+    ("loss", "relative"), [("relativistic", True), ("wasserstein", True), ("bce", False)]
+)
+def test_scores_of_a_loss_that_only_compares_do_not_depend_on_where_its_logits_lie(
+    loss: str, relative: bool, tmp_path: Path
+):
+    sheets = []
+    config, data = begin(tmp_path / "run", loss=loss)
+    state = create_state(config, torch.device("cpu"))
+    with open_run(config.run_dir) as run:
+        monitor = RunMonitor(run, config, data, 0)
+        for shift in (0.0, 20.0):
+            with torch.no_grad():
+                list(state.discriminator.parameters())[-1].add_(shift)  # the last layer's bias
+            monitor.save_samples(state)
+            sheets.append(grid(next(run.sheets.iterdir())))
+    assert (sheets[0] == sheets[1]) == relative

@@ -1,3 +1,5 @@
+import logging
+
 import numpy as np
 import pytest
 
@@ -6,7 +8,7 @@ from gantrain.data.point_sets import POINT_SETS
 from gantrain.networks import most_inputs
 from gantrain.networks.shape import Shape
 from gantrain.presets import PRESETS, resolve
-from gantrain.training.run_setup import settle_config
+from gantrain.training.run_setup import settle_config, tell_checkpoints
 
 
 def images(size: int, channels: int) -> Dataset:
@@ -55,3 +57,23 @@ def test_the_last_layer_does_not_count():
     shape = Shape(28, 1, latent_dim=4, filters=32, kernel_size=5)
     assert most_inputs("dcgan", shape) == 16 * 64
     assert most_inputs("torch-mlp", shape) == 1024
+
+
+@pytest.mark.parametrize(
+    ("images_seen", "every", "due"),
+    [
+        pytest.param(0, 100, 128, id="first"),
+        pytest.param(128, 100, 256, id="resumed"),
+        pytest.param(0, 128, 128, id="whole-steps"),
+        pytest.param(0, 5000, 1024, id="at-the-end"),
+        pytest.param(1024, 100, None, id="finished"),
+    ],
+)
+def test_a_run_tells_when_its_next_checkpoint_is_due(
+    images_seen: int, every: int, due: int | None, caplog: pytest.LogCaptureFixture
+):
+    config = resolve({"data": "", "run_dir": "", "batch_size": 64, "total_images": 1000})
+    with caplog.at_level(logging.INFO):
+        tell_checkpoints(config, images_seen, every)
+    told = [f"a checkpoint every {every} images, the next at {due}"]
+    assert caplog.messages == (told if due else [])

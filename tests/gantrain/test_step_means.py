@@ -57,7 +57,7 @@ def test_more_updates_of_one_network_than_of_the_other_count_by_themselves():
         for update in range(5):
             logits = torch.full((2,), float(5 * step + update))
             means.add({"real_logits": logits, "fake_logits": logits - 1})
-        means.add({"generator_logits": torch.full((2,), 50.0 if step < 52 else -50.0)})
+        means.add({"generator_logits": torch.full((2,), 1e3 if step < 52 else -1e3)})
     row = means.take()
     assert row["real_logits"] == pytest.approx(249.5)
     assert row["generator_error"] == pytest.approx(0.48)
@@ -80,3 +80,20 @@ def test_who_is_right_depends_on_where_a_loss_draws_the_line(loss: str, real: fl
     row = means.take()
     assert row["discriminator_accuracy_real"] == real
     assert row["discriminator_accuracy_fake"] == fake
+
+
+@pytest.mark.parametrize("loss", ["relativistic", "wasserstein"])
+def test_the_error_of_a_loss_that_only_compares_is_the_same_wherever_its_logits_lie(loss: str):
+    rows = []
+    for shift in (0.0, 40.0):
+        means = StepMeans(loss)
+        for step in range(300):  # the critic's zero drifts
+            real = torch.tensor([2.0, 4.0]) + shift + (step >= 150)
+            means.add({"real_logits": real, "fake_logits": real - 3})
+            means.add({"generator_logits": torch.tensor([3.0, 3.0]) + shift + (step >= 150)})
+        rows.append(means.take())
+    real, fake = torch.tensor([2.0, 4.0]) - 0.0, torch.tensor([-1.0, 1.0]) - 3.0
+    error = (1 - torch.sigmoid(real)).mean() + torch.sigmoid(fake).mean()
+    for row in rows:
+        assert row["discriminator_error"] == pytest.approx(error.item() / 2, abs=1e-5)
+        assert row["generator_error"] == pytest.approx(0.5, abs=0.1), "as real as the real ones"

@@ -479,8 +479,28 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path: Path, caplog: pytest.LogCa
     assert "left out 1 of 17 files: broken.png: empty: zero bytes" in caplog.messages
     (tmp_path / "data" / "broken.png").unlink()
     save_images(100)
-    with pytest.raises(RunError, match="other data"):
+    with pytest.raises(RunError, match=r"other data, .*: restore the data to resume it"):
         train(resolve({**settings, "total_images": 48}))
+    digits = {**settings, "data": "digits", "total_images": 48}
+    told = r"on other data, --data .*/data \(16 images, .* asked for is digits \(1797"
+    with pytest.raises(RunError, match=rf"{told}, .*\.\.\.\): restore the data to"):
+        train(resolve(digits))
+    with pytest.raises(
+        RunError, match=rf"{told}.*; it is a run with --filters 4, asked for is 8: "
+    ):
+        train(resolve({**digits, "filters": 8}))
+
+
+def test_all_settings_that_a_run_is_not_resumed_with_are_named(small_run: Path):
+    asked = {**SMALL, "run_dir": small_run, "total_images": 32}
+    changes = {"filters": 8, "latent_dim": 5, "discriminator_filters": 6}
+    with pytest.raises(RunError) as caught:
+        train(resolve({**asked, **changes}))
+    assert str(caught.value) == (
+        f"{small_run} holds a run with --latent-dim 8, asked for is 5; with --filters 4, asked for "
+        "is 8; with no --discriminator-filters, asked for is 6: give --latent-dim 8 --filters 4 "
+        "and leave --discriminator-filters out to resume it or choose another --run-dir"
+    )
 
 
 @pytest.mark.parametrize("place", ["", "run", "runs/a"])

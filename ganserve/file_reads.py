@@ -26,16 +26,17 @@ class FileReads:
         """`what` is read, for the log."""
         self._what = what
         self._is_slow = False
-        self._idle: ThreadPoolExecutor | None = None  # kept, for there may be no thread next time
 
     async def run(self, read: Callable[..., Result], *arguments: object) -> Result:
         """Call a function in a thread of its own: those that hang take nobody else's.
+
+        None is kept, or the process would end by force as if it were at work.
 
         Raises:
             OSError: no thread can be started; whatever the function raises.
         """
         loop = asyncio.get_running_loop()
-        thread, self._idle = self._idle or ThreadPoolExecutor(1, "files"), None
+        thread = ThreadPoolExecutor(1, "files")
         try:
             reading = thread.submit(read, *arguments)
         except RuntimeError as error:  # the system or the container allows no more
@@ -47,10 +48,7 @@ class FileReads:
             if loop.time() < slow.when():
                 self._is_slow = False
             slow.cancel()
-            if reading.done() and self._idle is None:
-                self._idle = thread
-            else:
-                thread.shutdown(wait=False)
+            thread.shutdown(wait=False)
 
     def _report_slow(self) -> None:
         if not self._is_slow:

@@ -23,18 +23,9 @@ async def test_a_read_without_a_thread_is_an_error_of_files():
     assert error.value.filename == "the models"
 
 
-async def test_one_read_after_the_other_takes_the_same_thread():
-    reads = FileReads("the models")
-    threads = {await reads.run(threading.get_ident) for _ in range(5)}
-    assert len(threads) == 1
-
-
-async def test_what_a_read_raises_is_raised_and_its_thread_kept():
-    reads = FileReads("the models")
-    thread = await reads.run(threading.get_ident)
+async def test_what_a_read_raises_is_raised():
     with pytest.raises(FileNotFoundError):
-        await reads.run(open, "/nowhere/at/all")
-    assert await reads.run(threading.get_ident) == thread
+        await FileReads("the models").run(open, "/nowhere/at/all")
 
 
 async def test_reads_that_hang_take_nobody_elses_thread():
@@ -49,20 +40,11 @@ async def test_reads_that_hang_take_nobody_elses_thread():
     assert await asyncio.gather(*hanging[1:]) == [True, True]
 
 
-async def test_after_the_last_read_one_thread_at_most_is_left():
-    reads, name = FileReads("the models"), "files"
-    before = sum(thread.name.startswith(name) for thread in threading.enumerate())
-    may_end = threading.Event()
-    several = [asyncio.ensure_future(reads.run(may_end.wait, 20)) for _ in range(4)]
-    await asyncio.sleep(0)
-    may_end.set()
-    await asyncio.gather(*several)
-    async with asyncio.timeout(20):
-        while True:
-            left = sum(thread.name.startswith(name) for thread in threading.enumerate())
-            if left <= before + 1:
-                break
-            await asyncio.sleep(0.01)
+async def test_after_a_read_its_thread_ends():
+    reads = FileReads("the models")
+    thread = await reads.run(threading.current_thread)
+    await asyncio.to_thread(thread.join, 20)
+    assert not thread.is_alive()
 
 
 async def test_that_a_read_is_slow_is_told_once(monkeypatch, caplog):

@@ -24,7 +24,6 @@ from ganserve.assembly import fixed_batch_sizes
 from ganserve.client import Client
 from ganserve.config import ServerConfig
 from ganserve.errors import StartupError
-from ganserve.file_reads import FileReads
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 from tests.ganserve.certificates import Authority
@@ -339,8 +338,6 @@ async def test_where_no_thread_can_be_started_any_more_the_server_goes_on(
     settings = {"token_file": tokens, "poll_seconds": 0.05}
     metadata = (("authorization", "Bearer correct-horse-battery-staple"),)
     async with running_server(repository, **settings) as server, connected(server) as stub:
-        # Those that looked before are gone: the looks that come need new ones.
-        monkeypatch.setattr(FileReads, "_idle", property(lambda _: None, lambda *_: None), False)
         monkeypatch.setattr(threading.Thread, "start", refuse)
         await eventually(lambda: "no thread to read in" in caplog.text)
         await eventually(lambda: "the files of certificates and tokens: no thread" in caplog.text)

@@ -170,13 +170,18 @@ class RunningServer:
 
     async def _refresh_credentials_for_ever(self) -> None:
         reads = FileReads("the files of certificates and tokens")
+        said: str | None = None
         while True:
             await self._pause(self._refresh_credentials_now)
+            problem: str | None = None
             for files in self._credentials:
                 try:
                     await reads.run(files.refresh)
                 except OSError as error:  # of starting a thread; what is in files they tell
-                    logger.warning("%s: %s; looked at again", error.filename, error.strerror)
+                    problem = f"{error.filename}: {error.strerror}"
+            if problem not in (None, said):  # one line an outage, not one a poll
+                logger.warning("%s; looked at again", problem)
+            said = problem
 
     async def _pause(self, refresh_now: asyncio.Event) -> None:
         """Wait for the time of the next refresh, or until it is wanted now."""

@@ -11,7 +11,7 @@ together.
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -327,9 +327,7 @@ class Batcher:
 
     def _fail(self, parts: list[Part], cause: Exception, began: float) -> None:
         """Fail the entries of a batch; their other rows need not reach the model any more."""
-        with self._changed:
-            for part in parts:
-                self._queue.abandon(part.entry, "failed")
+        self._abandon_failed(parts)
         if self._on_batch is not None:
             nothing = np.empty((0, *self._image_shape), np.uint8)
             failed = Batch(parts, nothing, began, time.monotonic() - began)
@@ -337,13 +335,16 @@ class Batcher:
         for part in parts:
             self._loop.call_soon_threadsafe(fail, part.entry, _failure(cause))
 
+    def _abandon_failed(self, parts: Iterable[Part]) -> None:
+        with self._changed:
+            for part in parts:
+                self._queue.abandon(part.entry, "failed")
+
     # In the event loop.
 
     def _finish(self, batch: Batch) -> None:
         if too_large := self._results.deliver(batch):
-            with self._changed:
-                for part, _ in too_large:
-                    self._queue.abandon(part.entry, "failed")
+            self._abandon_failed(part for part, _ in too_large)
             for part, cause in too_large:
                 fail(part.entry, _failure(cause))
         self._latency.update(batch.rows, batch.gather_seconds + batch.seconds)

@@ -341,6 +341,8 @@ async def test_where_no_thread_can_be_started_any_more_the_server_goes_on(
         monkeypatch.setattr(threading.Thread, "start", refuse)
         await eventually(lambda: "no thread to read in" in caplog.text)
         await eventually(lambda: "the files of certificates and tokens: no thread" in caplog.text)
+        await asyncio.sleep(0.3)  # several looks
+        assert caplog.text.count("the files of certificates and tokens: no thread") == 1
         seeds = pb.GenerateImagesRequest(seeds=pb.Seeds(values=[7]))
         assert (await stub.GenerateImages(seeds, metadata=metadata)).count == 1
         monkeypatch.undo()

@@ -23,6 +23,7 @@ from records import arguments_given, commit, processor, write_record
 from torch import Tensor
 from turns import in_order
 
+from gantrain.memory import keep_buffers
 from gantrain.networks import convolutions
 from gantrain.networks.convolutions import double_maps, halve_maps, weight_gradient
 from gantrain.networks.product_limits import Way, is_product_quicker
@@ -120,4 +121,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
+    keep_buffers()  # as training does
     main()

@@ -44,12 +44,21 @@ _ON_ZEN_4: _Limits = {
     ("learn", _FLOAT32): (_Limit(3), _Limit(4, 2**22)),
     ("learn", _BFLOAT16): (_Limit(4),),
 }
-# On another of AMD's with AVX-512 and bf16, beside other jobs; 64 images, two threads.
-_ELSEWHERE: _Limits = {
-    ("halve", _BFLOAT16): (_Limit(4),),
-    ("double", _BFLOAT16): (_Limit(2),),
-    ("learn", _FLOAT32): (_Limit(4),),
+# A Zen 5 with AVX-512, VNNI and bf16; 64 and 128 images, one thread and two.
+_ON_ZEN_5: _Limits = {
+    ("halve", _FLOAT32): (_Limit(2, 2**22),),
+    ("halve", _BFLOAT16): (_Limit(2), _Limit(3, 2**19), _Limit(4, 2**20)),
+    ("double", _BFLOAT16): (_Limit(2, 2**19), _Limit(3, 2**21), _Limit(4, 2**22)),
     ("learn", _BFLOAT16): (_Limit(8),),
+}
+# That Zen 5 with PyTorch, oneDNN and MKL held to AVX2, where bf16 is too slow to be used at all.
+_WITHOUT_AVX512: _Limits = {("learn", _FLOAT32): (_Limit(4),)}
+# What is quicker on all those with AVX-512.
+_ELSEWHERE: _Limits = {
+    ("halve", _FLOAT32): (_Limit(2, 2**22),),
+    ("halve", _BFLOAT16): (_Limit(2, 2**19),),
+    ("double", _BFLOAT16): (_Limit(2, 2**22),),
+    ("learn", _BFLOAT16): (_Limit(4),),
 }
 
 
@@ -70,6 +79,10 @@ def is_product_quicker(way: Way, side: int, weights: int, dtype: torch.dtype) ->
 @cache
 def _limits() -> _Limits:
     if torch.backends.cpu.get_cpu_capability() != "AVX512":  # so Zen 3, of one family with Zen 4
-        return _ELSEWHERE
-    measured = {("GenuineIntel", 6): _ON_INTEL, ("AuthenticAMD", 25): _ON_ZEN_4}
+        return _WITHOUT_AVX512
+    measured = {
+        ("GenuineIntel", 6): _ON_INTEL,
+        ("AuthenticAMD", 25): _ON_ZEN_4,
+        ("AuthenticAMD", 26): _ON_ZEN_5,
+    }
     return measured.get(maker_and_family(), _ELSEWHERE)

@@ -226,7 +226,15 @@ def has_bf16(device: torch.device) -> bool:
     return "avx512_bf16" in cpu_information()
 
 
-def memory_lines(mnist: str | None, folder: Path) -> list[str]:
+def existing_folder(name: str) -> Path:
+    """The folder of that name, which processes that run elsewhere find, too."""
+    folder = Path(name).resolve()
+    if not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"{name} is no folder")
+    return folder
+
+
+def memory_lines(mnist: Path | None, folder: Path) -> list[str]:
     """Peak memory of training on MNIST beside PyTorch alone."""
     if mnist is None:
         return ["Peak memory: not measured, for --mnist was not given.", ""]
@@ -252,7 +260,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--mnist", help="folder of MNIST, for the peak memory")
+    parser.add_argument("--mnist", type=existing_folder, help="of MNIST, for the peak memory")
     parser.add_argument("--record", action="store_true", help="write into benchmarks/results/")
     options = parser.parse_args()
     began, stolen = time.monotonic(), stolen_seconds()

@@ -276,7 +276,11 @@ class TrainConfig(Settings):
         ge=1,
     )
     checkpoint_every: int | None = _setting(
-        None, "images between checkpoints; unset: a 20th of the run", may_change=True, ge=1
+        None,
+        "images between checkpoints; unset: a 20th of the run, and where that takes long, at the "
+        "first status line after ten minutes without one",
+        may_change=True,
+        ge=1,
     )
     keep_checkpoints: int = _setting(2, "how many checkpoints to keep", may_change=True, ge=1)
     tensorboard: bool = _setting(

@@ -22,6 +22,8 @@ from ganserve.load_test.references import fetch_references
 from ganserve.load_test.report import LoadReport, make_report
 from ganserve.load_test.workers import offer_in_processes
 
+_USUALLY_ALLOWED_IMAGES = 64  # a call; a server may allow more
+
 
 async def offer_load(
     plan: LoadPlan,
@@ -114,17 +116,23 @@ async def _require_answer(plan: LoadPlan) -> None:
         try:
             if _may_be_refused(plan, await client.models()):
                 labels = [] if plan.class_label is None else [plan.class_label]
-                await client.generate(model=plan.model, seeds=[0], class_labels=labels)
+                seeds = range(plan.images_per_request)
+                await client.generate(model=plan.model, seeds=seeds, class_labels=labels)
         except CallError as error:
             if error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise ConnectionError(str(error)) from None
-            if error.code is grpc.StatusCode.INVALID_ARGUMENT:
+            if error.code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND):
                 raise ValueError(str(error)) from None
 
 
 def _may_be_refused(plan: LoadPlan, models: Sequence[ModelInfo]) -> bool:
-    """Whether every call may say too little, or too much, for the server's models."""
-    if not plan.model and len({model.name for model in models}) > 1:
+    """Whether every call may ask for too much, or for what the server's models do not have."""
+    names = {model.name for model in models}
+    if plan.images_per_request > _USUALLY_ALLOWED_IMAGES or (
+        plan.model and plan.model not in names
+    ):
+        return True
+    if not plan.model and len(names) > 1:
         return True  # unless the server has a default
     return any(
         bool(model.class_names) != (plan.class_label is not None)

@@ -121,7 +121,11 @@ def open_session(
         options.add_external_initializers_from_files_in_memory(
             [WEIGHTS_NAME], [file.content], [len(file.content)]
         )
-    if device != "cpu":
+    if device == "cpu":
+        # With its memory planned as a whole for each shape a batch is slower: without, each layer
+        # writes where the caches still hold what was just freed. Of GPUs this was not measured.
+        options.enable_mem_pattern = False
+    else:
         onnxruntime.preload_dlls()
     wanted = FIRST_PROVIDERS[device]
     try:

@@ -32,6 +32,7 @@ from gantrain.training.recorded_steps import CudaRecorder, RecordedStep
 from gantrain.training.recovery import Diverged, check_bounds, restore_newest, roll_back
 from gantrain.training.run_monitor import RunMonitor
 from gantrain.training.run_setup import (
+    LONGEST_UNSAVED,
     check_place,
     check_share,
     choose_device,
@@ -98,6 +99,7 @@ def train(config: TrainConfig) -> TrainState:
         if ranks.first:
             tell_checkpoints(config, state.images_seen, checkpoint_every)
         clock = Stopwatch(state.images_seen, state.seconds)
+        saved_at = state.seconds
         monitor = RunMonitor(run, config, data, state.images_seen) if ranks.first else None
         with StatusLine(state.images_seen, config.total_images, shown=ranks.first) as status:
             while state.images_seen < config.total_images:
@@ -111,10 +113,14 @@ def train(config: TrainConfig) -> TrainState:
 
                 finished = state.images_seen >= config.total_images
                 interrupted = agree(stop.is_set()) and not finished
+                row_due = due(state, log_every, config)
                 checkpoint_due = due(state, checkpoint_every, config) or interrupted
+                if row_due and config.checkpoint_every is None:
+                    late = agree(clock.seconds() - saved_at >= LONGEST_UNSAVED)
+                    checkpoint_due = checkpoint_due or late
                 samples_due = due(state, sample_every, config)
                 diagnosis_due = due(state, diagnose_every, config)
-                if due(state, log_every, config) or checkpoint_due or diagnosis_due:
+                if row_due or checkpoint_due or diagnosis_due:
                     row = take_row(state, means, clock)
                     try:
                         check_bounds(row, state)
@@ -141,6 +147,7 @@ def train(config: TrainConfig) -> TrainState:
                     if ranks.first:
                         save_checkpoint(state, run.checkpoints, config.keep_checkpoints)
                     state.rolled_back_to = None
+                    saved_at = clock.seconds()
                 if interrupted:
                     wait_for_all()  # who leaves first must not have the others killed while saving
                     raise Interrupted(

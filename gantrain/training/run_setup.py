@@ -28,6 +28,9 @@ from gantrain.optimizers import create_optimizer
 from gantrain.run_directory import DataFacts
 from gantrain.training.shared_batch_norm import share_batch_norm
 
+# Seconds of training that a crash may cost, where --checkpoint-every does not say how many images.
+LONGEST_UNSAVED = 600
+
 logger = logging.getLogger(__name__)
 
 
@@ -123,12 +126,13 @@ def tell_left_out(data: Dataset | PointSet) -> None:
 
 
 def tell_checkpoints(config: TrainConfig, images_seen: int, every: int) -> None:
-    """Log at how many images the next checkpoint is due, from when on a crash costs little."""
+    """Log when the next checkpoint is due, from when on a crash costs little."""
     due = min((images_seen // every + 1) * every, config.total_images)
     step = config.images_per_step
     first = images_seen + math.ceil((due - images_seen) / step) * step
     if images_seen < config.total_images:
-        logger.info("a checkpoint every %d images, the next at %d", every, first)
+        sooner = "" if config.checkpoint_every else f", or after {LONGEST_UNSAVED // 60} minutes"
+        logger.info("a checkpoint every %d images, the next at %d%s", every, first, sooner)
 
 
 def load_labels(

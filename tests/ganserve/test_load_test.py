@@ -302,6 +302,12 @@ async def test_a_conditional_model_is_given_its_class(tmp_path, running_server):
     ("settings", "problem"),
     [
         pytest.param({}, "model_name: expected one of pets, tiny, got none", id="no-model"),
+        pytest.param(
+            {"model": "dogs"}, "model 'dogs': expected one of pets, tiny", id="no-such-model"
+        ),
+        pytest.param(
+            {"model": "tiny", "images_per_request": 4097}, "seeds: .*4097", id="too-many-images"
+        ),
         pytest.param({"model": "pets"}, "class_labels: expected 1 label", id="no-label"),
         pytest.param(
             {"model": "pets", "class_label": 2}, "class_labels: .* 0 to 1, got 2", id="too-large"
@@ -316,7 +322,7 @@ async def test_what_every_call_would_be_refused_for_is_told_before_the_load(
 ):
     write_artifact(repository, "pets", class_names=("cat", "dog"))
     async with running_server(repository) as server:
-        with pytest.raises(ValueError, match=f"^INVALID_ARGUMENT: {problem}"):
+        with pytest.raises(ValueError, match=f"^(INVALID_ARGUMENT|NOT_FOUND): {problem}"):
             await offer(server.address, seconds=60, **settings)
 
 

@@ -60,6 +60,13 @@ def test_the_last_layer_does_not_count():
 
 
 @pytest.mark.parametrize(
+    ("checkpoint_every", "sooner"),
+    [
+        pytest.param(1, "", id="told-how-often"),
+        pytest.param(None, ", or after 10 minutes", id="by-default"),
+    ],
+)
+@pytest.mark.parametrize(
     ("images_seen", "every", "due"),
     [
         pytest.param(0, 100, 128, id="first"),
@@ -70,10 +77,16 @@ def test_the_last_layer_does_not_count():
     ],
 )
 def test_a_run_tells_when_its_next_checkpoint_is_due(
-    images_seen: int, every: int, due: int | None, caplog: pytest.LogCaptureFixture
+    images_seen: int,
+    every: int,
+    due: int | None,
+    checkpoint_every: int | None,
+    sooner: str,
+    caplog: pytest.LogCaptureFixture,
 ):
-    config = resolve({"data": "", "run_dir": "", "batch_size": 64, "total_images": 1000})
+    run = {"data": "", "run_dir": "", "batch_size": 64, "total_images": 1000}
+    config = resolve({**run, "checkpoint_every": checkpoint_every})
     with caplog.at_level(logging.INFO):
         tell_checkpoints(config, images_seen, every)
-    told = [f"a checkpoint every {every} images, the next at {due}"]
+    told = [f"a checkpoint every {every} images, the next at {due}{sooner}"]
     assert caplog.messages == (told if due else [])

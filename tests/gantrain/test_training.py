@@ -203,6 +203,19 @@ def test_a_torn_checkpoint_costs_only_the_way_since_the_one_before(
     assert_same_bits(final_weights(tmp_path / "run"), final_weights(uninterrupted))
 
 
+def test_a_long_run_is_saved_at_a_status_line_once_too_much_would_be_lost(
+    tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loop, "LONGEST_UNSAVED", 0)
+    run_dir = tmp_path / "run"
+    settings = {**SMALL, "run_dir": run_dir, "total_images": TOTAL, "log_every": 64}
+    train(resolve({**settings, "checkpoint_every": None, "keep_checkpoints": 100}))
+    saved = [int(path.stem) for path in checkpoint_paths(run_dir / "checkpoints")]
+    assert sorted(saved) == [row["images_seen"] for row in read_metrics(run_dir)]
+    assert len(saved) > 20
+    assert_same_bits(final_weights(run_dir), final_weights(uninterrupted))
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(tmp_path: Path):
     config = resolve({**SMALL, "run_dir": tmp_path / "run", "total_images": 256})
     train(config)

@@ -306,7 +306,9 @@ async def test_a_conditional_model_is_given_its_class(tmp_path, running_server):
             {"model": "dogs"}, "model 'dogs': expected one of pets, tiny", id="no-such-model"
         ),
         pytest.param(
-            {"model": "tiny", "images_per_request": 4097}, "seeds: .*4097", id="too-many-images"
+            {"model": "tiny", "images_per_request": 4097},
+            "seed_range.count: .* got 4097",
+            id="too-many-images",
         ),
         pytest.param({"model": "pets"}, "class_labels: expected 1 label", id="no-label"),
         pytest.param(

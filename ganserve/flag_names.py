@@ -58,15 +58,23 @@ def describe_error(details: ErrorDetails, fields_of: FieldsOf) -> str:
     """One line about what is wrong on a command line."""
     command, *field = [str(part) for part in details["loc"]]
     command = command.replace("_", "-")
-    message = details["msg"].removeprefix("Value error, ")
+    message = _say_mismatch(details)
     if not field:  # a check of several fields together, whose message names them
         return f"ganserve {command}: {spell_flags(command, message, fields_of)}"
     flag = _spell_flag(command, field[0])
     if details["type"] == "missing":
         return f"ganserve {command}: {flag} is required"
-    # Our own messages say themselves what came.
-    came = "" if details["type"] == "value_error" else f" (got {details['input']!r})"
-    return f"ganserve {command}: {flag}: {message}{came}"
+    return f"ganserve {command}: {flag}: {message}"
+
+
+def _say_mismatch(details: ErrorDetails) -> str:
+    """What was expected and what came, in our own words."""
+    message = details["msg"]
+    if details["type"] == "value_error":  # ours, which says itself what came
+        return message.removeprefix("Value error, ")
+    for words, ours in (("greater", "a number greater"), ("less", "a number less"), ("", "")):
+        message = message.replace(f"Input should be {words}", f"expected {ours}")
+    return f"{message}, got {details['input']!r}"
 
 
 def spell_flags(command: str, message: str, fields_of: FieldsOf) -> str:

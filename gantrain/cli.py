@@ -31,7 +31,7 @@ from gantrain.cli_options import (
     Train,
 )
 from gantrain.data.bad_data import DatasetError
-from gantrain.errors import Interrupted, RunError, UsageError
+from gantrain.errors import Interrupted, RunError, UsageError, say_mismatch
 from gantrain.memory import lacks_memory
 from gantrain.typos import describe, find_command
 
@@ -135,9 +135,7 @@ def _describe_usage_error(details: ErrorDetails, name: str) -> str:
     start = " ".join(["gantrain", *([name] if name else command)])
     if details["type"] == "missing":
         return f"{start}: --{field} is required"
-    message = details["msg"].removeprefix("Value error, ")
-    came = "" if details["type"] == "value_error" else f" (got {details['input']!r})"
-    return f"{start}: --{field}: {message}{came}"
+    return f"{start}: --{field}: {say_mismatch(details)}"
 
 
 @contextmanager

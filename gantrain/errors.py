@@ -1,5 +1,8 @@
 """How a command may end before its work is done; each text is the whole message, on one line."""
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class RunError(RuntimeError):
     """The command cannot go on: why, and what to do about it."""
@@ -11,3 +14,13 @@ class UsageError(ValueError):
 
 class Interrupted(Exception):
     """The run was asked to stop; its state is saved."""
+
+
+def say_mismatch(details: Mapping[str, Any]) -> str:
+    """What was expected and what came, of one of pydantic's errors, in our own words."""
+    message = str(details["msg"])
+    if details["type"] == "value_error":  # ours, which says itself what came
+        return message.removeprefix("Value error, ")
+    for words, ours in (("greater", "a number greater"), ("less", "a number less"), ("", "")):
+        message = message.replace(f"Input should be {words}", f"expected {ours}")
+    return f"{message}, got {details['input']!r}"

@@ -13,7 +13,7 @@ from gantrain.checkpoint import checkpoint_paths
 from gantrain.config import TrainConfig, flag, may_change
 from gantrain.config_rules import choose_lr
 from gantrain.durable_files import PARTIAL_SUFFIX, atomic_write
-from gantrain.errors import RunError
+from gantrain.errors import RunError, say_mismatch
 
 # Settings that shape the weights and once had other defaults: until which version.
 _EARLIER_DEFAULTS = {
@@ -122,7 +122,7 @@ def _describe(error: Exception) -> str:
         name = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             return f"{name} is no setting that this version knows"
-        return f"{name}: {first['msg']} (got {first['input']!r})"
+        return f"{name}: {say_mismatch(first)}"
     if isinstance(error, KeyError | TypeError):
         return f'expected "config" and "data" as `gantrain train` writes them ({error})'
     return str(error).splitlines()[0]

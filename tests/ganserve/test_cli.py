@@ -220,15 +220,28 @@ async def test_a_load_test_prints_a_table_or_json(repository, running_server, ca
     assert report["errors"] == {}
 
 
-async def test_a_load_test_in_which_all_calls_fail_fails(repository, running_server, capsys):
-    async with running_server(repository) as server:
-        flags = ["--model", "other", "--seconds", "0.2", "--warm-up-seconds", "0"]
+async def test_a_load_test_in_which_all_calls_fail_fails(
+    repository, running_server, capsys, tmp_path
+):
+    (tmp_path / "tokens").write_text("0123456789abcdef\n")
+    async with running_server(repository, token_file=tmp_path / "tokens") as server:
+        flags = ["--seconds", "0.2", "--warm-up-seconds", "0"]
         assert await run_beside("load-test", "--address", server.address, *flags) == 1
     printed = capsys.readouterr()
-    assert "NOT_FOUND" in printed.out
-    reason = "NOT_FOUND: model 'other': expected one of tiny"
-    assert printed.out.count(reason) == 1
+    (reason,) = {line for line in printed.out.splitlines() if "UNAUTHENTICATED: " in line}
+    reason = reason[reason.index("UNAUTHENTICATED: ") :]
     assert printed.err == f"ganserve load-test: no call succeeded: {reason}\n"
+
+
+async def test_a_load_test_of_a_model_that_is_not_there_ends_before_the_load(
+    repository, running_server, capsys
+):
+    async with running_server(repository) as server:
+        flags = ["--model", "other", "--seconds", "600"]
+        assert await run_beside("load-test", "--address", server.address, *flags) == 1
+    printed = capsys.readouterr()
+    reason = "NOT_FOUND: model 'other': expected one of tiny"
+    assert (printed.out, printed.err) == ("", f"ganserve load-test: {reason}\n")
 
 
 @pytest.mark.parametrize(
@@ -241,14 +254,14 @@ async def test_a_load_test_in_which_all_calls_fail_fails(repository, running_ser
         pytest.param("load-test --address https://h:1", "--address: expected HOST", id="https"),
         pytest.param("generate --out x", "--out: expected FILE.png or a folder", id="out"),
         pytest.param("generate --out x.jpg", "--out: expected FILE.png", id="suffix"),
-        pytest.param("generate --truncation 0", "--truncation: Input should be", id="truncation"),
+        pytest.param("generate --truncation 0", "--truncation: expected", id="truncation"),
         pytest.param("generate --class-labels 1,2", "--class-labels: expected 1 or 4", id="labels"),
         pytest.param("models --address :1", "--address: expected HOST:PORT", id="no-host"),
-        pytest.param("models --timeout-seconds 0", "--timeout-seconds: Input", id="no-time"),
-        pytest.param("load-test --rate 1e7", "--rate: Input should be less", id="endless"),
+        pytest.param("models --timeout-seconds 0", "--timeout-seconds: expected a number greater", id="no-time"),
+        pytest.param("load-test --rate 1e7", "--rate: expected a number less", id="endless"),
         pytest.param("load-test --rate 1 --concurrency 1", "--rate, --concurrency", id="both"),
-        pytest.param("load-test --seconds inf", "--seconds: Input", id="for-ever"),
-        pytest.param("serve --port 99999", "--port (or GANSERVE_PORT): Input", id="port"),
+        pytest.param("load-test --seconds inf", "--seconds: expected a finite number", id="for-ever"),
+        pytest.param("serve --port 99999", "--port (or GANSERVE_PORT): expected a number less", id="port"),
         pytest.param(
             "generate --tls-certificate c --tls-key k",
             "--tls-certificate: expected --tls-ca too, got none",
@@ -314,7 +327,7 @@ def test_the_schemes_that_grpc_knows_are_addresses(address, capsys):
 
 def test_what_came_is_named(capsys):
     assert run(["serve", "--models", "models", "--port", "99999"]) == 2
-    assert capsys.readouterr().err.endswith("(got '99999')\n")
+    assert capsys.readouterr().err.endswith(", got '99999'\n")
 
 
 def test_required_flags_are_named_with_their_variable(capsys, monkeypatch):

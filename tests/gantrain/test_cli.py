@@ -121,8 +121,10 @@ def test_the_version_is_that_of_the_distribution(capsys):
     ("arguments", "message"),
     [
         pytest.param(["--data=x"], "gantrain train: --run-dir is required", id="missing"),
-        pytest.param(["--run-dir=x", "--lr=-1"], "--lr: Input should be greater", id="range"),
-        pytest.param(["--run-dir=x", "--lr=no"], "(got 'no')", id="type"),
+        pytest.param(
+            ["--run-dir=x", "--lr=-1"], "--lr: expected a number greater than 0, got", id="range"
+        ),
+        pytest.param(["--run-dir=x", "--lr=no"], ", got 'no'", id="type"),
         *(
             pytest.param(
                 ["--run-dir=x", f"--total-images={text}"],
@@ -133,10 +135,12 @@ def test_the_version_is_that_of_the_distribution(capsys):
         ),
         pytest.param(
             ["--run-dir=x", "--batch-size=1e5"],
-            "--batch-size: Input should be less than or equal to 65536 (got 100000)",
+            "--batch-size: expected a number less than or equal to 65536, got 100000",
             id="range-of-whole-numbers",
         ),
-        pytest.param(["--run-dir=x", "--r1-weight=inf"], "--r1-weight: Input should", id="inf"),
+        pytest.param(
+            ["--run-dir=x", "--r1-weight=inf"], "--r1-weight: expected a finite number", id="inf"
+        ),
         pytest.param(
             ["--run-dir=x", "--image-size=30"],
             "--image-size: expected a multiple of 4, try 28",
@@ -170,7 +174,7 @@ def test_whole_numbers_of_other_commands_too(capsys):
     assert gantrain("data", "check", "digits", "--image-size=1.6e1") == 0
     assert "loaded as  16x16 grey" in capsys.readouterr().out
     assert gantrain("evaluate", "x", "--data=digits", "--samples=1e1") == 2
-    assert "--samples: Input should be greater than or equal to 20" in capsys.readouterr().err
+    assert "--samples: expected a number greater than or equal to 20" in capsys.readouterr().err
     assert gantrain("data", "check", "digits", "--image-size=big") == 2
     assert capsys.readouterr().err == (
         "gantrain data check: --image-size: expected a whole number, such as 64 or 1e6, got 'big'\n"
@@ -480,7 +484,7 @@ def test_data_check_names_each_bad_file_and_goes_on(flawed_zip: Path, capsys):
 def test_data_are_not_checked_for_a_size_that_no_network_has(capsys):
     assert gantrain("data", "check", "digits", "--image-size=30") == 2
     error = capsys.readouterr().err
-    assert error.startswith("gantrain data check: --image-size: Input should be a multiple of 4")
+    assert error.startswith("gantrain data check: --image-size: expected a multiple of 4")
 
 
 def test_data_check_tells_what_a_sound_source_is(capsys):

@@ -580,7 +580,7 @@ def test_too_few_images_are_refused():
     [
         pytest.param(["--data=nowhere"], 1, "'nowhere': no such data set", id="source"),
         pytest.param(["--data=digits", "--samples=899"], 2, "expected at most 898", id="samples"),
-        pytest.param(["--data=digits", "--samples=3"], 2, "--samples: Input should be", id="few"),
+        pytest.param(["--data=digits", "--samples=3"], 2, "--samples: expected a number", id="few"),
         pytest.param(["--samples=30"], 2, "--data is required", id="no data"),
         pytest.param(
             ["--data=digits", "--inception=none.pth"], 1, "none.pth: no such file", id="inception"

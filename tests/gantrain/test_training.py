@@ -451,7 +451,7 @@ def test_checkpoints_that_nothing_says_the_run_of_are_not_resumed(small_run: Pat
     [
         pytest.param(
             lambda values: {**values, "config": {**values["config"], "lr": 5}},
-            "lr: Input should be less than or equal to 1 .got 5.; put back the file",
+            "lr: expected a number less than or equal to 1, got 5; put back the file",
             id="value",
         ),
         pytest.param(

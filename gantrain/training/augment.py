@@ -15,26 +15,16 @@ _CUTOUT = 1 / 2  # side of the square, over that of the image
 _BRIGHTNESS = 0.5  # at most so much is added or taken, where [-1, 1] is all there is
 
 
-def augment(
-    images: Tensor,
-    names: Sequence[str],
-    noise: torch.Generator,
-    probability: Tensor | float = 1.0,
-) -> Tensor:
+def augment(images: Tensor, names: Sequence[str], noise: torch.Generator) -> Tensor:
     """Images [batch, channels, size, size], each changed at random in the ways named, in order.
 
-    With a probability below 1, a number or a scalar, some of them are not, in each way others.
     Another dtype's precision must not reach the pixels, so automatic casting is off in here.
     """
     if not names:
         return images
     with torch.autocast(images.device.type, enabled=False):
         for name in names:
-            changed = AUGMENTATIONS[name](images, noise)
-            if not isinstance(probability, Tensor) and probability >= 1:
-                images = changed
-            else:
-                images = torch.where(_uniform(images, noise, 0, 1) < probability, changed, images)
+            images = AUGMENTATIONS[name](images, noise)
     return images
 
 

@@ -257,11 +257,19 @@ async def test_a_load_test_of_a_model_that_is_not_there_ends_before_the_load(
         pytest.param("generate --truncation 0", "--truncation: expected", id="truncation"),
         pytest.param("generate --class-labels 1,2", "--class-labels: expected 1 or 4", id="labels"),
         pytest.param("models --address :1", "--address: expected HOST:PORT", id="no-host"),
-        pytest.param("models --timeout-seconds 0", "--timeout-seconds: expected a number greater", id="no-time"),
+        pytest.param(
+            "models --timeout-seconds 0",
+            "--timeout-seconds: expected a number greater",
+            id="no-time",
+        ),
         pytest.param("load-test --rate 1e7", "--rate: expected a number less", id="endless"),
         pytest.param("load-test --rate 1 --concurrency 1", "--rate, --concurrency", id="both"),
-        pytest.param("load-test --seconds inf", "--seconds: expected a finite number", id="for-ever"),
-        pytest.param("serve --port 99999", "--port (or GANSERVE_PORT): expected a number less", id="port"),
+        pytest.param(
+            "load-test --seconds inf", "--seconds: expected a finite number", id="for-ever"
+        ),
+        pytest.param(
+            "serve --port 99999", "--port (or GANSERVE_PORT): expected a number less", id="port"
+        ),
         pytest.param(
             "generate --tls-certificate c --tls-key k",
             "--tls-certificate: expected --tls-ca too, got none",

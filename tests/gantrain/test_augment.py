@@ -28,25 +28,6 @@ def test_settings_and_functions_have_the_same_names():
     assert set(AUGMENTATIONS) == set(AugmentationName.__args__)
 
 
-@pytest.mark.parametrize("probability", [0.25, torch.tensor(0.25)], ids=["number", "scalar"])
-def test_each_change_is_made_to_some_images_and_to_others_in_the_next_way(probability):
-    images = some_images(400)
-    cut, both = (
-        augment(images, names, seeded(), probability) for names in (["cutout"], ["cutout", "color"])
-    )
-    is_cut = (cut != images).flatten(1).any(1)
-    assert 0.15 < is_cut.float().mean() < 0.35
-    assert torch.equal(cut[~is_cut], images[~is_cut]), "the others keep their bits"
-    is_coloured = (both != cut).flatten(1).any(1)
-    for chosen in (is_coloured[is_cut], is_coloured[~is_cut]):
-        assert 0.1 < chosen.float().mean() < 0.4
-
-
-def test_a_probability_of_nothing_changes_nothing():
-    images = some_images()
-    assert torch.equal(augment(images, ALL, seeded(), torch.zeros(())), images)
-
-
 def test_translation_moves_by_at_most_an_eighth_and_fills_with_zero():
     images = torch.zeros(512, 1, 16, 16)
     images[:, :, 8, 8] = 1.0

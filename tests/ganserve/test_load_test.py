@@ -365,10 +365,11 @@ async def test_another_version_is_told_from_wrong_bytes():
     assert verification.wrong == 0
 
 
-async def test_references_that_cannot_be_fetched_are_an_error(repository, running_server):
-    async with running_server(repository) as server:
-        with pytest.raises(ValueError, match="reference image of seed 0: NOT_FOUND: model 'other'"):
-            await offer(server.address, model="other", verify=True)
+async def test_references_that_cannot_be_fetched_are_an_error(repository, running_server, tmp_path):
+    (tmp_path / "tokens").write_text("0123456789abcdef\n")
+    async with running_server(repository, token_file=tmp_path / "tokens") as server:
+        with pytest.raises(ValueError, match=r"^reference image of seed 0: UNAUTHENTICATED: "):
+            await offer(server.address, verify=True)
 
 
 async def several(service: SlowService, calls: int) -> None:

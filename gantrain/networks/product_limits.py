@@ -51,7 +51,7 @@ _ON_ZEN_5: _Limits = {
     ("double", _BFLOAT16): (_Limit(2, 2**19), _Limit(3, 2**21), _Limit(4, 2**22)),
     ("learn", _BFLOAT16): (_Limit(8),),
 }
-# That Zen 5 with PyTorch, oneDNN and MKL held to AVX2, where bf16 is too slow to be used at all.
+# That Zen 5 with PyTorch and oneDNN held to AVX2, where bf16 is too slow to be used at all.
 _WITHOUT_AVX512: _Limits = {("learn", _FLOAT32): (_Limit(4),)}
 # What is quicker on all those with AVX-512.
 _ELSEWHERE: _Limits = {

@@ -135,7 +135,7 @@ def measure_large(models: Path, arguments: argparse.Namespace) -> list[Bar]:
     """The 64x64 generator, where the model takes most of the time.
 
     Each kind has the bare session as its neighbour, for the machine changes within seconds. Servers
-    and bare sessions are started anew: how each lies in memory makes up to a tenth of its speed.
+    and bare sessions are started anew: by lot, some are up to a tenth quicker than others.
     """
     name, image_bytes = "dcgan64", 64 * 64 * 3
     path, seconds = models / name / "1" / "model.onnx", arguments.seconds
@@ -476,6 +476,7 @@ def render_page(
         f"- {processor()}, {usable_cpus()} CPUs, shared by server, client and bare session",
         f"- client, where nothing else is said: {client}",
         f"- medians (lowest to highest) of {arguments.turns} or more turns of each kind",
+        f"- 64x64: {STARTS} starts of the server and of the bare session",
         f"- load at the end: {os.getloadavg()[0]:.1f} runnable threads over the last minute",
         f"- taken by the host's other machines: {stolen / seconds / usable_cpus():.1%} of CPU time",
         "",

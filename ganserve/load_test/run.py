@@ -106,7 +106,8 @@ async def _offer(
 async def _require_answer(plan: LoadPlan) -> None:
     """Make sure that a server is there, before connections are waited for that do not say why not.
 
-    Whatever else it answers will do: the load shows how calls fail, such as those without a token.
+    Whatever else it answers will do: the load shows how calls fail, such as those without a token,
+    or of so many images that they take too long.
 
     Raises:
         ConnectionError, OSError, ValueError: as `offer_load` does.
@@ -114,13 +115,18 @@ async def _require_answer(plan: LoadPlan) -> None:
     seconds, security = plan.timeout_seconds, plan.security
     async with AsyncClient(plan.address, timeout_seconds=seconds, security=security) as client:
         try:
-            if _may_be_refused(plan, await client.models()):
-                labels = [] if plan.class_label is None else [plan.class_label]
-                seeds = range(plan.images_per_request)
-                await client.generate(model=plan.model, seeds=seeds, class_labels=labels)
+            models = await client.models()
         except CallError as error:
             if error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise ConnectionError(str(error)) from None
+            return
+        if not _may_be_refused(plan, models):
+            return
+        labels = [] if plan.class_label is None else [plan.class_label]
+        seeds = range(plan.images_per_request)
+        try:
+            await client.generate(model=plan.model, seeds=seeds, class_labels=labels)
+        except CallError as error:
             if error.code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND):
                 raise ValueError(str(error)) from None
 
@@ -128,11 +134,9 @@ async def _require_answer(plan: LoadPlan) -> None:
 def _may_be_refused(plan: LoadPlan, models: Sequence[ModelInfo]) -> bool:
     """Whether every call may ask for too much, or for what the server's models do not have."""
     names = {model.name for model in models}
-    if plan.images_per_request > _USUALLY_ALLOWED_IMAGES or (
-        plan.model and plan.model not in names
-    ):
+    if plan.images_per_request > _USUALLY_ALLOWED_IMAGES:
         return True
-    if not plan.model and len(names) > 1:
+    if plan.model not in names and (plan.model or len(names) > 1):
         return True  # unless the server has a default
     return any(
         bool(model.class_names) != (plan.class_label is not None)

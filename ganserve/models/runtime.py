@@ -123,7 +123,7 @@ def open_session(
         )
     if device == "cpu":
         # With its memory planned as a whole for each shape a batch is slower: without, each layer
-        # writes where the caches still hold what was just freed. Of GPUs this was not measured.
+        # presumably writes where caches still hold what was just freed. Not measured on GPUs.
         options.enable_mem_pattern = False
     else:
         onnxruntime.preload_dlls()

@@ -51,8 +51,12 @@ _ON_ZEN_5: _Limits = {
     ("double", _BFLOAT16): (_Limit(2, 2**19), _Limit(3, 2**21), _Limit(4, 2**22)),
     ("learn", _BFLOAT16): (_Limit(8),),
 }
-# That Zen 5 with PyTorch and oneDNN held to AVX2, where bf16 is too slow to be used at all.
-_WITHOUT_AVX512: _Limits = {("learn", _FLOAT32): (_Limit(4),)}
+# That Zen 5 with PyTorch and oneDNN held to AVX2; 16 and 64 images. There bf16 is never worth it.
+_WITHOUT_AVX512: _Limits = {
+    ("double", _BFLOAT16): (_Limit(4),),
+    ("learn", _FLOAT32): (_Limit(4),),
+    ("learn", _BFLOAT16): (_Limit(8),),
+}
 # What is quicker on all those with AVX-512.
 _ELSEWHERE: _Limits = {
     ("halve", _FLOAT32): (_Limit(2, 2**22),),

@@ -254,7 +254,9 @@ async def test_a_load_test_of_a_model_that_is_not_there_ends_before_the_load(
         pytest.param("load-test --address https://h:1", "--address: expected HOST", id="https"),
         pytest.param("generate --out x", "--out: expected FILE.png or a folder", id="out"),
         pytest.param("generate --out x.jpg", "--out: expected FILE.png", id="suffix"),
-        pytest.param("generate --truncation 0", "--truncation: expected", id="truncation"),
+        pytest.param(
+            "generate --truncation 0", "--truncation: expected a number greater", id="truncation"
+        ),
         pytest.param("generate --class-labels 1,2", "--class-labels: expected 1 or 4", id="labels"),
         pytest.param("models --address :1", "--address: expected HOST:PORT", id="no-host"),
         pytest.param(

@@ -13,8 +13,8 @@ const PAUSE_MILLISECONDS = 100; // after a failure, see rolling_client.py
 const TIMEOUT_MILLISECONDS = 60_000;
 const SERVICE = 'ganserve.v1.ImageGenerationService';
 
-// What any client may give its gRPC library; that of ganserve.client is the same. This library
-// knows no health checks of servers, so those that drain are left only when they refuse.
+// What any client may give its gRPC library, as docs/other-clients.md has it. This library knows no
+// health checks of servers, so those that drain are left only when they refuse.
 const serviceConfig = {
   loadBalancingConfig: [{ [roundRobin === '1' ? 'round_robin' : 'pick_first']: {} }],
   methodConfig: [],
@@ -27,7 +27,7 @@ if (retries === '1') {
       initialBackoff: '0.2s',
       backoffMultiplier: 3,
       maxBackoff: '6s',
-      retryableStatusCodes: ['UNAVAILABLE', 'CANCELLED', 'RESOURCE_EXHAUSTED'],
+      retryableStatusCodes: ['UNAVAILABLE', 'CANCELLED'],
     },
   });
 }

@@ -128,6 +128,10 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 TimeoutSeconds = Annotated[
     PositiveFloat, Field(description="How long one call may take, further attempts included.")
 ]
+LoadTestTimeoutSeconds = Annotated[
+    PositiveFloat,
+    Field(description="How long a call may take; one that fails is counted, not repeated."),
+]
 TlsCa = Annotated[
     Path | None,
     Field(description="PEM file of the authorities that vouch for the server. Unset: no TLS."),
@@ -246,7 +250,7 @@ class LoadTest(BaseModel):
     plot: Annotated[Path | None, AfterValidator(_check_plot)] = Field(
         default=None, description="FILE.png: the sweep's latency over its throughput."
     )
-    timeout_seconds: TimeoutSeconds = 30.0
+    timeout_seconds: LoadTestTimeoutSeconds = 30.0
     tls_ca: TlsCa = None
     tls_certificate: TlsCertificate = None
     tls_key: TlsKey = None

@@ -107,10 +107,10 @@ class ServerConfig(BaseSettings):
     )
     reproducibility: Reproducibility = Field(
         default="strict",
-        description="strict: only batch sizes that give each image the same bits and, on CUDA, no "
-        "TF32 and no algorithms chosen by the clock, as TensorRT does while it builds an engine; a "
-        "model whose images depend on their batch is refused. fast: whatever is quickest. On CPUs, "
-        "where all sizes give the same bits, such models alone make the difference.",
+        description="strict: an image has the same bytes in every batch; batch sizes that would "
+        "change them are not used, nor, on CUDA, TF32 and algorithms chosen by timing, and a model "
+        "whose images depend on their batch is refused. fast: whatever is quickest. On CPUs the "
+        "only difference is that fast does not refuse such models.",
     )
     cuda_graphs: CudaGraphs = Field(
         default="auto",
@@ -124,7 +124,8 @@ class ServerConfig(BaseSettings):
     )
     instances: PositiveInt | None = Field(
         default=None,
-        description="Calls of one model at the same time. Unset: the usable CPUs; 1 on GPUs.",
+        description="How many batches of one model are computed at the same time. Unset: one for "
+        "each usable CPU; 1 on GPUs.",
     )
     threads: PositiveInt | None = Field(
         default=None,
@@ -188,8 +189,8 @@ class ServerConfig(BaseSettings):
     )
     rate_limit_images_per_second: PositiveSeconds | None = Field(
         default=None,
-        description="Images a second for each client, told by its token or else its address. "
-        "Unset: no limit.",
+        description="Images a second that each client may ask for. A client is known by its token "
+        "or, without one, by its address. Unset: no limit.",
     )
     rate_limit_burst_images: PositiveInt | None = Field(
         default=None,
@@ -209,8 +210,8 @@ class ServerConfig(BaseSettings):
     max_connection_age_seconds: PositiveSeconds = Field(
         default=3600.0,
         le=2**31 / 1000 - 1,
-        description="After this time a connection takes no more calls, those it has are answered; "
-        "clients connect anew, to another replica perhaps.",
+        description="A connection older than this takes no new calls; those under way are "
+        "answered. Clients then reconnect, perhaps to another replica.",
     )
     keepalive_seconds: Annotated[float, Field(ge=1, le=2**31 / 1000 - 1)] = Field(
         default=60.0,
@@ -247,7 +248,7 @@ class ServerConfig(BaseSettings):
     )
     trace_sample_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.01,
-        description="The share of calls that are traced, of those whose callers do not decide it.",
+        description="The share of calls that are traced, where the caller has not decided it.",
     )
 
     @model_validator(mode="after")

@@ -164,15 +164,15 @@ class Evaluate(Settings):
     )
     reference: Reference | None = Field(
         default=None,
-        description="Hold the samples against all images of a split, or of both, however many "
-        "the samples; unset: as many training images as samples.",
+        description="Compare with all images of a split, or of both splits, whatever the number "
+        "of samples; unset: compare with as many training images as samples.",
     )
     repeats: int = Field(
         default=3, ge=1, le=100, description="Disjoint sets of samples, for mean and spread."
     )
     resize: CliToggleFlag[bool] = Field(
         default=False,
-        description="Bring data that it was not trained on to its size and channels.",
+        description="Resize data that the generator was not trained on to its size and channels.",
     )
     inception: str | None = Field(
         default=None,

@@ -112,7 +112,8 @@ class TrainConfig(Settings):
 
     image_size: int | None = _setting(
         None,
-        "side of the square images in pixels, a multiple of 4; unset: as the data suggest",
+        "side of the square images in pixels, a multiple of 4; unset: the size that all images "
+        "share, else the median of their shorter sides, at most 64",
         ge=8,
         le=128,
     )
@@ -217,8 +218,8 @@ class TrainConfig(Settings):
     optimizer: Literal["adam", "rmsprop"] = _setting("adam", "the optimizer of both networks")
     lr: float | None = _setting(
         None,
-        "learning rate; unset: 0.002, and less where the discriminator's layers see more than 1024 "
-        "values each, in inverse proportion",
+        "learning rate; unset: 0.002, reduced in proportion for networks in which a layer of the "
+        "discriminator has more than 1024 inputs",
         gt=0,
         le=1,
     )

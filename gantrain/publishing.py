@@ -1,6 +1,7 @@
 """Hides how an artifact becomes the next version of a model: whole, durable, its number its own."""
 
 import fcntl
+import logging
 import os
 import secrets
 from pathlib import Path
@@ -13,6 +14,8 @@ MODEL_FILE = "model.onnx"
 # Holds the highest number ever given; `ganserve` passes over what is no number. Exporters lock it.
 MARK_FILE = ".versions"
 _DIGITS = 20  # always as many, so that a new number covers the old one whole
+
+logger = logging.getLogger(__name__)
 
 
 def publish(artifact: bytes, repository: Path, name: str) -> Path:
@@ -30,6 +33,7 @@ def publish(artifact: bytes, repository: Path, name: str) -> Path:
         try:
             write_durably(staging / MODEL_FILE, artifact)
             fsync_folder(staging)
+            before = newest_version(folder)
             target = claim_version(staging, folder)
         finally:
             discard(staging)
@@ -38,7 +42,27 @@ def publish(artifact: bytes, repository: Path, name: str) -> Path:
         raise RunError(
             f"{folder} cannot be written: {error.strerror}; nothing was published"
         ) from error
+    if before and holds(folder / str(before) / MODEL_FILE, artifact):
+        logger.warning(
+            "version %s of %s is the same as version %d, byte for byte: the run has not changed",
+            target.name,
+            name,
+            before,
+        )
     return target / MODEL_FILE
+
+
+def newest_version(folder: Path) -> int:
+    """The highest number that is there; 0 where there is none."""
+    return max((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), default=0)
+
+
+def holds(path: Path, content: bytes) -> bool:
+    """Whether a file can be read and holds just that."""
+    try:
+        return path.stat().st_size == len(content) and path.read_bytes() == content
+    except OSError:
+        return False
 
 
 def claim_version(staging: Path, folder: Path) -> Path:
@@ -51,8 +75,7 @@ def claim_version(staging: Path, folder: Path) -> Path:
     with open(descriptor, "r+b", buffering=0) as mark:  # noqa: PTH123 - has no path
         fcntl.flock(mark, fcntl.LOCK_EX)  # until it is closed, or this process ends
         while True:
-            versions = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
-            number = max([*versions, read_mark(mark, folder / MARK_FILE)]) + 1
+            number = max(newest_version(folder), read_mark(mark, folder / MARK_FILE)) + 1
             mark.seek(0)
             mark.write(f"{number:0{_DIGITS}}\n".encode())
             os.fsync(mark.fileno())

@@ -2,7 +2,9 @@
 
 import asyncio
 import dataclasses
+import importlib.util
 import inspect
+import json
 import os
 import re
 import shutil
@@ -16,7 +18,9 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 
 import ganserve.client
+from ganserve.api.inference_request import INPUTS
 from ganserve.client import ChannelSecurity, Client, ImageRequest, ModelInfo
+from ganserve.client.channel import make_channel_options
 from ganserve.config import ServerConfig
 from ganserve.metrics import Metrics
 from ganserve.server import running
@@ -250,6 +254,29 @@ def test_the_client_page_names_every_argument_and_field():
     methods = {name for name in vars(Client) if not name.startswith("_")}
     named = set(re.findall(r"`(\w+)", page))
     assert arguments | fields | exported | methods <= named
+
+
+async def test_the_examples_for_other_languages_work(tmp_path):
+    for module, name in (("tritonclient", "tritonclient[grpc]"), ("buf", "buf-bin")):
+        if importlib.util.find_spec(module) is None and shutil.which(module) is None:
+            pytest.skip(f"needs {name} (the extra `dev`)")
+    write_artifact(tmp_path / "models", "photos")
+    async with running(server_config(tmp_path / "models")) as server:
+        await server.wait_until_ready()
+        page = read("docs/other-clients.md").replace("localhost:50051", server.address)
+        session = await asyncio.to_thread(run_blocks, page, tmp_path, tmp_path, timeout=100)
+    assert session.exit_code == 0, session.output[-4000:]
+    assert '"seeds": [' in session.output  # of the reply as JSON
+    assert "(3, " in session.output
+
+
+def test_the_page_for_other_languages_has_the_tensors_and_the_retries_of_our_own_client():
+    page = read("docs/other-clients.md")
+    for name, tensor in INPUTS.items():
+        assert f"| input `{name}` | {tensor.datatype} |" in page
+    (block,) = (block for block in extract_blocks(page) if block.language == "json")
+    options = dict(make_channel_options(retries=True, round_robin=False))
+    assert json.loads(block.code) == json.loads(options["grpc.service_config"])
 
 
 def what_is_not_in_a_clone(folder: str, names: list[str]) -> set[str]:

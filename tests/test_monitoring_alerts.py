@@ -1,5 +1,6 @@
 """Each alert fires when it should and else stays silent, as promtool evaluates them."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -274,3 +275,5 @@ def test_an_alert_says_how_bad_it_is_and_leads_to_its_runbook(alert: str):
     assert page == "docs/runbooks.md"
     assert anchor == alert.lower()
     assert anchor in anchors(RUNBOOKS)
+    (severe,) = re.findall(r"(?s)\*\*Severity\.\*\*.*?\n\n", RUNBOOKS.read_text())
+    assert (f"(#{anchor})" in severe) == (rule["labels"]["severity"] == "critical")

@@ -78,6 +78,15 @@ def test_versions_put_there_by_hand_are_counted(tmp_path: Path):
     assert publish(b"ours", tmp_path, "name").parent.name == "8"
 
 
+def test_a_version_that_is_the_one_before_again_is_said_to_be(tmp_path: Path, caplog):
+    publish(b"one", tmp_path, "name")
+    publish(b"two", tmp_path, "name")
+    assert not caplog.records
+    publish(b"two", tmp_path, "name")
+    assert "version 3 of name is the same as version 2" in caplog.text
+    assert versions(tmp_path / "name") == {"1": b"one", "2": b"two", "3": b"two"}
+
+
 def test_a_folder_that_older_exporters_filled_goes_on_from_its_newest(tmp_path: Path):
     for number in ("1", "5"):
         (tmp_path / "name" / number).mkdir(parents=True)

@@ -23,7 +23,7 @@ from gantrain.networks import (
 )
 
 # Up to so many inputs, as at 28x28 with 32 filters, the default learning rate is the highest. At
-# 64x64, where 64 filters make 8,192, that one left all bounds: see docs/benchmarks.md.
+# 64x64, where 64 filters make 8,192, that one left all bounds: see docs/benchmarks-training.md.
 _INPUTS_AT_HIGHEST_LR = 1024
 # Of --r1-weight and --r2-weight, for points of variance 1 in each direction.
 _POINTS_PENALTY = 0.04

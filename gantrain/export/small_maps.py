@@ -4,7 +4,7 @@ For each image apart, its transposed convolution multiplies the weights with a m
 columns as the map has pixels. Kernels work on 16 columns at a time, so a map of 2x2 pixels leaves
 three quarters of the work to nothing, and all weights are read again for each image. As products of
 windows the pixels of a whole batch are rows, and the weights are read once. Maps of 3x3 gain by it
-where weights are many: measured, see docs/benchmarks.md.
+where weights are many: measured, see docs/benchmarks-serving.md.
 """
 
 import numpy as np

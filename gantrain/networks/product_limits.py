@@ -3,7 +3,7 @@
 A product reads its weights once for the pixels of a whole batch, where oneDNN reads them anew for
 each image: the more weights and the fewer pixels, the better is a product. In float32 it is MKL's,
 which is quick on its maker's processors; in bfloat16 it is oneDNN's own. All limits were measured:
-see docs/benchmarks.md.
+see docs/benchmarks-training.md.
 """
 
 from functools import cache

@@ -3,6 +3,7 @@
 import asyncio
 import enum
 import io
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -104,12 +105,13 @@ class Encoder:
             return encode_images(pixels, image_format)
         least = min(self._threads, -(-len(pixels) // _IMAGES_PER_CHUNK))
         chunks = min(len(pixels), max(least, -(-pixels.size // _MOST_CHUNK_BYTES)))
-        waiting = enumerate(np.array_split(pixels, max(chunks, 1)))
+        waiting = deque(enumerate(np.array_split(pixels, max(chunks, 1))))
         encoded: dict[int, list[bytes]] = {}
         loop = asyncio.get_running_loop()
 
         async def encode_in_turn() -> None:
-            for index, chunk in waiting:
+            while waiting:
+                index, chunk = waiting.popleft()
                 encoded[index] = await loop.run_in_executor(
                     self._pool, encode_images, chunk, image_format, quality
                 )
@@ -118,6 +120,7 @@ class Encoder:
         try:
             await asyncio.gather(*(encode_in_turn() for _ in range(min(chunks, self._threads))))
         finally:
+            waiting.clear()  # where one failed, or the caller has gone, the others are for nobody
             self.pending_images -= len(pixels)
         return [image for index in sorted(encoded) for image in encoded[index]]
 

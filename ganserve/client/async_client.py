@@ -20,9 +20,9 @@ from ganserve.client.messages import (
     ImageFormat,
     ImageRequest,
     build_message,
+    check_count,
     check_encoded,
     check_hedging,
-    check_rows,
     check_server,
     check_timeout,
     choose_timeout,
@@ -172,7 +172,7 @@ class AsyncClient:
 
         timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
         reply = await self._answered(ask, timeout)
-        check_rows(message, reply.count)
+        check_count(message, reply.count)
         return reply
 
     async def _answered(self, ask: Callable[[float], Awaitable[Reply]], seconds: float) -> Reply:

@@ -265,24 +265,39 @@ def build_message(
     return message
 
 
-def check_rows(message: pb.GenerateImagesRequest, images: int) -> None:
-    """Make sure that each row of latents became one image.
+def count_images(message: pb.GenerateImagesRequest) -> int:
+    """How many images a message asks for."""
+    match message.WhichOneof("source"):
+        case "seed_range":
+            return message.seed_range.count
+        case "seeds":
+            return len(message.seeds.values)
+        case "latents":
+            return len(message.latents.values) // max(message.latents.latent_dim, 1)
+        case _:
+            walk = message.interpolation
+            return walk.frames_per_segment * (len(walk.seeds) - 1) + 1
 
-    Servers refuse rows of another length than the model's, but older ones, which do not know that a
-    request says how long they are, cut the numbers into rows of their own.
+
+def check_count(message: pb.GenerateImagesRequest, images: int) -> None:
+    """Make sure that a call brought as many images as it asked for.
 
     Raises:
-        CallError: the model's rows are of another length, or there are no images at all.
+        CallError: it did not. Servers refuse latents of another length than the model's, but older
+            ones, which do not know that a request says how long its rows are, cut the numbers into
+            rows of their own; the error says so.
     """
-    given = message.latents
-    if message.WhichOneof("source") != "latents" or images * given.latent_dim == len(given.values):
+    expected = count_images(message)
+    if images == expected:
         return
-    if not images:
-        raise CallError(grpc.StatusCode.INTERNAL, "latents: expected an image of each, got none")
+    if images and message.WhichOneof("source") == "latents":
+        raise CallError(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            f"latents: expected rows of {len(message.latents.values) // images} numbers, the "
+            f"model's latent_dim, got rows of {message.latents.latent_dim}",
+        )
     raise CallError(
-        grpc.StatusCode.INVALID_ARGUMENT,
-        f"latents: expected rows of {len(given.values) // images} numbers, the model's "
-        f"latent_dim, got rows of {given.latent_dim}",
+        grpc.StatusCode.DATA_LOSS, f"expected {expected} images from the server, got {images}"
     )
 
 

@@ -15,7 +15,8 @@ from ganserve.client.messages import (
     CallError,
     ImageRequest,
     build_message,
-    check_rows,
+    check_count,
+    count_images,
     read_pixels,
 )
 from ganserve.client.patience import MOST_ATTEMPTS, Patience
@@ -44,8 +45,8 @@ def build_messages(
     if images_per_call < 1:
         raise ValueError(f"images_per_call: expected at least 1, got {images_per_call}")
     whole = build_message(request, default_model, "raw")
-    count = _count_images(whole)
-    if count <= images_per_call:
+    count = count_images(whole)
+    if count <= images_per_call or whole.WhichOneof("source") == "interpolation":
         yield whole
         return
     labels = whole.class_labels[:]
@@ -66,19 +67,6 @@ def build_messages(
         _copy_source(whole, message, first, last)
         message.class_labels.extend(labels if len(labels) == 1 else labels[first:last])
         yield message
-
-
-def _count_images(message: pb.GenerateImagesRequest) -> int:
-    """How many images a message asks for; 0 for a walk, which cannot be parted."""
-    match message.WhichOneof("source"):
-        case "seed_range":
-            return message.seed_range.count
-        case "seeds":
-            return len(message.seeds.values)
-        case "latents":
-            return len(message.latents.values) // max(message.latents.latent_dim, 1)
-        case _:
-            return 0
 
 
 def _copy_source(
@@ -149,7 +137,7 @@ class CallProgress:
         """The images of a message that are new, if any are.
 
         Raises:
-            CallError: they are of another file than those that have come.
+            CallError: they are of another file than those that have come, or not the next ones.
         """
         stream, model = self._stream, response.model
         if stream.made_by is None:
@@ -162,6 +150,11 @@ class CallProgress:
                 f"after {stream.images} images of the stream another file serves as {model.name} "
                 f"version {model.version}: ask for all again",
             )
+        if response.first_index > self._received:
+            raise CallError(
+                grpc.StatusCode.DATA_LOSS,
+                f"expected image {self._received} of the call next, got {response.first_index}",
+            )
         images = read_pixels(response)[max(0, self._received - response.first_index) :]
         self._received += len(images)
         stream.images += len(images)
@@ -171,9 +164,9 @@ class CallProgress:
         """Make sure that all images of the call have come.
 
         Raises:
-            CallError: as `check_rows`.
+            CallError: as `check_count`.
         """
-        check_rows(self.message, self._received)
+        check_count(self.message, self._received)
 
     def pause_after(self, error: grpc.RpcError) -> float:
         """The seconds to wait before another attempt.

@@ -22,9 +22,9 @@ from ganserve.client.messages import (
     ImageFormat,
     ImageRequest,
     build_message,
+    check_count,
     check_encoded,
     check_hedging,
-    check_rows,
     check_server,
     check_timeout,
     choose_timeout,
@@ -214,7 +214,7 @@ class Client:
 
         timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
         reply = self._answered(ask, timeout)
-        check_rows(message, reply.count)
+        check_count(message, reply.count)
         return reply
 
     def _answered(self, ask: Callable[[float], Reply], seconds: float) -> Reply:

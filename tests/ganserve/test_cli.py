@@ -81,43 +81,66 @@ async def test_a_folder_gets_one_file_a_seed(there_already, repository, running_
 
 
 class Changing(image_generation_pb2_grpc.ImageGenerationServiceServicer):
-    """A server whose newest version is another one after the first call."""
+    """A server whose newest version, or whose file of one version, is another after one call."""
 
-    def __init__(self, *, keeps_the_old: bool) -> None:
+    def __init__(self, *, keeps_the_old: bool = True, same_version: bool = False) -> None:
         self._keeps_the_old = keeps_the_old
+        self._same_version = same_version
         self.asked: list[tuple[str, str]] = []
 
-    async def GenerateImages(self, request, context):  # noqa: N802 - gRPC's name
+    async def StreamImages(self, request, context):  # noqa: N802 - gRPC's name
         self.asked.append((request.model_name, request.model_version))
-        version = request.model_version or str(len(self.asked))
+        call = str(len(self.asked))
+        version = request.model_version or ("1" if self._same_version else call)
         if version == "1" and len(self.asked) > 1 and not self._keeps_the_old:
             await context.abort(grpc.StatusCode.NOT_FOUND, "there is version 2")
-        seeds = request.seeds.values
+        seeds = request.seeds.values or range(
+            request.seed_range.start, request.seed_range.start + request.seed_range.count
+        )
         shape = {"count": len(seeds), "height": 1, "width": 1, "channels": 1}
-        return pb.GenerateImagesResponse(
+        digest = f"sha256:{call if self._same_version else version}"
+        yield pb.GenerateImagesResponse(
             **shape,
             pixels=bytes([int(version)] * len(seeds)),
-            images=[b"a picture"] * len(seeds),
             seeds=seeds,
-            model=pb.ModelIdentity(name="faces", version=version),
+            model=pb.ModelIdentity(name="faces", version=version, digest=digest),
         )
 
 
 @pytest.mark.parametrize("out", ["images/", "grid.png"])
 async def test_one_version_makes_all_images_of_a_command(out, tmp_path):
-    service = Changing(keeps_the_old=True)
+    service = Changing()
     async with running(service) as address:
         flags = ["--seeds", "0-9,200-299", "--out", f"{tmp_path}/{out}"]
         assert await run_beside("generate", "--address", address, *flags) == 0
     assert service.asked == [("", ""), ("faces", "1")]
 
 
-async def test_a_version_that_ends_meanwhile_ends_the_command_and_says_so(tmp_path, capsys):
-    async with running(Changing(keeps_the_old=False)) as address:
-        flags = ["--seeds", "0-99", "--out", f"{tmp_path}/images/"]
+@pytest.mark.parametrize("out", ["images/", "grid.png"])
+@pytest.mark.parametrize(
+    ("service", "said"),
+    [
+        pytest.param(
+            {"keeps_the_old": False},
+            "NOT_FOUND: there is version 2 (another version came after 64 images",
+            id="version",
+        ),
+        pytest.param(
+            {"same_version": True},
+            "ABORTED: after 64 images of the stream another file serves as faces version 1",
+            id="file",
+        ),
+    ],
+)
+async def test_a_version_that_ends_meanwhile_ends_the_command_and_says_so(
+    service, said, out, tmp_path, capsys
+):
+    async with running(Changing(**service)) as address:
+        flags = ["--seeds", "0-99", "--out", f"{tmp_path}/{out}"]
         assert await run_beside("generate", "--address", address, *flags) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("ganserve generate: NOT_FOUND: there is version 2 (a new version came")
+    assert line.startswith(f"ganserve generate: {said}")
+    assert not (tmp_path / "grid.png").exists()
 
 
 async def test_options_of_generate_reach_the_server(tmp_path, running_server):

@@ -26,6 +26,11 @@ def begin(stream):
     return stream.begin(pb.GenerateImagesRequest(), timeout_seconds=60)
 
 
+def begin_range(count):
+    message = pb.GenerateImagesRequest(seed_range=pb.SeedRange(start=0, count=count))
+    return StreamProgress().begin(message, timeout_seconds=60)
+
+
 def progress(**settings):
     return begin(StreamProgress(**settings))
 
@@ -55,12 +60,29 @@ def test_another_attempt_leaves_out_what_has_come_and_nothing_else():
     assert np.concatenate(taken).ravel().tolist() == [10, 11, 12, 13, 14]
 
 
-def test_rows_of_latents_without_any_image_are_an_error():
-    latents = pb.Latents(values=[0.0] * 8, latent_dim=4)
-    message = pb.GenerateImagesRequest(latents=latents)
+SOURCES = {
+    "range": {"seed_range": pb.SeedRange(start=0, count=5)},
+    "seeds": {"seeds": pb.Seeds(values=[7, 0, 7, 1, 2])},
+    "latents": {"latents": pb.Latents(values=[0.0] * 20, latent_dim=4)},
+    "walk": {"interpolation": pb.Interpolation(seeds=[0, 1, 2], frames_per_segment=2)},
+}
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+def test_a_call_that_ends_without_all_its_images_is_an_error(source):
+    message = pb.GenerateImagesRequest(**source)
     call = StreamProgress().begin(message, timeout_seconds=60)
-    with pytest.raises(CallError, match="INTERNAL: latents: expected an image of each, got none"):
+    with pytest.raises(CallError, match="DATA_LOSS: expected 5 images from the server, got 0"):
         call.end()
+    call.take(chunk(0, 10, 11, 12, 13, 14))
+    call.end()
+
+
+def test_images_left_out_are_an_error():
+    call = begin_range(5)
+    call.take(chunk(0, 10))
+    with pytest.raises(CallError, match="DATA_LOSS: expected image 1 of the call next, got 2"):
+        call.take(chunk(2, 12))
 
 
 def test_another_attempt_is_held_to_the_model_and_version_that_have_come():

@@ -151,14 +151,15 @@ class Method:
 
     def begin(self, metadata: CallMetadata, context: Context) -> Call:
         """Count a call, and give it its id, which its answer carries too."""
-        self._count_started()
         if self.exempt:
+            self._count_started()
             return Call("")
         call = Call(request_id_of(metadata))
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         if self._tracer is not None:
             call.trace = self._tracer.begin(self.path, metadata, context.peer())
         current_call.set(call)
+        self._count_started()  # last: a call for which something of this failed has no end
         return call
 
     def end(self, call: Call, code: grpc.StatusCode, context: Context) -> None:

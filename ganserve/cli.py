@@ -173,7 +173,7 @@ def _generate(command: Generate) -> None:
             timeout_seconds=command.timeout_seconds,
             security=_security(command),
         ) as client:
-            print(write_images(client, command))
+            print(write_images(client, command), flush=True)
     except (CallError, OSError, ValueError) as error:
         raise CommandError(str(error)) from error
 
@@ -199,13 +199,13 @@ def _models(command: Models) -> None:
             security=_security(command),
         ) as client:
             models = client.models()
+        if command.json_:
+            listed = [asdict(model) | {"evaluation": dict(model.evaluation)} for model in models]
+            print(json.dumps(listed, indent=2), flush=True)
+        else:
+            print(_render_models(models), flush=True)
     except (CallError, OSError, ValueError) as error:
         raise CommandError(str(error)) from error
-    if command.json_:
-        listed = [asdict(model) | {"evaluation": dict(model.evaluation)} for model in models]
-        print(json.dumps(listed, indent=2))
-    else:
-        print(_render_models(models))
 
 
 def _render_models(models: "Sequence[ModelInfo]") -> str:

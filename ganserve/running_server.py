@@ -146,7 +146,10 @@ class RunningServer:
         if not index.settled:
             return "loading models"
         if not any(map(index.is_serving, index.names)):
-            return "no model could be loaded" if index.names else _NO_MODEL
+            if index.names:
+                return "no model could be loaded"
+            missing = [f"{name}:{number}" for name, number in sorted(self.repository.missing)]
+            return f"none of --versions is there ({', '.join(missing)})" if missing else _NO_MODEL
         return None
 
     async def _refresh_for_ever(self) -> None:

@@ -212,6 +212,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
     # One `begin` and one `end` a call; no context managers, which cost as much as all their work.
 
     def _begin(self, method: Method, context: Context) -> Call:
+        call = method.begin(_metadata.get(), context)  # first, for it may raise
         if not method.exempt:
             self.under_way.begin()
             remaining = context.time_remaining()
@@ -219,7 +220,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 self._deadlines.impose()
             elif remaining > self._longest_deadlines.seconds:
                 self._longest_deadlines.impose()
-        return method.begin(_metadata.get(), context)
+        return call
 
     def _end(self, method: Method, call: Call, code: grpc.StatusCode, context: Context) -> None:
         if not method.exempt:

@@ -150,8 +150,6 @@ class Batcher:
 
     async def close(self) -> None:
         """Refuse what is new, answer what was accepted, stop the workers."""
-        self._chunks.lift_limit()
-        self._admit_chunks()
         self._enqueue_arrived()
         self._end_workers()
         # To join them would take one more thread, which there may not be.
@@ -250,26 +248,18 @@ class Batcher:
                 self._schedule_start()
         if parts:
             self._delay.learn(alone=len(parts) == 1)
-            began = time.monotonic()
-            try:
-                self._finish(self._run(parts))
-            except Exception as error:  # fails this batch alone, whatever it is
-                self._fail(parts, error, began)
+            self._run_then(parts, self._finish)
 
     # In the worker threads.
 
     def _work(self) -> None:
         lower_thread_priority()
         while parts := self._next_parts():
-            began = time.monotonic()
-            try:
-                batch = self._run(parts)
-            except Exception as error:  # fails this batch alone, whatever it is
-                self._fail(parts, error, began)
-            else:
-                self._loop.call_soon_threadsafe(self._finish, batch)
-                del batch
+            self._run_then(parts, self._finish_in_loop)
             del parts  # or the last batch, and all images of its calls, would stay till the next
+
+    def _finish_in_loop(self, batch: Batch) -> None:
+        self._loop.call_soon_threadsafe(self._finish, batch)
 
     def _next_parts(self) -> list[Part]:
         """Wait for rows and take them; empty when closing and nothing is left."""
@@ -315,6 +305,16 @@ class Batcher:
             error = DeadlineExceeded("the deadline passed before the images were generated")
             self._loop.call_soon_threadsafe(fail, entry, error)
         return parts
+
+    def _run_then(self, parts: list[Part], finish: Callable[[Batch], object]) -> None:
+        """Run one batch and hand it to `finish`; whatever the model raises fails it alone."""
+        began = time.monotonic()
+        try:
+            batch = self._run(parts)
+        except Exception as error:
+            self._fail(parts, error, began)
+        else:
+            finish(batch)
 
     def _run(self, parts: list[Part]) -> Batch:
         began = time.monotonic()

@@ -212,11 +212,14 @@ class AsyncClient:
 
     @contextlib.asynccontextmanager
     async def _readable_errors(self, seconds: float) -> AsyncIterator[None]:
+        task, cancelled_before = asyncio.current_task(), _cancellations()
         try:
             yield
-        except (asyncio.CancelledError, grpc.aio.UsageError):  # so gRPC says that it was closed
-            task = asyncio.current_task()
-            if not self._closing.is_set() or (task is not None and task.cancelling()):
+        # So gRPC says that the channel was closed. Somebody may have cancelled this task, too; of
+        # what was asked for before, as by a TaskGroup that has failed, Python keeps count.
+        except (asyncio.CancelledError, grpc.aio.UsageError):
+            before = cancelled_before if asyncio.current_task() is task else 0
+            if not self._closing.is_set() or _cancellations() > before:
                 raise
             raise closed_error() from None
         except grpc.RpcError as error:
@@ -258,3 +261,9 @@ class AsyncClient:
             for call in calls:
                 call.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
+
+
+def _cancellations() -> int:
+    """How often the current task has been asked to end, and not taken that back."""
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()

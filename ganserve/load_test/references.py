@@ -5,11 +5,14 @@ many overlapping groups, so that an image that depended on its batch, its place 
 neighbours would show.
 """
 
+import asyncio
 import hashlib
+import math
 from collections.abc import Awaitable, Callable
 
 import grpc
 
+from ganserve.client.patience import Patience
 from ganserve.load_test.plan import LoadPlan, LoadTally, References
 from ganserve.v1 import image_generation_pb2 as pb
 
@@ -40,11 +43,7 @@ async def fetch_references(plan: LoadPlan, generate: Generate) -> References:
     digests: set[str] = set()
     images: list[str] = []
     for seed in range(VERIFIED_REQUESTS + plan.images_per_request - 1):
-        try:
-            reply = await generate(build_message(plan, seed, 1))
-        except grpc.aio.AioRpcError as error:
-            message = f"reference image of seed {seed}: {error.code().name}: {error.details()}"
-            raise ValueError(message) from None
+        reply = await _fetch_reference(plan, generate, seed)
         response = pb.GenerateImagesResponse.FromString(reply)
         hashes = _hash_images(response)
         if len(hashes) != 1:
@@ -54,6 +53,20 @@ async def fetch_references(plan: LoadPlan, generate: Generate) -> References:
     if len(digests) != 1:
         raise ValueError("reference images: the model changed while they were fetched; try again")
     return References(digests.pop(), tuple(images))
+
+
+async def _fetch_reference(plan: LoadPlan, generate: Generate, seed: int) -> bytes:
+    """The reply with the image of a seed, also by a server that is busy meanwhile."""
+    patience = Patience(plan.timeout_seconds, math.inf)
+    while True:
+        try:
+            return await generate(build_message(plan, seed, 1))
+        except grpc.aio.AioRpcError as error:
+            try:
+                await asyncio.sleep(patience.pause_after(error))
+            except grpc.aio.AioRpcError:  # the same: it does not help to wait, or for too long
+                message = f"reference image of seed {seed}: {error.code().name}: {error.details()}"
+                raise ValueError(message) from None
 
 
 def verify(tally: LoadTally, references: References, reply: bytes, seed: int, count: int) -> None:

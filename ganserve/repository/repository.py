@@ -56,6 +56,7 @@ class Repository:
         versions: Sequence[tuple[str, int]] = (),
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
+        """Raise StartupError if there can be no thread to load models in."""
         wanted = frozenset(versions) if version_policy == "specific" else None
         self._folder = RepositoryFolder(root, wanted, default_model)
         self._load = load
@@ -70,12 +71,21 @@ class Repository:
         self._loader = ThreadPoolExecutor(
             max_workers=1, thread_name_prefix="models", initializer=lower_thread_priority
         )
+        try:
+            self._loader.submit(int)  # starts the thread, which may not be to be had later
+        except RuntimeError as error:
+            raise StartupError(f"no thread to load models in: {error}") from error
         self._loading = asyncio.Lock()  # a version that waits has no state, and may still change
 
     @property
     def is_loading(self) -> bool:
         """Whether what a scan found is still being taken up."""
         return bool(self._tasks.names)
+
+    @property
+    def missing(self) -> Collection[tuple[str, int]]:
+        """Names and numbers of versions that are to serve, but were not there at the last scan."""
+        return self._folder.missing
 
     async def refresh(self, timeout_seconds: float | None = None) -> None:
         """Scan the folder once: load what is new, retire what is gone.
@@ -90,9 +100,6 @@ class Repository:
             scanned = await self._folder.scan()
             if scanned is not None:
                 await self._take_up(*scanned, timeout_seconds)
-        except BaseException:
-            await self.stop_loading()
-            raise
         finally:
             self.index.first_scan_over.set()
 

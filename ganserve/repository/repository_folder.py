@@ -22,6 +22,9 @@ class RepositoryFolder:
         root: the folder.
         wanted: names and numbers of the only versions that may serve; None for all.
         default_model: the model that is meant where a call names none, if there is one.
+
+    Attributes:
+        missing: names and numbers that are wanted, but were not there at the last scan.
     """
 
     def __init__(
@@ -38,7 +41,7 @@ class RepositoryFolder:
         self._is_empty = False
         self._device: int | None = None  # the file system on which something was found
         self._problems: set[str] = set()
-        self._missing: set[tuple[str, int]] = set()  # wanted, but not there
+        self.missing: set[tuple[str, int]] = set()
 
     async def scan(self) -> tuple[dict[str, list[Candidate]], Collection[str]] | None:
         """Find what may serve, newest first, by model.
@@ -101,9 +104,9 @@ class RepositoryFolder:
         """Leave only what is wanted; say what of it is not there."""
         there_are = {(name, c.version) for name, candidates in found.items() for c in candidates}
         missing = {(name, number) for name, number in wanted - there_are if name not in unreadable}
-        for name, number in sorted(missing - self._missing):
+        for name, number in sorted(missing - self.missing):
             logger.warning("model %s version %d is to serve, but is not there", name, number)
-        self._missing = missing
+        self.missing = missing
         chosen = {
             name: [c for c in candidates if (name, c.version) in wanted]
             for name, candidates in found.items()

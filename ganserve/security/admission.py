@@ -15,12 +15,15 @@ from ganserve.transport.call_context import CallMetadata, Context
 
 # A client whose share is whole needs no entry; at this number the one silent for longest goes too.
 _MOST_CLIENTS = 10_000
+# Those that are told to come back may never do so, and others should not wait long for them.
+_LONGEST_QUEUE_SECONDS = 5.0
 
 
 @dataclass
 class _Share:
     images: float  # left; below 0 for a request larger than the burst
     at: float  # on the limiter's clock
+    promised: float = 0.0  # on that clock: when the last of the refused calls was told to come back
 
 
 class RateLimiter:
@@ -55,13 +58,26 @@ class RateLimiter:
         self._shares[client] = share
         if len(self._shares) > self._most_clients:
             self._shares.popitem(last=False)
-        missing = min(images, self._burst) - share.images
-        if missing > 0:
+        wanted = min(images, self._burst)
+        if wanted > share.images:
             raise RateLimited(
                 f"the rate limit is {self._rate:g} images a second for each client",
-                retry_seconds=missing / self._rate,
+                retry_seconds=self._promise(share, wanted),
             )
         share.images -= images
+
+    def _promise(self, share: _Share, images: float) -> float:
+        """In how many seconds a refused call should come back: one after the other.
+
+        If all that a client makes at the same time came back together, one of them would succeed
+        and the others use up their attempts.
+        """
+        seconds = (images - share.images) / self._rate
+        waiting = share.promised - share.at
+        if waiting > 0:
+            seconds = max(seconds, min(waiting + images / self._rate, _LONGEST_QUEUE_SECONDS))
+        share.promised = share.at + seconds
+        return seconds
 
     @contextlib.contextmanager
     def taking(self, client: str, images: int) -> Iterator[None]:

@@ -163,14 +163,18 @@ class DirectCalls:
             self._loop.call_soon(self._take)
 
     def _poll(self, deadline: float | None = None) -> Any:  # noqa: ANN401
-        """The next event; None where a message found no memory: it is lost, others may be shorter.
+        """The next event; None if there was no memory for it: it is lost, others may be smaller.
 
-        Its call is refused as one whose message has not come.
+        If it was a message, its call is refused as one whose message has not come. If it was the
+        arrival of a call, the next one must be asked for, and which method's it was is lost too.
         """
         try:
             return self._queue.poll(deadline)
         except MemoryError:
             logger.exception("a call was lost")
+            if not self._stopping:
+                for asked_for in self._arrivals:
+                    self._ask(asked_for)
             return None
 
     def _ask(self, method: str | None) -> None:

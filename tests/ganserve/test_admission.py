@@ -40,6 +40,24 @@ def test_the_time_told_is_the_time_it_takes(clock):
     limiter.take("a", 7)
 
 
+def test_calls_that_are_refused_together_are_told_to_come_one_after_the_other(clock):
+    limiter = RateLimiter(10.0, 20, clock=clock)
+    limiter.take("a", 20)
+    told = [refused(limiter, "a", 5) for _ in range(4)]
+    assert told == pytest.approx([0.5, 1.0, 1.5, 2.0])
+    began = clock.now
+    for seconds in told:
+        clock.now = began + seconds + 1e-9
+        limiter.take("a", 5)
+
+
+def test_nobody_waits_long_for_calls_that_may_never_come_back(clock):
+    limiter = RateLimiter(10.0, 100, clock=clock)
+    limiter.take("a", 100)
+    assert max(refused(limiter, "a", 5) for _ in range(100)) == 5.0
+    assert refused(limiter, "a", 90) == pytest.approx(9.0)  # what it takes at least
+
+
 def test_a_refusal_costs_nothing(clock):
     limiter = RateLimiter(10.0, 20, clock=clock)
     limiter.take("a", 15)

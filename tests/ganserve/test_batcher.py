@@ -625,6 +625,25 @@ async def test_the_model_calls_of_a_split_request_are_summed():
     assert generated.compute_seconds == pytest.approx(seconds)
 
 
+@pytest.mark.parametrize("inline_seconds", [0, 60], ids=["worker", "inline"])
+async def test_a_fault_of_who_is_told_of_batches_harms_no_caller(inline_seconds):
+    faults = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: faults.append(context["exception"])
+    )
+
+    def tell(_, __):
+        raise ArithmeticError("a fault of tracing")
+
+    model = GatedModel(is_open=True)
+    async with running(model, on_batch=tell, inline_seconds=inline_seconds) as batcher:
+        await start(batcher, 0)  # so that the batcher knows how long the model takes
+        await eventually(lambda: batcher._idle == batcher._instances)
+        assert len((await start(batcher, *range(10))).pixels) == 10
+    assert sample(batcher, "ganserve_abandoned_images_total", reason="failed") == 0
+    assert [type(fault) for fault in faults] == [ArithmeticError] * len(model.batches)
+
+
 async def test_a_request_whose_images_find_no_memory_fails_alone_and_at_once():
     side = 2**23  # more bytes of an image than an address can say
     model = GatedModel()

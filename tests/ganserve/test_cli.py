@@ -80,6 +80,21 @@ async def test_a_folder_gets_one_file_a_seed(there_already, repository, running_
     assert (np.asarray(Image.open(out / "7.png")) == expected_pixels(7)[0]).all()
 
 
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["table", "json"])
+async def test_a_list_that_cannot_be_written_is_an_error_of_one_line(
+    form, repository, running_server
+):
+    async with running_server(repository) as server:
+        process = await asyncio.create_subprocess_shell(
+            f"{sys.executable} -m ganserve models --address {server.address} {' '.join(form)}"
+            " > /dev/full",
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, errors = await process.communicate()
+    assert process.returncode == 1
+    assert errors.decode() == "ganserve models: [Errno 28] No space left on device\n"
+
+
 class Changing(image_generation_pb2_grpc.ImageGenerationServiceServicer):
     """A server whose newest version, or whose file of one version, is another after one call."""
 

@@ -786,6 +786,28 @@ class TestAClientThatIsClosed:
         with pytest.raises(CallError, match="CANCELLED: the client was closed"):
             await call(client)
 
+    @CALLS
+    async def test_says_so_also_in_a_task_in_which_a_group_of_tasks_has_failed(self, call):
+        async def fail():
+            raise ArithmeticError
+
+        async with serving(Hanging()) as hanging, asyncio.timeout(20):
+            client = AsyncClient(hanging.address)
+
+            async def fail_and_call():
+                with contextlib.suppress(ExceptionGroup):
+                    async with asyncio.TaskGroup() as group:
+                        group.create_task(fail())
+                await call(client)
+
+            under_way = asyncio.create_task(fail_and_call())
+            await eventually(lambda: hanging.calls > 0)
+            await client.close()
+            with pytest.raises(CallError, match="CANCELLED: the client was closed"):
+                await under_way
+            with pytest.raises(CallError, match="CANCELLED: the client was closed"):
+                await fail_and_call()
+
     async def test_leaves_a_caller_that_was_cancelled_cancelled(self):
         async with serving(Hanging()) as hanging, AsyncClient(hanging.address) as client:
             call = asyncio.create_task(client.generate(seeds=[1]))

@@ -384,6 +384,14 @@ async def test_references_that_cannot_be_fetched_are_an_error(repository, runnin
             await offer(server.address, verify=True)
 
 
+async def test_references_are_fetched_as_late_as_a_busy_server_asks_for(repository, running_server):
+    settings = {"rate_limit_images_per_second": 40, "rate_limit_burst_images": 10}
+    async with running_server(repository, **settings) as server:
+        report = await offer(server.address, verify=True, rate=10, seconds=0.5, warm_up_seconds=0)
+    assert report.verification.calls > 0
+    assert report.verification.wrong == 0
+
+
 async def several(service: SlowService, calls: int) -> None:
     """Wait for so many calls."""
     async with asyncio.timeout(20):

@@ -503,6 +503,16 @@ class TestClients:
 
 
 class TestRateLimits:
+    async def test_calls_made_together_all_succeed_in_time(self, repository, running_server):
+        settings = {"rate_limit_images_per_second": 200, "rate_limit_burst_images": 40}
+        async with (
+            running_server(repository, **settings) as server,
+            AsyncClient(server.address, timeout_seconds=30) as client,
+        ):
+            calls = [client.generate(seeds=range(10)) for _ in range(40)]
+            answers = await asyncio.gather(*calls)
+            assert all(len(images) == 10 for images in answers)
+
     async def test_a_client_beyond_its_share_is_told_when_to_come_back(
         self, repository, running_server
     ):

@@ -108,6 +108,13 @@ class TestInProcess:
         )
         assert f"passed over, for models lie at {layout}: model.onnx" in caplog.text
 
+    async def test_versions_that_are_not_there_are_named(self, repository, running_server, caplog):
+        settings = {"version_policy": "specific", "versions": "tyni:1,tiny:7"}
+        async with running_server(repository, until_ready=False, **settings) as server:
+            reason = "none of --versions is there (tiny:7, tyni:1)"
+            await eventually(lambda: f"not serving: {reason} in {repository}" in caplog.text)
+            assert server.why_not_ready() == reason
+
     async def test_a_model_that_cannot_be_loaded_is_not_serving(self, repository, running_server):
         publish(repository, "broken", 1, b"rubbish")
         async with running_server(repository) as server, health_of(server) as health:
@@ -325,6 +332,23 @@ async def test_a_version_whose_threads_cannot_start_leaves_the_one_before(
         reply = await stub.GenerateImages(pb.GenerateImagesRequest(seeds=pb.Seeds(values=[7])))
         assert reply.model.version == "1"
         await eventually(lambda: [t.name for t in threading.enumerate()].count("tiny-0") == 1)
+
+
+async def test_the_first_model_needs_no_new_thread_to_be_loaded_in(
+    running_server, monkeypatch, tmp_path
+):
+    start = threading.Thread.start
+
+    def start_another(thread):
+        if thread.name.startswith("models"):
+            raise RuntimeError("can't start new thread")  # as Python says where there are too many
+        start(thread)
+
+    (tmp_path / "models").mkdir()
+    async with running_server(tmp_path / "models", until_ready=False) as server:
+        monkeypatch.setattr(threading.Thread, "start", start_another)
+        write_artifact(tmp_path / "models")
+        await server.wait_until_ready()
 
 
 async def test_where_no_thread_can_be_started_any_more_the_server_goes_on(

@@ -32,7 +32,7 @@ class TrainState:
     images_seen: int = 0
     seconds: float = 0.0  # spent training, however often the run was resumed
     rollbacks: int = 0  # how often the run went back after its numbers had left all bounds
-    rolled_back_to: int | None = None  # where to, until the next checkpoint; not saved
+    rolled_back_to: int | None = None  # where to, until the next checkpoint
 
     _OPTIMIZERS = ("generator_optimizer", "discriminator_optimizer")
     _PARTS = ("generator", "discriminator", "generator_ema", *_OPTIMIZERS)
@@ -48,6 +48,7 @@ class TrainState:
             "images_seen": self.images_seen,
             "seconds": self.seconds,
             "rollbacks": self.rollbacks,
+            "rolled_back_to": self.rolled_back_to,
             **parts,
         }
 
@@ -58,6 +59,7 @@ class TrainState:
         self.images_seen = values["images_seen"]
         self.seconds = values["seconds"]
         self.rollbacks = values.get("rollbacks", 0)  # 0.1.0 knew none
+        self.rolled_back_to = values.get("rolled_back_to")  # nor did 0.15.0 this
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:

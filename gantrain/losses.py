@@ -24,6 +24,8 @@ class Loss:
     on_real: Callable[[Tensor], Tensor] | None = None  # the halves whose sum `discriminator` is,
     on_fake: Callable[[Tensor], Tensor] | None = None  # where it has halves
     threshold: float | None = None  # logits above it say real; None: they only compare
+    # Of a logit, less that of a usual real where logits only compare: how real the image is, 0 to 1.
+    score: Callable[[Tensor], Tensor] = torch.sigmoid
 
 
 def create_loss(name: str, label_smoothing: float = 0.0) -> Loss:
@@ -59,6 +61,7 @@ def create_loss(name: str, label_smoothing: float = 0.0) -> Loss:
             lambda logits: half_squared_error(logits, 0.0),
             lambda logits: half_squared_error(logits, 1.0),
             threshold=0.5,  # between the targets
+            score=lambda logits: logits.clamp(0, 1),
         )
     return _unpaired(
         lambda logits: cross_entropy(logits, target),
@@ -152,6 +155,7 @@ def _unpaired(
     generator: Callable[[Tensor], Tensor],
     *,
     threshold: float | None,
+    score: Callable[[Tensor], Tensor] = torch.sigmoid,
 ) -> Loss:
     return Loss(
         discriminator=lambda real_logits, fake_logits: on_real(real_logits) + on_fake(fake_logits),
@@ -159,6 +163,7 @@ def _unpaired(
         on_real=on_real,
         on_fake=on_fake,
         threshold=threshold,
+        score=score,
     )
 
 

@@ -144,9 +144,9 @@ def train(config: TrainConfig) -> TrainState:
                 if monitor and samples_due:
                     monitor.save_samples(state)
                 if checkpoint_due:
+                    state.rolled_back_to = None
                     if ranks.first:
                         save_checkpoint(state, run.checkpoints, config.keep_checkpoints)
-                    state.rolled_back_to = None
                     saved_at = clock.seconds()
                 if interrupted:
                     wait_for_all()  # who leaves first must not have the others killed while saving

@@ -9,6 +9,7 @@ from gantrain.checkpoint import (
     TrainState,
     how_to_take_back,
     newest_good_checkpoint,
+    save_checkpoint,
     set_aside,
 )
 from gantrain.config import TrainConfig
@@ -114,6 +115,9 @@ def roll_back(
         values = create_state(config, device, class_count).state_dict()
     state.load_state_dict(values)
     state.rollbacks, state.rolled_back_to = rollbacks, state.images_seen
+    if state.images_seen and read_ranks().first:
+        # Once more, or a run that is killed before its next checkpoint would forget the rollback.
+        save_checkpoint(state, run.checkpoints, config.keep_checkpoints)
     logger.warning(
         "%s. Rolling back to %d images with %g of the learning rate and another order of the data "
         "(%d of %d)",

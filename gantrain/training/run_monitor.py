@@ -148,17 +148,18 @@ class RunMonitor:
     def _save_sheet(self, state: TrainState, fakes: NDArray[np.uint8], name: str) -> None:
         """Fakes above reals, each with the discriminator's score.
 
-        That is the sigmoid of its logit. Of a loss that only compares, whose logits may lie
-        anywhere, it is that of the logit less the reals' mean: the relativistic average
-        discriminator of Jolicoeur-Martineau, "The relativistic discriminator", 2018.
+        That is the sigmoid of its logit, or with least squares the logit itself. Of a loss that
+        only compares, whose logits may lie anywhere, it is that of the logit less the reals' mean:
+        the relativistic average discriminator of Jolicoeur-Martineau, "The relativistic
+        discriminator", 2018.
         """
         assert isinstance(self._data, Dataset)
         reals = self._data.images[:_SHEET_IMAGES].transpose(0, 2, 3, 1)
         fake_logits, real_logits = (self._judge(state, images) for images in (fakes, reals))
-        relative = create_loss(self._config.loss).threshold is None
-        middle = real_logits.mean() if relative else torch.zeros(())
+        loss = create_loss(self._config.loss)
+        middle = real_logits.mean() if loss.threshold is None else torch.zeros(())
         fake_scores, real_scores = (
-            torch.sigmoid(logits - middle).tolist() for logits in (fake_logits, real_logits)
+            loss.score(logits - middle).tolist() for logits in (fake_logits, real_logits)
         )
         save_sheet(self._run.sheets / name, fakes, fake_scores, reals, real_scores)
 

@@ -94,15 +94,16 @@ class _Normalize(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor, *_statistics: Tensor) -> Any:  # noqa: ANN401
         """Gradients by values, weight and bias; those of the latter two are of this rank's part."""
         values, weight, mean, variance = context.saved_tensors
-        # As if the statistics were constants, and then what they pass on to all values.
+        inverse = (variance + context.eps).rsqrt()
+        # As if the statistics were constants, and then what they pass on to all values. They are
+        # given twice: some of CUDA's kernels read those of the batch even where these are constant.
         by_values, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
-            *(gradient, values, weight, mean, variance, None, None),
+            *(gradient, values, weight, mean, variance, mean, inverse),
             *(False, context.eps, [True, True, True]),
         )
         sums = torch.stack([by_weight, by_bias])
         add_up(sums)
         sums /= rank_count() * values.numel() // values.shape[1]
-        inverse = (variance + context.eps).rsqrt()
         slope = -weight * inverse.square() * sums[0]
         offset = -weight * inverse * sums[1] - slope * mean
         shape = [1, -1, *[1] * (values.dim() - 2)]

@@ -16,7 +16,7 @@ class StepMeans:
     """
 
     def __init__(self, loss: str) -> None:
-        self._threshold = create_loss(loss).threshold
+        self._loss = create_loss(loss)
         self._totals: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._logits: dict[str, list[Tensor]] = {}
@@ -58,9 +58,9 @@ class StepMeans:
                 self._count(name, mean, steps["real_logits"])
         if "generator_logits" in logits:
             fake = logits["generator_logits"]
-            if self._threshold is None:
+            if self._loss.threshold is None:
                 fake = fake - self._usual_real
-            error = 1 - torch.sigmoid(fake)
+            error = 1 - self._loss.score(fake)
             self._count("generator_error", error.mean(), steps["generator_logits"])
 
     def _judge(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
@@ -71,14 +71,15 @@ class StepMeans:
         that of the steps summed up (Jolicoeur-Martineau, "The relativistic discriminator", 2018).
         """
         real_belief, fake_belief = real, fake
-        if self._threshold is None:
+        threshold, score = self._loss.threshold, self._loss.score
+        if threshold is None:
             real_right = fake_right = (real > fake).float().mean()
             real_belief = real - fake.mean(1, keepdim=True)
             fake_belief = fake - real.mean(1, keepdim=True)
         else:
-            real_right = (real > self._threshold).float().mean()
-            fake_right = (fake < self._threshold).float().mean()
-        error = (1 - torch.sigmoid(real_belief)).mean() + torch.sigmoid(fake_belief).mean()
+            real_right = (real > threshold).float().mean()
+            fake_right = (fake < threshold).float().mean()
+        error = (1 - score(real_belief)).mean() + score(fake_belief).mean()
         return {
             "discriminator_accuracy_real": real_right,
             "discriminator_accuracy_fake": fake_right,

@@ -22,7 +22,7 @@ from gantrain.presets import PRESETS, resolve
 from gantrain.run_log import read_metrics
 from gantrain.sampling import load_run_generator
 from gantrain.training.loop import train
-from gantrain.training.recovery import Diverged
+from gantrain.training.recovery import Diverged, check_bounds
 from tests.gantrain.test_training import assert_same_bits
 
 # Small enough for a step in milliseconds; sizes that a preset fixes stay as they are.
@@ -180,6 +180,38 @@ def test_a_run_that_diverges_goes_back_with_a_lower_learning_rate_and_another_or
     assert re.fullmatch(r".* by 12 images \(.*\); .* by (4|8|12) images \(.*\)", told[0])
     assert all(row["images_per_second"] > 0 for row in rows)
     assert all(values.isfinite().all() for values in state.generator.parameters())
+
+
+def test_a_run_that_is_killed_after_a_rollback_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Killed(BaseException):
+        """Ends the process, as far as the run can see."""
+
+    kills = False
+
+    def check(row: dict[str, float], state: TrainState) -> None:
+        if state.images_seen == 12 and not state.rollbacks:
+            raise Diverged("logit_size became 1e+09", state.images_seen, None)
+        if kills and state.images_seen == 12:
+            raise Killed
+        check_bounds(row, state)
+
+    monkeypatch.setattr("gantrain.training.loop.check_bounds", check)
+    more = {"log_every": 4, "checkpoint_every": 8, "on_divergence": "rollback"}
+    whole = train(settings("dcgan", tmp_path / "whole", **more))
+    kills = True
+    with pytest.raises(Killed):
+        train(settings("dcgan", tmp_path / "killed", **more))
+    kills = False
+    resumed = train(settings("dcgan", tmp_path / "killed", **more))
+    assert whole.rollbacks == resumed.rollbacks == 1
+    assert_same_bits(
+        *(
+            load_checkpoint(checkpoint_paths(tmp_path / name / "checkpoints")[0])
+            for name in ("whole", "killed")
+        )
+    )
 
 
 def break_newest(run_dir: Path) -> None:

@@ -82,6 +82,23 @@ def test_who_is_right_depends_on_where_a_loss_draws_the_line(loss: str, real: fl
     assert row["discriminator_accuracy_fake"] == fake
 
 
+@pytest.mark.parametrize(
+    ("loss", "real", "fake"),
+    [
+        pytest.param("bce", 100.0, -100.0, id="bce"),
+        pytest.param("hinge", 100.0, -100.0, id="hinge"),
+        pytest.param("least-squares", 1.0, 0.0, id="least-squares"),
+    ],
+)
+def test_a_discriminator_that_is_sure_and_right_has_no_error(loss: str, real: float, fake: float):
+    means = StepMeans(loss)
+    means.add({"real_logits": torch.full((4,), real), "fake_logits": torch.full((4,), fake)})
+    means.add({"generator_logits": torch.full((4,), fake)})
+    row = means.take()
+    assert row["discriminator_error"] == pytest.approx(0.0, abs=1e-6)
+    assert row["generator_error"] == pytest.approx(1.0, abs=1e-6)
+
+
 @pytest.mark.parametrize("loss", ["relativistic", "wasserstein"])
 def test_the_error_of_a_loss_that_only_compares_is_the_same_wherever_its_logits_lie(loss: str):
     rows = []

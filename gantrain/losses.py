@@ -24,7 +24,7 @@ class Loss:
     on_real: Callable[[Tensor], Tensor] | None = None  # the halves whose sum `discriminator` is,
     on_fake: Callable[[Tensor], Tensor] | None = None  # where it has halves
     threshold: float | None = None  # logits above it say real; None: they only compare
-    # Of a logit, less that of a usual real where logits only compare: how real the image is, 0 to 1.
+    # How real an image is, 0 to 1, by its logit, less a usual real's where logits only compare.
     score: Callable[[Tensor], Tensor] = torch.sigmoid
 
 

@@ -47,6 +47,8 @@ from gantrain.training.step_means import StepMeans, gradient_norm
 from gantrain.training.steps import Feed, StepResults, take_step
 from gantrain.training.stop_requests import stop_requests
 
+_DROPOUT = -1  # the stream of a step's noise from which that is drawn; others are ranks
+
 
 def train(config: TrainConfig) -> TrainState:
     """Train from the newest checkpoint of the run, or from the start, to `config.total_images`.
@@ -201,7 +203,8 @@ def create_step(
         noise.manual_seed(seed)
         if own_noise is not noise:
             own_noise.manual_seed(stream_seed(seed, ranks.rank))
-        default.manual_seed(own_noise.initial_seed())
+        # Of another seed, or on a GPU both would draw the same numbers.
+        default.manual_seed(stream_seed(own_noise.initial_seed(), _DROPOUT))
 
     def step(indices: Tensor) -> list[StepResults]:
         return take_step(state, feed, indices, config, noise, own_noise)

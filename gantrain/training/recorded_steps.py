@@ -13,13 +13,14 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from gantrain.checkpoint import TrainState
+from gantrain.errors import RunError
 from gantrain.training.steps import StepResults
 
 Step = Callable[[Tensor], list[StepResults]]  # of the indices of its batches
@@ -69,51 +70,28 @@ class CudaRecorder:
         self, work: Callable[[], list[StepResults]]
     ) -> tuple[Callable[[], None], list[StepResults]]:
         """As a graph, which keeps the memory that the work took."""
-        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
         with warnings.catch_warnings():  # in later releases that is done by the drawing itself
             warnings.simplefilter("ignore")
             for generator in self._generators:
                 graph.register_generator_state(generator)
-        try:
-            with (
-                torch.cuda.stream(torch.cuda.current_stream(self._device)),  # back here in any case
-                # What other threads do meanwhile must not end the recording.
-                torch.cuda.graph(graph, pool, self._stream, capture_error_mode="thread_local"),
-            ):
-                results = work()
-        except RuntimeError:
-            self._end_allocating(pool)
-            self._renew_generators()
-            raise
+        # What other threads do meanwhile must not end the recording.
+        mode = "thread_local"
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode=mode):
+            results = work()
         return graph.replay, results
 
     def free_memory(self) -> None:
         """PyTorch keeps it for its own next use."""
         torch.cuda.empty_cache()
 
-    def _end_allocating(self, pool: tuple[int, int]) -> None:
-        """Let the allocator know that a recording is over, where that has ended in a failure.
-
-        Where it was made invalid, PyTorch 2.13 raises before it says so, as CUDAGraph.cpp shows.
-        The allocator then never gives memory back, and refuses to.
-        """
-        device = self._stream.device_index
-        with suppress(RuntimeError):  # it has ended in order, and the graph releases its pool
-            torch._C._cuda_endAllocateToPool(device, pool)  # noqa: SLF001 - as `use_mem_pool` does
-            torch._C._cuda_releasePool(device, pool)  # noqa: SLF001
-
-    def _renew_generators(self) -> None:
-        """Let generators draw again, which PyTorch may take for still recording after a failure."""
-        default = torch.cuda.default_generators[torch.cuda.current_device()]
-        for generator in (*self._generators, default):
-            generator.graphsafe_set_state(generator.clone_state())
-
 
 class RecordedStep:
     """A step that is recorded once it is warm, and replayed from then on.
 
-    Where a recording cannot be made, or does something else than the step, a warning says so, and
-    the steps are taken as they are.
+    If a recording does something else than the step, or there is no memory for both, a warning says
+    so, and the steps are taken as they are. If none can be made the run ends: PyTorch's allocator
+    and generators may be left as if it were still under way.
     """
 
     def __init__(
@@ -152,9 +130,8 @@ class RecordedStep:
         if self._taken <= _WARM_UP:
             with self._recorder.apart():
                 return self._step(indices)
-        if self._indices is None and not self._record(indices):
-            self._seed_noise(seed)
-            return self._step(indices)
+        if self._indices is None:
+            self._record(indices)
         assert self._indices is not None
         assert self._replay is not None
         self._indices.copy_(indices)
@@ -165,15 +142,24 @@ class RecordedStep:
         self._replay()
         return self._copy_results()
 
-    def _record(self, indices: Tensor) -> bool:
-        """Whether a recording was made; the state is as before, but for where gradients lie."""
+    def _record(self, indices: Tensor) -> None:
+        """Make the recording; the state is as before, except for where gradients lie.
+
+        Raises:
+            RunError: the step cannot be recorded.
+        """
         held = self._indices = indices.clone()
         try:
             self._replay, self._results = self._recorder.record(lambda: self._step(held))
-            self._gradients = [(weights, weights.grad) for weights in self._weights()]
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            self._give_up(f"could not be recorded ({str(error).strip().partition(chr(10))[0]})")
-        return not self._given_up
+            raise RunError(
+                "the step could not be recorded as a CUDA graph "
+                f"({str(error).strip().partition(chr(10))[0]}): give the same command with "
+                "--no-cuda-graph, which trains more slowly"
+            ) from error
+        self._gradients = [(weights, weights.grad) for weights in self._weights()]
 
     def _compare(self, seed: int) -> list[StepResults]:
         """Take a step both ways, or as it is where there is no memory for both."""

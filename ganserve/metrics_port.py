@@ -28,8 +28,7 @@ _LONGEST_HEAD = 16 * 1024  # bytes of a request and its headers
 # Pages of metrics that are made anew. One takes the time of several small calls, and Python's lock.
 _MOST_PAGES_A_SECOND = 20.0
 _KEPT_SECONDS = 0.25
-# So many may be ahead of their time, for those whose page is not kept: whoever asks for another one
-# all the time leaves these to them.
+# A reserve: how many pages beyond that rate are made for those for whom none is kept.
 _SPARE_PAGES = 20
 
 _Page = tuple[str, list[tuple[str, str]], list[bytes]]  # status, headers, body

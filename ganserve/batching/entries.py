@@ -23,8 +23,8 @@ class Generated(NamedTuple):
 class Entry:
     """One submission.
 
-    `taken` is changed under the batcher's lock alone; in the event loop alone `pixels`, `done`,
-    `queue_seconds` and `compute_seconds` are, and `future` is answered.
+    Only the event loop changes `pixels`, `done`, `queue_seconds` and `compute_seconds`, and answers
+    `future`; to change `taken` needs the batcher's lock.
     """
 
     __slots__ = (

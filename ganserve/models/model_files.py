@@ -21,8 +21,8 @@ _MOST_NAMED = 3
 class Candidate:
     """A version's file on disk.
 
-    `stamp` changes with the file's content. It is None where not even that can be read; loading the
-    file will say why.
+    `stamp` changes with the file's content. It is None if the file cannot be examined; loading it
+    will say why.
     """
 
     name: str

@@ -35,7 +35,7 @@ class SplitFile(NamedTuple):
 
 
 def split_weights(content: bytes | memoryview) -> SplitFile:
-    """Take the long weights out of an ONNX file. Never fails: what is no such file stays whole.
+    """Take the long weights out of an ONNX file. Never fails: other files are returned unchanged.
 
     It takes Python some time and memory for each field of the graph and its weights.
     """

@@ -178,7 +178,7 @@ class Repository:
             self._retire(serving[number])
 
     async def _forget_failures(self, name: str, candidates: list[Candidate]) -> None:
-        """Leave only those that a further attempt would come to as well."""
+        """Forget failures that another attempt might not repeat."""
         can_be_read = self._folder.can_be_read
         there = {candidate.version: candidate for candidate in candidates}
         for version in self.index.versions_of(name):

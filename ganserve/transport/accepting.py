@@ -187,7 +187,7 @@ def make_aio_server(
 def may_stop_again(server: object) -> bool:
     """Whether a stop may end calls for which an earlier one of the same server still waits.
 
-    Where it may not, the first stop's time is that of all.
+    If it may not, the first stop's grace period holds for every later one.
     """
     inner = server if isinstance(server, _AioServer) else _inner(server)
     return hasattr(core_server(inner), "cancel_all_calls")

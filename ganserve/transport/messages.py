@@ -22,10 +22,11 @@ _HEADERS_SECONDS = 1.0
 
 
 def deserialize_request(deserialize: Deserialize, request: bytes) -> object:
-    """Make a message of bytes; of those that are long only if that does not take long.
+    """Make a message of bytes.
 
     Raises:
-        InvalidRequest: they are none.
+        InvalidRequest: they are no message, or a long one with too many fields to be parsed in
+            milliseconds.
     """
     try:
         message = getattr(deserialize, "__self__", None)  # the class, of its `FromString`

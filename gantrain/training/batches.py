@@ -15,21 +15,28 @@ def load_batch(
     lowest: float = -1.0,
     share: slice | None = None,
 ) -> Tensor:
-    """Examples at indices [batch] as float32; with a `share`, only that of them.
+    """Examples at indices [batch] as a network's input; with a `share`, only that of them.
 
-    Images, uint8 [count, channels, size, size], come in [lowest, 1] with the channels innermost in
-    memory; points, float32 [count, 2], come as they are. Whether an image is mirrored does not
-    depend on the share.
+    With `flip` an image is mirrored by chance, which does not depend on the share.
     """
     share = share or slice(None)
     batch = examples[indices[share]]
-    if batch.is_floating_point():
-        return batch
     if flip:
         mirrored = torch.rand(len(indices), generator=noise, device=batch.device)[share] < 0.5
         batch = torch.where(mirrored[:, None, None, None], batch.flip(3), batch)
-    batch = batch.to(torch.float32, memory_format=torch.channels_last)
-    return batch / (255 / (1 - lowest)) + lowest
+    return as_input(batch, lowest)
+
+
+def as_input(examples: Tensor, lowest: float) -> Tensor:
+    """Examples as the float32 that discriminators take.
+
+    Images, uint8 [n, channels, size, size], come in [lowest, 1] with the channels innermost in
+    memory; points, float32 [n, 2], come as they are.
+    """
+    if examples.is_floating_point():
+        return examples
+    images = examples.to(torch.float32, memory_format=torch.channels_last)
+    return images / (255 / (1 - lowest)) + lowest
 
 
 def random_latents(count: int, latent_dim: int, noise: torch.Generator) -> Tensor:

@@ -29,7 +29,7 @@ from gantrain.pictures import save_grid, save_scatter, save_sheet
 from gantrain.run_directory import RunDirectory
 from gantrain.run_log import EventFile, Stopwatch, append_metrics, read_metrics, truncate_metrics
 from gantrain.sampling import Samples, finished_generator, generate
-from gantrain.training.batches import load_batch
+from gantrain.training.batches import as_input
 
 logger = logging.getLogger(__name__)
 
@@ -171,13 +171,7 @@ class RunMonitor:
         device = next(state.discriminator.parameters()).device
         examples = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device)
         lowest = network_kinds(self._config)[0].lowest
-        batch = load_batch(
-            examples,
-            torch.arange(len(examples), device=device),
-            False,
-            torch.Generator(device),
-            lowest,
-        )
+        batch = as_input(examples, lowest)
         labels = None
         if self._labels is not None:
             labels = torch.from_numpy(self._labels[: len(images)]).to(device)

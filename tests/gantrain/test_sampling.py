@@ -17,7 +17,7 @@ from gantrain.sampling import (
     open_sampler,
     run_session,
 )
-from gantrain.training.batches import load_batch
+from gantrain.training.batches import as_input
 
 
 def test_pixels_round_half_to_even_clamp_and_put_channels_last():
@@ -32,7 +32,7 @@ def test_pixels_round_half_to_even_clamp_and_put_channels_last():
 @pytest.mark.parametrize("lowest", [-1.0, 0.0])
 def test_every_grey_level_comes_back_from_training_as_it_was(lowest: float):
     levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    batch = load_batch(levels, torch.tensor([0]), False, torch.Generator(), lowest)
+    batch = as_input(levels, lowest)
     assert (batch.min(), batch.max()) == (lowest, 1)
     pixels = PixelGenerator(lambda _: batch, lowest)(torch.zeros(1, 1))
     assert torch.equal(pixels.flatten(), levels.flatten())

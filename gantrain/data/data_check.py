@@ -200,8 +200,8 @@ def check_listing(
         problem=find_problem(source, listing, len(names), bad_files),
         sizes=dict(sizes.most_common()),
         modes=dict(modes.most_common()),
-        class_counts=counts_by_name(*label(listing, names)),
-        strays=tuple(find_strays([file.name for file in listing.files])),
+        class_counts=counts_by_name(*label(names)),
+        strays=tuple(find_strays(names)),
         ignored=listing.ignored,
         bad_files=tuple(bad_files),
     )

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gantrain.data.bad_data import BadFile, DatasetError
 from gantrain.data.celeba_folders import count_splits, find_celeba, list_celeba
 from gantrain.data.cifar_files import is_cifar, read_cifar
+from gantrain.data.class_folders import find_strays
 from gantrain.data.idx_files import holds_split, is_idx_file, is_idx_folder, read_idx_folder
 from gantrain.data.image_decoding import (
     IMAGE_SIZES,
@@ -44,6 +45,7 @@ class Dataset:
     # "digits", "idx", "stacked MNIST", "CIFAR-10", "CelebA folder", "image folder" or "image zip"
     kind: str
     bad_files: tuple[BadFile, ...] = ()  # those that were skipped
+    strays: tuple[str, ...] = ()  # images beside folders, which are no classes therefore
 
     def fingerprint(self) -> str:
         """Return "sha256:..." of shape, images and labels: equal data, equal fingerprint."""
@@ -321,5 +323,7 @@ def load_images(
         raise DatasetError(problem)
     if channels is None and is_grey(images):
         images = np.ascontiguousarray(images[:, :1])
-    labels, class_names = label(listing, names)
-    return Dataset(images, labels, class_names, listing.kind, tuple(bad_files))
+    # Of the usable files alone: what is left out must not decide what the others are.
+    labels, class_names = label(names)
+    strays = tuple(find_strays(names))
+    return Dataset(images, labels, class_names, listing.kind, tuple(bad_files), strays)

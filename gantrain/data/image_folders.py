@@ -238,17 +238,14 @@ def check_file_size(size: int) -> None:
         raise BadFileError(f"too large: {size} bytes, the limit is {MAX_FILE_BYTES}")
 
 
-def label(listing: Listing, names: list[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+def label(names: list[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
     """Return labels and class names of the named files, from the folders they lie in."""
-    classes = classes_by_folder([file.name for file in listing.files])
+    classes = classes_by_folder(names)
     if classes is None:
         return None, ()
-    class_of = dict(zip((file.name for file in listing.files), classes, strict=True))
-    used = sorted({class_of[name] for name in names}, key=natural_key)
-    if len(used) < 2:
-        return None, ()
-    index_of = {name: index for index, name in enumerate(used)}
-    return np.array([index_of[class_of[name]] for name in names], np.int64), tuple(used)
+    class_names = sorted({*classes}, key=natural_key)
+    index_of = {name: index for index, name in enumerate(class_names)}
+    return np.array([index_of[name] for name in classes], np.int64), tuple(class_names)
 
 
 def find_problem(

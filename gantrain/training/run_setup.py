@@ -42,9 +42,12 @@ def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
             classes are to be learned and there are none.
     """
     if config.conditional and (isinstance(data, PointSet) or data.labels is None):
+        strays = () if isinstance(data, PointSet) else data.strays
+        named = list_some([*strays], NAMES_SHOWN)
+        why = f", as these images lie beside the folders: {named}" if strays else ""
         more = "a larger --max-data-images, " if config.max_data_images else ""
         raise RunError(
-            f"--conditional: the data {config.data} have no classes ({data.kind}); give {more}"
+            f"--conditional: the data {config.data} have no classes ({data.kind}){why}; give {more}"
             "images in a folder for each of at least two classes, with none beside these folders, "
             "or another source with labels, or leave --conditional out"
         )

@@ -160,7 +160,8 @@ def test_class_folders_become_labels(tmp_path):
 def test_images_outside_the_class_folders_mean_no_labels(tmp_path):
     for name in ("dog/1.png", "cat/1.png", "stray.png"):
         save(tmp_path / name)
-    assert load_dataset(str(tmp_path)).labels is None
+    dataset = load_dataset(str(tmp_path))
+    assert (dataset.labels, dataset.strays) == (None, ("stray.png",))
 
 
 def test_text_among_the_images_does_not_stop_training(tmp_path):
@@ -212,6 +213,17 @@ def test_bad_files_are_skipped_when_told_to(spoiled):
         *("cat/empty.png", "cat/small.png", "dog/gone.png", "dog/text.jpg", "owl/cut.png"),
     ]
     assert dataset.images.flags.c_contiguous
+
+
+def test_a_bad_file_beside_class_folders_is_skipped_as_if_it_were_not_there(spoiled):
+    with_classes = load_dataset(spoiled, skip_bad_files=True)
+    Path(spoiled, "cover.heic").write_text("neither picture nor class")
+    dataset = load_dataset(spoiled, skip_bad_files=True)
+    assert [bad.name for bad in dataset.bad_files if bad not in with_classes.bad_files] == [
+        "cover.heic"
+    ]
+    assert (dataset.class_names, dataset.strays) == (("cat", "dog"), ())
+    assert dataset.fingerprint() == with_classes.fingerprint()
 
 
 def test_skipping_must_leave_two_images(tmp_path):

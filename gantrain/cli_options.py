@@ -174,6 +174,11 @@ class Evaluate(Settings):
         default=False,
         description="Resize data that the generator was not trained on to its size and channels.",
     )
+    skip_bad_files: CliToggleFlag[bool] = Field(
+        default=False,
+        description="Leave out files that cannot be used instead of refusing the data; for a "
+        "generator that was trained so, it is done unasked.",
+    )
     inception: str | None = Field(
         default=None,
         description="Weights of the Inception network, for FID, KID and IS as well: a file, or "

@@ -277,7 +277,7 @@ def find_problem(
         return f"{few} or mend the others: {bad}{all_of_them}" if bad_files else few
     if bad_files and not skip_bad_files:
         return (
-            f"{source}: {bad}; mend or remove them{all_of_them}, or leave them out with `gantrain "
-            "train --skip-bad-files`, as `gantrain evaluate` of such a run then does too"
+            f"{source}: {bad}; mend or remove them{all_of_them}, or leave them out with "
+            "--skip-bad-files, which `gantrain train` and `gantrain evaluate` take"
         )
     return None

@@ -120,14 +120,6 @@ def describe_data(data: Dataset | PointSet) -> DataFacts:
     )
 
 
-def tell_left_out(data: Dataset | PointSet) -> None:
-    """Log which files are not trained on, where `--skip-bad-files` has left some out."""
-    if isinstance(data, Dataset) and data.bad_files:
-        total = len(data.images) + len(data.bad_files)
-        named = list_some([str(bad) for bad in data.bad_files], NAMES_SHOWN)
-        logger.info("left out %d of %d files: %s", len(data.bad_files), total, named)
-
-
 def tell_checkpoints(config: TrainConfig, images_seen: int, every: int) -> None:
     """Log when the next checkpoint is due, from when on a crash costs little."""
     due = min((images_seen // every + 1) * every, config.total_images)

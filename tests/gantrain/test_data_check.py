@@ -95,7 +95,7 @@ def test_the_problem_is_what_training_would_say_less_the_advice_to_check(picture
     assert advice in str(caught.value)
     problem = check_source(str(pictures), image_size=image_size).problem
     assert problem == str(caught.value).replace(advice, "")
-    assert "or leave them out with `gantrain train --skip-bad-files`" in problem
+    assert "or leave them out with --skip-bad-files" in problem
 
 
 def test_a_folder_without_images_has_a_problem_and_no_images(tmp_path):

@@ -104,19 +104,26 @@ def list_folder(folder: Path) -> Iterator[Listing]:
 
 
 def walk(folder: Path, bad_folders: list[BadFile]) -> Iterator[Path]:
-    """Yield every file that is not hidden; folders that cannot be listed go to `bad_folders`."""
+    """Yield every file that is not hidden.
+
+    Folders that cannot be listed go to `bad_folders`, and those that links give a second time.
+    """
 
     def note(error: OSError) -> None:
         name = os.path.relpath(error.filename, folder)
         bad_folders.append(BadFile(printable(name), f"folder cannot be read: {error.strerror}"))
 
-    seen = set()  # links may lead round in circles
+    seen: dict[Path, Path] = {}  # where a folder really lies -> the path that it was met by
     for parent, subfolders, names in os.walk(folder, onerror=note, followlinks=True):
-        place = Path(parent).resolve()
-        if place in seen:
+        path = Path(parent)
+        first = seen.setdefault(path.resolve(), path)
+        if first != path:
             subfolders.clear()
+            if first not in path.parents:  # links that lead round in circles add nothing
+                name, other = (printable(p.relative_to(folder).as_posix()) for p in (path, first))
+                reason = f"the same folder as {other}: remove the link, or let it lead elsewhere"
+                bad_folders.append(BadFile(name, reason))
             continue
-        seen.add(place)
         subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
         yield from (Path(parent, name) for name in names if not is_hidden(name))
 

@@ -297,6 +297,7 @@ def _evaluate(command: Evaluate) -> int:
         reference=command.reference,
         repeats=command.repeats,
         resize=command.resize,
+        skip_bad_files=command.skip_bad_files,
         inception=command.inception,
         cache=command.cache_dir,
     )

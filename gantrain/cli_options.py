@@ -15,7 +15,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from gantrain.config import Channels, Settings, TrainConfig
+from gantrain.config import Channels, Settings, TrainConfig, refuse_impossible_size
 from gantrain.evaluation.reference import Reference
 from gantrain.export.precision import FRECHET_SAMPLES, MIN_PSNR, Precision
 from gantrain.seed_ranges import SeedList
@@ -116,9 +116,12 @@ class Check(Settings):
         description="What to look at, named as for `gantrain train --data`."
     )
     image_size: int | None = Field(
-        default=None, ge=8, le=128, multiple_of=4, description="Check for this size, in pixels."
+        default=None,
+        description="Check for this size in pixels, a multiple of 4 from 8 to 128.",
     )
     channels: Channels | None = Field(default=None, description="Check for grey or RGB.")
+
+    _possible_size = field_validator("image_size")(refuse_impossible_size)
 
 
 class Data(BaseModel):
@@ -173,6 +176,11 @@ class Evaluate(Settings):
     resize: CliToggleFlag[bool] = Field(
         default=False,
         description="Resize data that the generator was not trained on to its size and channels.",
+    )
+    skip_bad_files: CliToggleFlag[bool] = Field(
+        default=False,
+        description="Leave out files that cannot be used instead of refusing the data; for a "
+        "generator that was trained so, it is done unasked.",
     )
     inception: str | None = Field(
         default=None,

@@ -81,6 +81,14 @@ class Settings(BaseModel):
         raise ValueError(f"expected a whole number, such as 64 or 1e6, got {given!r}")
 
 
+def refuse_impossible_size(size: int | None) -> int | None:
+    """Raise ValueError for a size of images that no network makes."""
+    if size is not None and (size % 4 or not 8 <= size <= 128):
+        nearest = min(max(size - size % 4, 8), 128)
+        raise ValueError(f"expected a multiple of 4 from 8 to 128, got {size}; try {nearest}")
+    return size
+
+
 class TrainConfig(Settings):
     """What a run is started with, checked; fields left to the data are settled once they load."""
 
@@ -112,10 +120,8 @@ class TrainConfig(Settings):
 
     image_size: int | None = _setting(
         None,
-        "side of the square images in pixels, a multiple of 4; unset: the size that all images "
-        "share, else the median of their shorter sides, at most 64",
-        ge=8,
-        le=128,
+        "side of the square images in pixels, a multiple of 4 from 8 to 128; unset: the size that "
+        "all images share, else the median of their shorter sides, at most 64",
     )
     channels: Channels | None = _setting(
         None, "1 is grey, 3 is RGB; unset: grey where all images are grey"
@@ -323,12 +329,7 @@ class TrainConfig(Settings):
             raise ValueError(f"expected off, or each at most once out of {', '.join(known)}")
         return ",".join(chosen)
 
-    @field_validator("image_size")
-    @classmethod
-    def _multiple_of_four(cls, size: int | None) -> int | None:
-        if size is not None and size % 4:
-            raise ValueError(f"expected a multiple of 4, try {size - size % 4}")
-        return size
+    _possible_size = field_validator("image_size")(refuse_impossible_size)
 
 
 def flag(name: str) -> str:

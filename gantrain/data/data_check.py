@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gantrain.class_labels import count_classes
 from gantrain.data import cifar_files, idx_files
 from gantrain.data.bad_data import BadFile, list_some
-from gantrain.data.celeba_folders import count_splits, find_celeba
+from gantrain.data.celeba_folders import CelebA, count_splits, find_celeba, list_celeba
 from gantrain.data.class_folders import find_strays
 from gantrain.data.datasets import (
     NAMED_SOURCES,
@@ -38,7 +38,7 @@ class SourceReport:
     count: int  # usable images of the training split, or points
     image_size: int | None  # pixels, once loaded; None where nothing can be loaded, or of points
     channels: int | None  # once loaded
-    problem: str | None  # why training would refuse the source, on one line
+    problem: str | None  # why training or evaluation would refuse the source, on one line
     sizes: Mapping[str, int] = field(default_factory=dict)  # "640x480" -> images, most first
     modes: Mapping[str, int] = field(default_factory=dict)  # Pillow's names -> images
     class_counts: Mapping[str, int] = field(default_factory=dict)  # empty without classes
@@ -107,7 +107,7 @@ def check_source(
     with open_images(source, path, "train") as listing, quiet_decoders():
         report = check_listing(source, listing, image_size, channels, progress, workers)
     celeba = find_celeba(path) if path.is_dir() else None
-    return replace(report, splits=count_splits(celeba)) if celeba else report
+    return check_celeba(report, celeba, progress, workers) if celeba else report
 
 
 def report_points(source: str, made: PointSet) -> SourceReport:
@@ -168,6 +168,22 @@ def check_cifar(
     return replace(report, splits=splits)
 
 
+def check_celeba(
+    report: SourceReport, celeba: CelebA, progress: bool | None, workers: int | None
+) -> SourceReport:
+    """Add CelebA's splits, and the bad files of the test split, which evaluation would refuse."""
+    report = replace(report, splits=count_splits(celeba))
+    if not report.splits.get("test"):
+        return report
+    assert report.image_size is not None
+    with list_celeba(celeba, "test") as listing, quiet_decoders():
+        decoded = decode_files(listing, report.image_size, 3, progress, workers)
+        bad_files = [outcome for _, outcome in decoded if isinstance(outcome, BadFile)]
+    usable = len(listing.files) - len(bad_files)
+    problem = report.problem or find_problem(report.source, listing, usable, bad_files)
+    return replace(report, problem=problem, bad_files=(*report.bad_files, *bad_files))
+
+
 def check_listing(
     source: str,
     listing: Listing,
@@ -200,8 +216,8 @@ def check_listing(
         problem=find_problem(source, listing, len(names), bad_files),
         sizes=dict(sizes.most_common()),
         modes=dict(modes.most_common()),
-        class_counts=counts_by_name(*label(listing, names)),
-        strays=tuple(find_strays([file.name for file in listing.files])),
+        class_counts=counts_by_name(*label(names)),
+        strays=tuple(find_strays(names)),
         ignored=listing.ignored,
         bad_files=tuple(bad_files),
     )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shlex
 from collections.abc import Callable, Iterator
@@ -13,9 +14,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gantrain.data.bad_data import BadFile, DatasetError
+from gantrain.data.bad_data import BadFile, DatasetError, list_some
 from gantrain.data.celeba_folders import count_splits, find_celeba, list_celeba
 from gantrain.data.cifar_files import is_cifar, read_cifar
+from gantrain.data.class_folders import find_strays
 from gantrain.data.idx_files import holds_split, is_idx_file, is_idx_folder, read_idx_folder
 from gantrain.data.image_decoding import (
     IMAGE_SIZES,
@@ -26,12 +28,14 @@ from gantrain.data.image_decoding import (
     quiet_decoders,
 )
 from gantrain.data.image_files import SMALLEST_SIDE, resize_colour, resize_grey, turn_grey
-from gantrain.data.image_folders import Listing, find_problem, label, open_listing
+from gantrain.data.image_folders import NAMES_SHOWN, Listing, find_problem, label, open_listing
 from gantrain.data.meant_sources import refuse_other_data
 from gantrain.data.point_sets import POINT_SETS, PointSet
 from gantrain.data.stacked_mnist import CLASS_NAMES, PREFIX, STACKED_KIND, stack_digits
 
 SPLITS: Final = ("train", "test")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +48,7 @@ class Dataset:
     # "digits", "idx", "stacked MNIST", "CIFAR-10", "CelebA folder", "image folder" or "image zip"
     kind: str
     bad_files: tuple[BadFile, ...] = ()  # those that were skipped
+    strays: tuple[str, ...] = ()  # images beside folders, which are no classes therefore
 
     def fingerprint(self) -> str:
         """Return "sha256:..." of shape, images and labels: equal data, equal fingerprint."""
@@ -321,5 +326,15 @@ def load_images(
         raise DatasetError(problem)
     if channels is None and is_grey(images):
         images = np.ascontiguousarray(images[:, :1])
-    labels, class_names = label(listing, names)
-    return Dataset(images, labels, class_names, listing.kind, tuple(bad_files))
+    # Of the usable files alone: what is left out must not decide what the others are.
+    labels, class_names = label(names)
+    strays = tuple(find_strays(names))
+    return Dataset(images, labels, class_names, listing.kind, tuple(bad_files), strays)
+
+
+def tell_left_out(data: Dataset | PointSet) -> None:
+    """Log which files `skip_bad_files` has left out, if any."""
+    if isinstance(data, Dataset) and data.bad_files:
+        total = len(data.images) + len(data.bad_files)
+        named = list_some([str(bad) for bad in data.bad_files], NAMES_SHOWN)
+        logger.info("left out %d of %d files: %s", len(data.bad_files), total, named)

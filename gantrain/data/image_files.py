@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 
 from gantrain.data.bad_data import BadFileError
 
@@ -26,6 +27,7 @@ TURNS: Final = {  # EXIF orientation -> what makes the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+GREY_STEPS: Final = {"L;2": 85, "L;4": 17}  # of 0..255, by Pillow's name for the bits in a file
 MODES_16_BIT: Final = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 BAND_PIXELS: Final = 2**18  # of a 16-bit picture, scaled at once
 
@@ -73,6 +75,7 @@ def decode_image(data: bytes, image_size: int, channels: int) -> Picture:
         try:
             # A JPEG decoder can shrink while it decodes; twice the size leaves the filter its work.
             image.draft(None, (2 * image_size, 2 * image_size))
+            scale_transparent_colour(image)
             square = resize_square(flatten(turn_upright(image)), image_size)
         except BadFileError:
             raise
@@ -129,6 +132,22 @@ def turn_upright(image: Image.Image) -> Image.Image:
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
+def scale_transparent_colour(image: Image.Image) -> None:
+    """Bring the transparent colour of a PNG file to 8 bits, as loading will bring the pixels.
+
+    Pillow leaves it at the file's depth. Of two colours of 16 bits that are one in 8 bits, both
+    become transparent.
+    """
+    transparent = image.info.get("transparency")
+    if not isinstance(image, PngImageFile) or transparent is None or not image.tile:
+        return
+    rawmode = image.tile[0].args
+    if rawmode in GREY_STEPS:
+        image.info["transparency"] = transparent * GREY_STEPS[rawmode]
+    elif rawmode == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
+
+
 def flatten(image: Image.Image) -> Image.Image:
     """Turn any mode into `L` or `RGB`, with white behind transparent parts."""
     if image.mode in MODES_16_BIT:
@@ -147,8 +166,9 @@ def flatten(image: Image.Image) -> Image.Image:
 
 
 def scale_16_bit(image: Image.Image) -> Image.Image:
-    """Scale 0..65535 to 0..255; Pillow's own conversion would clip at 255."""
+    """Scale 0..65535 to 0..255, a transparent value to white; Pillow's conversion would clip."""
     width, height = image.size
+    transparent = image.info.get("transparency")
     scaled = np.empty((height, width), np.uint8)
     rows = max(1, BAND_PIXELS // width)
     for top in range(0, height, rows):  # of all at once, each step would be a large copy
@@ -157,6 +177,8 @@ def scale_16_bit(image: Image.Image) -> Image.Image:
         if values.min() < 0 or values.max() > 0xFFFF:
             raise BadFileError("32-bit pixels, whose range is unknown: save it with 8 or 16 bits")
         scaled[top:bottom] = (values.astype(np.uint32) + 128) // 257
+        if transparent is not None:
+            scaled[top:bottom][values == transparent] = 255
     return Image.fromarray(scaled)
 
 

@@ -104,19 +104,26 @@ def list_folder(folder: Path) -> Iterator[Listing]:
 
 
 def walk(folder: Path, bad_folders: list[BadFile]) -> Iterator[Path]:
-    """Yield every file that is not hidden; folders that cannot be listed go to `bad_folders`."""
+    """Yield every file that is not hidden.
+
+    Folders that cannot be listed go to `bad_folders`, and those that links give a second time.
+    """
 
     def note(error: OSError) -> None:
         name = os.path.relpath(error.filename, folder)
         bad_folders.append(BadFile(printable(name), f"folder cannot be read: {error.strerror}"))
 
-    seen = set()  # links may lead round in circles
+    seen: dict[Path, Path] = {}  # where a folder really lies -> the path that it was met by
     for parent, subfolders, names in os.walk(folder, onerror=note, followlinks=True):
-        place = Path(parent).resolve()
-        if place in seen:
+        path = Path(parent)
+        first = seen.setdefault(path.resolve(), path)
+        if first != path:
             subfolders.clear()
+            if first not in path.parents:  # links that lead round in circles add nothing
+                name, other = (printable(p.relative_to(folder).as_posix()) for p in (path, first))
+                reason = f"the same folder as {other}: remove the link, or let it lead elsewhere"
+                bad_folders.append(BadFile(name, reason))
             continue
-        seen.add(place)
         subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
         yield from (Path(parent, name) for name in names if not is_hidden(name))
 
@@ -238,17 +245,14 @@ def check_file_size(size: int) -> None:
         raise BadFileError(f"too large: {size} bytes, the limit is {MAX_FILE_BYTES}")
 
 
-def label(listing: Listing, names: list[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+def label(names: list[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
     """Return labels and class names of the named files, from the folders they lie in."""
-    classes = classes_by_folder([file.name for file in listing.files])
+    classes = classes_by_folder(names)
     if classes is None:
         return None, ()
-    class_of = dict(zip((file.name for file in listing.files), classes, strict=True))
-    used = sorted({class_of[name] for name in names}, key=natural_key)
-    if len(used) < 2:
-        return None, ()
-    index_of = {name: index for index, name in enumerate(used)}
-    return np.array([index_of[class_of[name]] for name in names], np.int64), tuple(used)
+    class_names = sorted({*classes}, key=natural_key)
+    index_of = {name: index for index, name in enumerate(class_names)}
+    return np.array([index_of[name] for name in classes], np.int64), tuple(class_names)
 
 
 def find_problem(
@@ -280,7 +284,7 @@ def find_problem(
         return f"{few} or mend the others: {bad}{all_of_them}" if bad_files else few
     if bad_files and not skip_bad_files:
         return (
-            f"{source}: {bad}; mend or remove them{all_of_them}, or leave them out with `gantrain "
-            "train --skip-bad-files`, as `gantrain evaluate` of such a run then does too"
+            f"{source}: {bad}; mend or remove them{all_of_them}, or leave them out with "
+            "--skip-bad-files, which `gantrain train` and `gantrain evaluate` take"
         )
     return None

@@ -57,6 +57,7 @@ def evaluate(
     reference: Reference | None = None,
     repeats: int = 3,
     resize: bool = False,
+    skip_bad_files: bool = False,
     inception: str | None = None,
     cache: Path | None = None,
 ) -> Evaluation:
@@ -70,6 +71,7 @@ def evaluate(
         reference: what they are held against, as `choose_reals` takes it.
         repeats: disjoint sets of samples, for mean and spread.
         resize: bring data that it was not trained on to the generator's size and channels.
+        skip_bad_files: leave out files that cannot be used, as for what was trained so is done.
         inception: weights of the Inception network, for FID, KID and IS as well.
         cache: where classifiers are kept; None takes `default_cache_folder()`.
 
@@ -83,7 +85,7 @@ def evaluate(
     if inception is not None and sampler.image_size is None:
         raise UsageError("--inception: the generator makes points, which that network cannot see")
     network = Inception(inception) if inception is not None else None
-    data = load_real_data(source, sampler, resize=resize)
+    data = load_real_data(source, sampler, resize=resize, skip_bad_files=skip_bad_files)
     refuse_other_classes(sampler, data)
     reals = choose_reals(data, samples, reference)
     space = choose_space(data, cache)

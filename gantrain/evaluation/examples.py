@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gantrain.data.datasets import Dataset, has_test_split, load_dataset, load_source
+from gantrain.data.datasets import Dataset, has_test_split, load_dataset, load_source, tell_left_out
 from gantrain.data.point_sets import POINT_SETS, PointSet
 from gantrain.data.stacked_mnist import PREFIX, STACKS
 from gantrain.errors import RunError, UsageError
@@ -51,7 +51,9 @@ class Reals:
     parts: Mapping[str, int] = field(default_factory=dict)  # of the reference: split -> examples
 
 
-def load_real_data(source: str, sampler: Sampler, *, resize: bool = False) -> RealData:
+def load_real_data(
+    source: str, sampler: Sampler, *, resize: bool = False, skip_bad_files: bool = False
+) -> RealData:
     """Load what a generator is to be held against.
 
     Args:
@@ -59,6 +61,8 @@ def load_real_data(source: str, sampler: Sampler, *, resize: bool = False) -> Re
         sampler: the generator.
         resize: bring other data to the size and channels of the generator; those that it was
             trained on are brought there unasked, as they were for training.
+        skip_bad_files: leave out files that cannot be used instead of refusing the source; where
+            the generator was trained so, they are left out unasked.
 
     Raises:
         DatasetError: the source cannot be used.
@@ -73,22 +77,27 @@ def load_real_data(source: str, sampler: Sampler, *, resize: bool = False) -> Re
             "it was trained on"
         )
     if source in POINT_SETS:
-        points = load_source(source)
+        points = load_source(source, skip_bad_files=skip_bad_files)
         return RealData(source, points, None, points.fingerprint() == sampler.data_fingerprint)
-    train, trained_on = load_training_images(source, sampler, resize)
+    skip = skip_bad_files or bool(sampler.settings.get("skip_bad_files", False))
+    train, trained_on = load_training_images(source, sampler, resize, skip)
+    tell_left_out(train)
     held_out = None
     if has_test_split(source):
         held_out = load_dataset(
             source,
             image_size=sampler.image_size,
             channels=sampler.channels,
-            skip_bad_files=bool(sampler.settings.get("skip_bad_files", False)),
+            skip_bad_files=skip,
             split="test",
         )
+        tell_left_out(held_out)
     return RealData(source, train, held_out, trained_on)
 
 
-def load_training_images(source: str, sampler: Sampler, resize: bool) -> tuple[Dataset, bool]:
+def load_training_images(
+    source: str, sampler: Sampler, resize: bool, skip: bool
+) -> tuple[Dataset, bool]:
     """The training split at the generator's size, and whether the generator has learned from it.
 
     Raises:
@@ -96,9 +105,7 @@ def load_training_images(source: str, sampler: Sampler, resize: bool) -> tuple[D
             alone moves distances by several points, so it is not done unasked.
     """
     shape: Mapping[str, Any] = {"image_size": sampler.image_size, "channels": sampler.channels}
-    settings = sampler.settings
-    limit = settings.get("max_data_images")
-    skip = bool(settings.get("skip_bad_files", False))
+    limit = sampler.settings.get("max_data_images")
     dataset = load_dataset(source, **shape, skip_bad_files=skip, limit=limit)
     if dataset.fingerprint() == sampler.data_fingerprint:
         return dataset, True

@@ -10,7 +10,7 @@ from gantrain.checkpoint import TrainState, save_checkpoint
 from gantrain.config import TrainConfig
 from gantrain.config_rules import network_kinds
 from gantrain.cpus import usable_cpus
-from gantrain.data.datasets import load_source
+from gantrain.data.datasets import load_source, tell_left_out
 from gantrain.data.point_sets import PointSet
 from gantrain.errors import Interrupted, RunError
 from gantrain.optimizers import set_rates, update_ema
@@ -41,7 +41,6 @@ from gantrain.training.run_setup import (
     load_labels,
     settle_config,
     tell_checkpoints,
-    tell_left_out,
 )
 from gantrain.training.step_means import StepMeans, gradient_norm
 from gantrain.training.steps import Feed, StepResults, take_step

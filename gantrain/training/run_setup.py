@@ -42,9 +42,12 @@ def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
             classes are to be learned and there are none.
     """
     if config.conditional and (isinstance(data, PointSet) or data.labels is None):
+        strays = () if isinstance(data, PointSet) else data.strays
+        named = list_some([*strays], NAMES_SHOWN)
+        why = f", as these images lie beside the folders: {named}" if strays else ""
         more = "a larger --max-data-images, " if config.max_data_images else ""
         raise RunError(
-            f"--conditional: the data {config.data} have no classes ({data.kind}); give {more}"
+            f"--conditional: the data {config.data} have no classes ({data.kind}){why}; give {more}"
             "images in a folder for each of at least two classes, with none beside these folders, "
             "or another source with labels, or leave --conditional out"
         )
@@ -115,14 +118,6 @@ def describe_data(data: Dataset | PointSet) -> DataFacts:
     return DataFacts(
         data.fingerprint(), len(data.images), data.kind, data.class_names, class_counts=counts
     )
-
-
-def tell_left_out(data: Dataset | PointSet) -> None:
-    """Log which files are not trained on, where `--skip-bad-files` has left some out."""
-    if isinstance(data, Dataset) and data.bad_files:
-        total = len(data.images) + len(data.bad_files)
-        named = list_some([str(bad) for bad in data.bad_files], NAMES_SHOWN)
-        logger.info("left out %d of %d files: %s", len(data.bad_files), total, named)
 
 
 def tell_checkpoints(config: TrainConfig, images_seen: int, every: int) -> None:

@@ -208,6 +208,25 @@ def test_the_report_tells_the_splits(listed):
     )
 
 
+def test_the_report_names_bad_faces_of_the_test_split_too(listed):
+    (listed / "000006.jpg").write_text("junk")
+    report = check_source(str(listed))
+    assert [str(bad) for bad in report.bad_files] == ["000006.jpg: not an image"]
+    assert report.count == 5  # for training, all of them
+    assert "1 of 2 files cannot be used: 000006.jpg: not an image" in report.problem
+    with pytest.raises(DatasetError, match=r"1 of 2 files cannot be used: 000006\.jpg: not an"):
+        load_dataset(str(listed), split="test")
+
+
+def test_the_report_tells_the_problem_of_training_first(listed):
+    for number in (2, 5, 6):
+        (listed / f"{number:06}.jpg").write_text("junk")
+    report = check_source(str(listed))
+    # Nothing reads 000005.jpg, of the validation split.
+    assert [bad.name for bad in report.bad_files] == ["000002.jpg", "000006.jpg"]
+    assert "1 of 5 files cannot be used: 000002.jpg: not an image" in report.problem
+
+
 def test_without_a_list_the_report_has_no_splits(faces):
     report = check_source(str(faces))
     assert (report.kind, report.count, report.splits) == ("CelebA folder", 8, {})

@@ -141,10 +141,13 @@ def test_the_version_is_that_of_the_distribution(capsys):
         pytest.param(
             ["--run-dir=x", "--r1-weight=inf"], "--r1-weight: expected a finite number", id="inf"
         ),
-        pytest.param(
-            ["--run-dir=x", "--image-size=30"],
-            "--image-size: expected a multiple of 4, try 28",
-            id="size",
+        *(
+            pytest.param(
+                ["--run-dir=x", f"--image-size={size}"],
+                f"--image-size: expected a multiple of 4 from 8 to 128, got {size}; try {nearest}",
+                id=f"size-{size}",
+            )
+            for size, nearest in ((30, 28), (130, 128), (132, 128), (4, 8), (-3, 8))
         ),
         pytest.param(
             ["--run-dir=x", "--preset=none"],
@@ -481,10 +484,19 @@ def test_data_check_names_each_bad_file_and_goes_on(flawed_zip: Path, capsys):
     assert len(captured.err.splitlines()) == 1
 
 
-def test_data_are_not_checked_for_a_size_that_no_network_has(capsys):
-    assert gantrain("data", "check", "digits", "--image-size=30") == 2
+@pytest.mark.parametrize("size", [30, 130, 132, 4])
+def test_data_are_not_checked_for_a_size_that_no_network_has(size: int, capsys):
+    assert gantrain("data", "check", "digits", f"--image-size={size}") == 2
     error = capsys.readouterr().err
-    assert error.startswith("gantrain data check: --image-size: expected a multiple of 4")
+    told = f"--image-size: expected a multiple of 4 from 8 to 128, got {size}; try "
+    assert error.startswith(f"gantrain data check: {told}")
+
+
+@pytest.mark.parametrize("command", [["train"], ["data", "check"]], ids=" ".join)
+def test_the_help_tells_which_sizes_there_are(command: list[str], capsys):
+    with pytest.raises(SystemExit):
+        gantrain(*command, "--help")
+    assert "a multiple of 4 from 8 to 128" in " ".join(capsys.readouterr().out.split())
 
 
 def test_data_check_tells_what_a_sound_source_is(capsys):

@@ -65,6 +65,14 @@ def test_images_that_keep_folders_from_being_classes_are_named(pictures):
     )
 
 
+def test_a_bad_file_beside_the_folders_keeps_none_from_being_a_class(pictures):
+    (pictures / "cover.png").symlink_to("gone.png")
+    report = check_source(str(pictures))
+    assert [bad.name for bad in report.bad_files] == ["cover.png"]
+    assert report.class_counts == {"cat": 2, "dog": 1}
+    assert report.strays == ()
+
+
 def test_every_bad_file_is_named_to_the_end(pictures):
     for index in range(20):
         (pictures / "cat" / f"empty{index}.png").touch()
@@ -87,7 +95,7 @@ def test_the_problem_is_what_training_would_say_less_the_advice_to_check(picture
     assert advice in str(caught.value)
     problem = check_source(str(pictures), image_size=image_size).problem
     assert problem == str(caught.value).replace(advice, "")
-    assert "or leave them out with `gantrain train --skip-bad-files`" in problem
+    assert "or leave them out with --skip-bad-files" in problem
 
 
 def test_a_folder_without_images_has_a_problem_and_no_images(tmp_path):

@@ -160,7 +160,8 @@ def test_class_folders_become_labels(tmp_path):
 def test_images_outside_the_class_folders_mean_no_labels(tmp_path):
     for name in ("dog/1.png", "cat/1.png", "stray.png"):
         save(tmp_path / name)
-    assert load_dataset(str(tmp_path)).labels is None
+    dataset = load_dataset(str(tmp_path))
+    assert (dataset.labels, dataset.strays) == (None, ("stray.png",))
 
 
 def test_text_among_the_images_does_not_stop_training(tmp_path):
@@ -199,7 +200,7 @@ def test_bad_files_are_counted_and_the_first_are_named(spoiled):
         "cat/small.png: too small: 5x5, both sides need at least 8 pixels for image size 16, "
         "dog/gone.png: cannot be read: No such file or directory and 2 more; mend or remove them "
         f"(`gantrain data check {spoiled}` names all), or leave them out with "
-        "`gantrain train --skip-bad-files`, as `gantrain evaluate` of such a run then does too"
+        "--skip-bad-files, which `gantrain train` and `gantrain evaluate` take"
     )
 
 
@@ -212,6 +213,17 @@ def test_bad_files_are_skipped_when_told_to(spoiled):
         *("cat/empty.png", "cat/small.png", "dog/gone.png", "dog/text.jpg", "owl/cut.png"),
     ]
     assert dataset.images.flags.c_contiguous
+
+
+def test_a_bad_file_beside_class_folders_is_skipped_as_if_it_were_not_there(spoiled):
+    with_classes = load_dataset(spoiled, skip_bad_files=True)
+    Path(spoiled, "cover.heic").write_text("neither picture nor class")
+    dataset = load_dataset(spoiled, skip_bad_files=True)
+    assert [bad.name for bad in dataset.bad_files if bad not in with_classes.bad_files] == [
+        "cover.heic"
+    ]
+    assert (dataset.class_names, dataset.strays) == (("cat", "dog"), ())
+    assert dataset.fingerprint() == with_classes.fingerprint()
 
 
 def test_skipping_must_leave_two_images(tmp_path):

@@ -13,6 +13,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from gantrain.cli import run as gantrain
+from gantrain.data.bad_data import DatasetError
 from gantrain.data.datasets import Dataset, load_dataset
 from gantrain.errors import RunError, UsageError
 from gantrain.evaluation import yardstick as yardsticks
@@ -567,6 +568,28 @@ def test_other_data_are_decoded_twice_at_most_without_their_bad_files(
     assert not data.trained_on
     assert len(data.examples) == 48
     assert len(loads) == 2
+
+
+def test_bad_files_are_left_out_of_an_evaluation_when_asked_to(
+    class_folders: Path, small_run: Path, cache: Path, tmp_path: Path, capsys
+):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    source = shutil.copytree(class_folders, tmp_path / "other")
+    (source / "cat" / "bad.png").write_bytes(b"no picture")
+    command = ["evaluate", str(run), f"--data={source}", f"--cache-dir={cache}"]
+    command += ["--samples=24", "--repeats=1", "--threads=1", "--json"]
+    assert gantrain(command) == 1
+    assert "or leave them out with --skip-bad-files" in capsys.readouterr().err
+    assert gantrain([*command, "--skip-bad-files"]) == 0
+    told = capsys.readouterr()
+    assert "left out 1 of 49 files: cat/bad.png: not an image" in told.err
+    assert json.loads(told.out)["data"]["reals"].startswith("24 images")
+
+
+def test_bad_files_of_points_are_not_to_be_left_out():
+    points = picture_sampler(DIGITS.images, image_size=None)
+    with pytest.raises(DatasetError, match="skip_bad_files: ring8 holds points, not images"):
+        load_real_data("ring8", points, skip_bad_files=True)
 
 
 def test_too_few_images_are_refused():

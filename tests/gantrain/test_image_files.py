@@ -39,6 +39,30 @@ def palette(transparent):
     return encode(image, transparency=1) if transparent else encode(image)
 
 
+def chunk(kind, content):
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
+
+
+def with_transparent(depth, values, transparent, colour_type=0):
+    """A PNG file of 16x16 pixels, put together by hand: Pillow writes few depths."""
+    row = "".join(f"{value:0{depth}b}" for value in values * 16)
+    row = int(row, 2).to_bytes(len(row) // 8, "big")
+    header = struct.pack(">IIBBBBB", 16, 16, depth, colour_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        [
+            chunk(b"IHDR", header),
+            chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent)),
+            chunk(b"IDAT", zlib.compress((b"\0" + row) * 16)),
+            chunk(b"IEND", b""),
+        ]
+    )
+
+
 def grey_16_bit(value, image_format):
     return encode(Image.fromarray(np.full((16, 16), value, np.uint16)), image_format)
 
@@ -50,6 +74,30 @@ def grey_16_bit(value, image_format):
         pytest.param(encode(flat("L", 77)), [77] * 3, id="grey"),
         pytest.param(encode(flat("L", 77), transparency=77), WHITE, id="grey-one-transparent"),
         pytest.param(encode(flat("RGB", 0), transparency=(0, 0, 0)), WHITE, id="rgb-transparent"),
+        *(
+            pytest.param(
+                with_transparent(depth, [value], [transparent]), colour, id=f"{depth}-bit-{name}"
+            )
+            for depth, value, transparent, colour, name in (
+                (1, 0, 0, WHITE, "transparent"),
+                (2, 1, 1, WHITE, "transparent"),
+                (2, 1, 2, [85] * 3, "other-transparent"),
+                (4, 5, 5, WHITE, "transparent"),
+                (4, 5, 85, [85] * 3, "other-transparent"),
+                (16, 0x1234, 0x1234, WHITE, "transparent"),
+                (16, 0x1234, 0x1235, [18] * 3, "other-transparent"),
+            )
+        ),
+        pytest.param(
+            with_transparent(16, [0x1234, 0x5678, 0x9ABC], [0x1234, 0x5678, 0x9ABC], colour_type=2),
+            WHITE,
+            id="16-bit-rgb-transparent",
+        ),
+        pytest.param(
+            with_transparent(16, [0x1234, 0x5678, 0x9ABC], [0x34, 0x78, 0xBC], colour_type=2),
+            [0x12, 0x56, 0x9A],
+            id="16-bit-rgb-other-transparent",
+        ),
         pytest.param(encode(flat("LA", (0, 0))), WHITE, id="grey-alpha-transparent"),
         pytest.param(encode(flat("LA", (77, 255))), [77] * 3, id="grey-alpha-opaque"),
         pytest.param(encode(flat("RGBA", (255, 0, 0, 0))), WHITE, id="rgba-transparent"),

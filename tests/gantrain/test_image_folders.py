@@ -84,7 +84,21 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
     source = fill(tmp_path / "source", ["0.png"])
     (source / "linked").symlink_to(tmp_path / "elsewhere")
     (source / "self").symlink_to(source)
-    assert names_in(source) == ["0.png", "linked/1.png"]
+    with open_listing(source) as listing:
+        assert [file.name for file in listing.files] == ["0.png", "linked/1.png"]
+        assert listing.bad_folders == ()
+
+
+def test_a_folder_that_links_give_twice_is_taken_once_and_named(tmp_path):
+    faces = fill(tmp_path / "faces", ["1.png", "more/2.png"])
+    source = fill(tmp_path / "source", ["z/3.png"])
+    for name in ("x", "y"):
+        (source / name).symlink_to(faces)
+    with open_listing(source) as listing:
+        assert [file.name for file in listing.files] == ["x/1.png", "x/more/2.png", "z/3.png"]
+        assert [str(bad) for bad in listing.bad_folders] == [
+            "y: the same folder as x: remove the link, or let it lead elsewhere"
+        ]
 
 
 def test_names_are_kept_on_one_line(tmp_path):

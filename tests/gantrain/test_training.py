@@ -671,6 +671,15 @@ def test_classes_are_not_learned_from_data_that_have_none(class_folders: Path, t
         train(resolve({**one_class, "conditional": True, "total_images": 16}))
 
 
+def test_what_keeps_folders_from_being_classes_is_named(class_folders: Path, tmp_path: Path):
+    folder = shutil.copytree(class_folders, tmp_path / "data")
+    shutil.copy(folder / "cat" / "0.png", folder / "cover.png")
+    config = {**SMALL, "data": str(folder), "run_dir": tmp_path / "run", "conditional": True}
+    told = r"have no classes \(image folder\), as these images lie beside the folders: cover\.png; "
+    with pytest.raises(RunError, match=told):
+        train(resolve({**config, "total_images": 16}))
+
+
 def test_classes_beyond_the_limit_are_told_to_be_so(class_folders: Path, tmp_path: Path):
     first_class = {**SMALL, "data": str(class_folders), "max_data_images": 16, "batch_size": 8}
     with pytest.raises(RunError, match=r"have no classes .*; give a larger --max-data-images, "):

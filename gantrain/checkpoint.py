@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gantrain.durable_files import atomic_write
-from gantrain.errors import RunError
+from gantrain.errors import RunError, first_line
 
 _FORMAT = 1
 CHECKPOINT_SUFFIX = ".pt"
@@ -144,7 +144,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except MemoryError:
         raise
     except Exception as error:  # a damaged file makes zipfile and torch raise many kinds
-        raise ValueError(str(error).partition("\n")[0] or type(error).__name__) from error
+        raise ValueError(first_line(error)) from error
     found = values.get("format") if isinstance(values, dict) else None
     if found != _FORMAT:
         raise ValueError(f"expected format {_FORMAT}, got {found}")

@@ -112,9 +112,9 @@ def paths_astray(folder: Path) -> list[Path]:
 
 
 def how_to_take_back(folder: Path) -> str:
-    """How to use the furthest checkpoint that was set aside, to be added to a sentence.
+    """A clause that says how to restore the furthest checkpoint set aside; empty if none is needed.
 
-    Its samples may be good, whatever came after it. Empty where one as far or further is in use.
+    Its samples may be good, whatever came after it. None is needed where one as far is in use.
     """
     aside = next(iter(paths_astray(folder)), None)
     newest = next(iter(checkpoint_paths(folder)), None)
@@ -186,7 +186,7 @@ def newest_good_checkpoint(folder: Path) -> dict[str, Any] | None:
             ) from error
     if paths:
         raise RunError(
-            f"no checkpoint in {folder} is usable; put a good one back, or remove the folder to "
-            "start over"
+            f"no checkpoint in {folder} is usable; put a good one back, or start over in another "
+            "--run-dir"
         )
     return None

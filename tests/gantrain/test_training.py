@@ -173,7 +173,8 @@ def test_a_run_under_nohup_outlives_its_terminal(start: Start, tmp_path: Path):
 def test_a_run_that_was_cut_short_before_its_first_checkpoint_says_that_it_starts_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    config = resolve({**SMALL, "run_dir": tmp_path / "run", "total_images": 64, "log_every": 16})
+    more = {"total_images": 64, "log_every": 16, "checkpoint_every": 64}
+    config = resolve({**SMALL, "run_dir": tmp_path / "run", **more})
     train(config)
     assert "starts over" not in caplog.text
     for path in checkpoint_paths(config.run_dir / "checkpoints"):
@@ -182,6 +183,19 @@ def test_a_run_that_was_cut_short_before_its_first_checkpoint_says_that_it_start
     assert f"{config.run_dir} has no checkpoint yet: it starts over" in caplog.text
     seen = [row["images_seen"] for row in read_metrics(config.run_dir)]
     assert seen == [16, 32, 48, 64]
+
+
+def test_a_run_that_has_lost_its_checkpoints_does_not_start_over(small_run: Path, tmp_path: Path):
+    run_dir = Path(shutil.copytree(small_run, tmp_path / "run"))
+    shutil.rmtree(run_dir / "checkpoints")
+    kept = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    for total in (64, 1024, 1_000_000):  # whose first checkpoint would be due soon or late
+        with pytest.raises(RunError, match=r"run/checkpoints holds no .* reached 1024 .* put the"):
+            train(resolve({**SMALL, "run_dir": run_dir, "total_images": total}))
+    for path, content in kept.items():
+        assert path.read_bytes() == content
+    shutil.copytree(small_run / "checkpoints", run_dir / "checkpoints", dirs_exist_ok=True)
+    assert train(resolve({**SMALL, "run_dir": run_dir, "total_images": 1040})).images_seen == 1040
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:

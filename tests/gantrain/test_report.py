@@ -221,6 +221,19 @@ def test_an_evaluation_is_shown_as_a_table(run: RunDirectory):
     assert "<p>classifier is noted</p>" in page
 
 
+def test_an_evaluation_of_other_weights_is_said_to_be_so(run: RunDirectory):
+    newest = load_run_generator(run.path)
+    for weights, outdated in ((newest.weights, False), ("of another time", True)):
+        values = evaluation("classifier").model_dump()
+        values["generator"] |= {"images_seen": 512, "weights": weights}
+        write_evaluation(Evaluation.model_validate(values), run.path)
+        told = (
+            "Not of the newest checkpoint: measured were other weights, after 512 images, and the "
+            "newest are those after 1,024; run <code>gantrain evaluate</code> again."
+        )
+        assert (told in report(run)) == outdated
+
+
 def evaluation(name: str) -> Evaluation:
     """What might have been found, with a name in all places that have one."""
     values = {

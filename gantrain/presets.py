@@ -263,19 +263,21 @@ def fill_in(config: TrainConfig) -> Path:
         UsageError: there is no such setting, or it has no value yet.
     """
     settings = {**config.model_dump(), "preset": Path(config.preset).stem}
+    pattern = str(config.run_dir)
     try:
-        for _, name, _, _ in Formatter().parse(str(config.run_dir)):
-            if name in settings and settings[name] is None:
-                raise UsageError(
-                    f"--run-dir {config.run_dir}: {{{name}}} is unset, or settled by the data: "
-                    f"give {flag(name)} or leave it out of the name"
-                )
-        return Path(str(config.run_dir).format_map(settings))
+        names = [name for _, name, _, _ in Formatter().parse(pattern)]
+        unset = next((name for name in names if name in settings and settings[name] is None), None)
+        if unset is None:
+            return Path(pattern.format_map(settings))
     except (KeyError, ValueError, IndexError, AttributeError) as error:
         raise UsageError(
-            f"--run-dir {config.run_dir}: expected names of settings in braces, such as "
+            f"--run-dir {pattern}: expected names of settings in braces, such as "
             f"{{preset}} or {{batch_size}}; not known: {error}"
         ) from None
+    raise UsageError(
+        f"--run-dir {pattern}: {{{unset}}} is unset, or settled by the data: give "
+        f"{flag(unset)} or leave it out of the name"
+    )
 
 
 def find_preset(name: str) -> Preset:

@@ -1,4 +1,4 @@
-"""Hides what PyTorch is told of a GPU: float32 in full, sums in a fixed order or in any."""
+"""Sets PyTorch's global GPU switches: no TF32, and deterministic algorithms if asked for."""
 
 import os
 from collections.abc import Iterator

@@ -200,7 +200,7 @@ def test_a_run_folder_can_tell_its_settings():
     )
     config = resolve({"preset": "keras-conv64", "data": "", "run_dir": pattern})
     assert str(config.run_dir) == "runs/gan_cap16_batch32_filt5_disc1"
-    with pytest.raises(UsageError, match="--run-dir .* not known: 'capacity'$"):
+    with pytest.raises(UsageError, match=r"--run-dir .* not known: 'capacity'$"):
         resolve({"data": "", "run_dir": "runs/{capacity}"})
     assert resolve({"data": "", "run_dir": "runs/{lr}", "lr": 0.5}).run_dir.name == "0.5"
 

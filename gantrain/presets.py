@@ -309,8 +309,8 @@ def read_preset(path: Path, given_as: str) -> Preset:
     settings = values.get("settings") if isinstance(values, dict) else None
     if not isinstance(settings, dict):
         raise UsageError(
-            f'{given_as} {path}: expected an object with "settings" and, if you like, "summary" and '
-            '"source", as `gantrain presets dcgan --json` prints it'
+            f'{given_as} {path}: expected an object with "settings" and, if you like, "summary" '
+            'and "source", as `gantrain presets dcgan --json` prints it'
         )
     if unknown := values.keys() - _PRESET_KEYS - _DERIVED_KEYS:
         raise UsageError(f"{given_as} {path}: unknown keys: {', '.join(sorted(unknown))}")

@@ -643,6 +643,20 @@ def test_a_disk_that_takes_no_more_ends_the_run_with_one_line_and_loses_nothing(
     assert load_checkpoint(kept)["images_seen"] == int(kept.stem)
 
 
+def test_a_run_whose_folder_is_moved_away_asks_for_it_back(start: Start, tmp_path: Path):
+    run_dir = tmp_path / "run"
+    more = ("--total-images=1000000", "--log-every=16", "--checkpoint-every=1000000")
+    process = start(command(run_dir, *more, "--no-tensorboard"))
+    wait_for((run_dir / "metrics.jsonl").exists, process)
+    run_dir.rename(tmp_path / "moved")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1] == (
+        f"gantrain train: {run_dir}/metrics.jsonl could not be written: the folder {run_dir} is no "
+        "longer there; put it back and give the same command again"
+    )
+
+
 def test_a_full_disk_is_named_with_the_file_that_did_not_fit(mount):
     disk = mount("size=4k")  # one page: room for config.json
     config = resolve({**SMALL, "run_dir": disk, "total_images": 64, "tensorboard": False})

@@ -218,9 +218,9 @@ def find_outdated(quality: Evaluation | None, newest: RunGenerator | None) -> st
     if quality is None or newest is None or quality.generator.weights == newest.weights:
         return None
     return (
-        f"Not of the newest checkpoint: measured were other weights, after "
-        f"{quality.generator.images_seen:,} images, and the newest are those after "
-        f"{newest.images_seen:,}; run `gantrain evaluate` again"
+        f"These numbers are of other weights (after {quality.generator.images_seen:,} images) than "
+        f"the newest checkpoint's (after {newest.images_seen:,} images): run `gantrain evaluate` "
+        "again"
     )
 
 

@@ -104,7 +104,7 @@ def write_report(run_path: Path) -> Path:
             f"{name} ({getattr(config, name)})": counts
             for name, counts in count_weights(config, len(data.class_names)).items()
         },
-        data=describe_data(config, data),
+        data=list_data_facts(config, data),
         changed=changed,
         unchanged=unchanged,
     )
@@ -266,7 +266,7 @@ def list_settings(config: TrainConfig) -> tuple[list[Setting], list[Setting]]:
     return changed, unchanged
 
 
-def describe_data(config: TrainConfig, data: DataFacts) -> dict[str, str]:
+def list_data_facts(config: TrainConfig, data: DataFacts) -> dict[str, str]:
     """What is known of the data the run was trained on."""
     facts = {"source": config.data, "kind": data.kind}
     if config.image_size is not None:

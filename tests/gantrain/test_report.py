@@ -228,8 +228,8 @@ def test_an_evaluation_of_other_weights_is_said_to_be_so(run: RunDirectory):
         values["generator"] |= {"images_seen": 512, "weights": weights}
         write_evaluation(Evaluation.model_validate(values), run.path)
         told = (
-            "These numbers are of other weights (after 512 images) than the newest checkpoint&#39;s "
-            "(after 1,024 images): run <code>gantrain evaluate</code> again."
+            "These numbers are of other weights (after 512 images) than the newest "
+            "checkpoint&#39;s (after 1,024 images): run <code>gantrain evaluate</code> again."
         )
         assert (told in report(run)) == outdated
 

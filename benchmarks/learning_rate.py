@@ -49,7 +49,7 @@ def train(run_dir: Path, flags: list[str]) -> bool:
     quiet = [f"--{name}-every={NEVER}" for name in ("sample", "diagnose", "checkpoint")]
     command = [sys.executable, "-m", "gantrain", "train", f"--run-dir={run_dir}", *quiet, *flags]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
-    if " became " in done.stderr:
+    if "diverged" in (read_metrics(RunDirectory(run_dir).metrics_file) or [{}])[-1]:
         return False
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)}\n{done.stderr[-2000:]}")

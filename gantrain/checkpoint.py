@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gantrain.durable_files import atomic_write
-from gantrain.errors import RunError
+from gantrain.errors import RunError, first_line
 
 _FORMAT = 1
 CHECKPOINT_SUFFIX = ".pt"
@@ -114,9 +114,9 @@ def paths_astray(folder: Path) -> list[Path]:
 
 
 def how_to_take_back(folder: Path) -> str:
-    """How to use the furthest checkpoint that was set aside, to be added to a sentence.
+    """A clause that says how to restore the furthest checkpoint set aside; empty if none is needed.
 
-    Its samples may be good, whatever came after it. Empty where one as far or further is in use.
+    Its samples may be good, whatever came after it. None is needed where one as far is in use.
     """
     aside = next(iter(paths_astray(folder)), None)
     newest = next(iter(checkpoint_paths(folder)), None)
@@ -146,7 +146,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except MemoryError:
         raise
     except Exception as error:  # a damaged file makes zipfile and torch raise many kinds
-        raise ValueError(str(error).partition("\n")[0] or type(error).__name__) from error
+        raise ValueError(first_line(error)) from error
     found = values.get("format") if isinstance(values, dict) else None
     if found != _FORMAT:
         raise ValueError(f"expected format {_FORMAT}, got {found}")
@@ -188,7 +188,7 @@ def newest_good_checkpoint(folder: Path) -> dict[str, Any] | None:
             ) from error
     if paths:
         raise RunError(
-            f"no checkpoint in {folder} is usable; put a good one back, or remove the folder to "
-            "start over"
+            f"no checkpoint in {folder} is usable; put a good one back, or start over in another "
+            "--run-dir"
         )
     return None

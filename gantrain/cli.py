@@ -31,7 +31,7 @@ from gantrain.cli_options import (
     Train,
 )
 from gantrain.data.bad_data import DatasetError
-from gantrain.errors import Interrupted, RunError, UsageError, say_mismatch
+from gantrain.errors import Interrupted, RunError, UsageError, first_line, say_mismatch
 from gantrain.memory import lacks_memory
 from gantrain.typos import describe, find_command
 
@@ -97,10 +97,9 @@ def run(arguments: Sequence[str]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not lacks_memory(error):
             raise
-        what = f" ({str(error).splitlines()[0]})" if str(error) else ""
         print(
-            f"gantrain {name}: out of memory{what}: ask for fewer or smaller images at once, or "
-            "use a machine with more",
+            f"gantrain {name}: out of memory ({first_line(error)}): ask for fewer or smaller "
+            "images at once, or use a machine with more",
             file=sys.stderr,
         )
         return 1

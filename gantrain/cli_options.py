@@ -16,7 +16,7 @@ from pydantic_settings import (
 )
 
 from gantrain.config import Channels, Settings, TrainConfig, refuse_impossible_size
-from gantrain.evaluation.reference import Reference
+from gantrain.evaluation.reference import ReferenceChoice
 from gantrain.export.precision import FRECHET_SAMPLES, MIN_PSNR, Precision
 from gantrain.seed_ranges import SeedList
 
@@ -165,7 +165,7 @@ class Evaluate(Settings):
         description="Samples of each repeat; unset: 10000 images, 26000 of Stacked-MNIST, 2500 "
         "points, or as many as the data allow.",
     )
-    reference: Reference | None = Field(
+    reference: ReferenceChoice | None = Field(
         default=None,
         description="Compare with all images of a split, or of both splits, whatever the number "
         "of samples; unset: compare with as many training images as samples.",

@@ -38,9 +38,11 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        reason, remedy = error.strerror or error, "make room or mend the folder"
+        if not path.parent.exists():  # moved or removed since it was made
+            reason, remedy = f"the folder {path.parent} is no longer there", "put it back"
         raise RunError(
-            f"{path} could not be written: {error.strerror or error}; make room or mend the folder "
-            "and give the same command again"
+            f"{path} could not be written: {reason}; {remedy} and give the same command again"
         ) from error
 
 

@@ -16,6 +16,11 @@ class Interrupted(Exception):
     """The run was asked to stop; its state is saved."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; the name of its class where the text is empty."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def say_mismatch(details: Mapping[str, Any]) -> str:
     """What was expected and what came, of one of pydantic's errors, in our own words."""
     message = str(details["msg"])

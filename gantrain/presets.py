@@ -263,23 +263,25 @@ def fill_in(config: TrainConfig) -> Path:
         UsageError: there is no such setting, or it has no value yet.
     """
     settings = {**config.model_dump(), "preset": Path(config.preset).stem}
+    pattern = str(config.run_dir)
     try:
-        for _, name, _, _ in Formatter().parse(str(config.run_dir)):
-            if name in settings and settings[name] is None:
-                raise UsageError(
-                    f"--run-dir {config.run_dir}: {{{name}}} is unset, or settled by the data: "
-                    f"give {flag(name)} or leave it out of the name"
-                )
-        return Path(str(config.run_dir).format_map(settings))
+        names = [name for _, name, _, _ in Formatter().parse(pattern)]
+        unset = next((name for name in names if name in settings and settings[name] is None), None)
+        if unset is None:
+            return Path(pattern.format_map(settings))
     except (KeyError, ValueError, IndexError, AttributeError) as error:
         raise UsageError(
-            f"--run-dir {config.run_dir}: expected names of settings in braces, such as "
+            f"--run-dir {pattern}: expected names of settings in braces, such as "
             f"{{preset}} or {{batch_size}}; not known: {error}"
         ) from None
+    raise UsageError(
+        f"--run-dir {pattern}: {{{unset}}} is unset, or settled by the data: give "
+        f"{flag(unset)} or leave it out of the name"
+    )
 
 
-def find_preset(name: str) -> Preset:
-    """The preset of that name, or in that JSON file.
+def find_preset(name: str, given_as: str = "--preset") -> Preset:
+    """The preset of that name, or in that JSON file; errors call it as it was given.
 
     Raises:
         UsageError: there is none, or the file does not hold one.
@@ -287,14 +289,14 @@ def find_preset(name: str) -> Preset:
     if name in PRESETS:
         return PRESETS[name]
     if name.endswith(".json"):
-        return read_preset(Path(name))
+        return read_preset(Path(name), given_as)
     raise UsageError(
-        f"--preset: expected one of {', '.join(PRESETS)}, or the path of a .json file; got "
+        f"{given_as}: expected one of {', '.join(PRESETS)}, or the path of a .json file; got "
         f"{name!r}{suggest(name, PRESETS)}"
     )
 
 
-def read_preset(path: Path) -> Preset:
+def read_preset(path: Path, given_as: str) -> Preset:
     """A preset from a file such as `gantrain presets NAME --json` prints.
 
     Raises:
@@ -303,17 +305,17 @@ def read_preset(path: Path) -> Preset:
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UsageError(f"--preset {path}: cannot be read: {error}") from None
+        raise UsageError(f"{given_as} {path}: cannot be read: {error}") from None
     settings = values.get("settings") if isinstance(values, dict) else None
     if not isinstance(settings, dict):
         raise UsageError(
-            f'--preset {path}: expected an object with "settings" and, if you like, "summary" and '
-            '"source", as `gantrain presets dcgan --json` prints it'
+            f'{given_as} {path}: expected an object with "settings" and, if you like, "summary" '
+            'and "source", as `gantrain presets dcgan --json` prints it'
         )
     if unknown := values.keys() - _PRESET_KEYS - _DERIVED_KEYS:
-        raise UsageError(f"--preset {path}: unknown keys: {', '.join(sorted(unknown))}")
+        raise UsageError(f"{given_as} {path}: unknown keys: {', '.join(sorted(unknown))}")
     if unknown := settings.keys() - (TrainConfig.model_fields.keys() - _OF_THE_RUN):
-        raise UsageError(f"--preset {path}: unknown settings: {', '.join(sorted(unknown))}")
+        raise UsageError(f"{given_as} {path}: unknown settings: {', '.join(sorted(unknown))}")
     return Preset(
         summary=str(values.get("summary", "")),
         source=str(values.get("source", path)),
@@ -335,7 +337,7 @@ def describe_preset(name: str) -> dict[str, Any]:
     Raises:
         UsageError: there is no such preset, or its networks cannot make images of its size.
     """
-    preset = find_preset(name)
+    preset = find_preset(name, given_as="NAME")
     config = resolve({"preset": name, "data": "", "run_dir": ""})
     counted_at: dict[str, int | None] = {"image_size": None, "channels": None}
     if not network_kinds(config)[0].points:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from gantrain.errors import RunError
+from gantrain.errors import RunError, first_line
 
 _T = TypeVar("_T")
 _SOURCE_LINE = re.compile(r"^\[[^]]*\.\w+:\d+\] ")  # where in PyTorch an error was found
@@ -232,10 +232,10 @@ def _reaching_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        # torchrun ends the other ranks within a tenth of a second, and this is to be told first.
+        # torchrun sends SIGTERM within 0.1 s; ignore it so that this error is printed first.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        reason = _SOURCE_LINE.sub("", str(error)).partition("\n")[0].partition(". ")[0]
+        reason = _SOURCE_LINE.sub("", first_line(error)).partition(". ")[0]
         raise RunError(
             "another rank has ended or cannot be reached; its own error stands in its log. Give "
             f"the same command again to resume from the newest checkpoint ({reason})"

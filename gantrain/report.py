@@ -24,14 +24,14 @@ from gantrain.curves import plot_curves
 from gantrain.diagnosis.diagnostics import diagnose
 from gantrain.durable_files import atomic_write
 from gantrain.errors import RunError
-from gantrain.evaluation.results import read_evaluation
+from gantrain.evaluation.results import Evaluation, read_evaluation
 from gantrain.latents import draw_latents, interpolate_latents
 from gantrain.losses import create_loss
 from gantrain.pictures import animate, image_strip
 from gantrain.presets import count_weights
 from gantrain.run_directory import DataFacts, RunDirectory
 from gantrain.run_log import read_metrics
-from gantrain.sampling import generate, load_run_generator
+from gantrain.sampling import RunGenerator, generate, load_run_generator
 
 _MAX_HISTORY = 40  # pictures behind the slider
 _HISTORY_BYTES = 9_000_000  # of all of them; base64 adds a third, and a page stays below 20 MB
@@ -49,10 +49,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Interpolation:
-    """A walk between latents of the newest checkpoint, and its first frame for who wants rest."""
+    """A walk between latents of the newest checkpoint."""
 
     moving: str  # data URIs
-    still: str
+    still: str  # its first frame, for readers who prefer reduced motion
     images_seen: int
 
 
@@ -77,31 +77,34 @@ def write_report(run_path: Path) -> Path:
     rows = read_metrics(run.metrics_file)
     samples = list_pictures(run.samples)
     sheets = list_pictures(run.sheets)
-    interpolation, problem = draw_interpolation(run, config)
+    newest, problem = load_newest(run)
+    of_images = config.image_size is not None
+    quality = read_evaluation(run_path)
     changed, unchanged = list_settings(config)
     page = render(
         title=run_path.resolve().name,
         written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         state=describe_state(run, config, rows),
         rows=rows,
-        points=config.image_size is None,
+        points=not of_images,
         samples=[embed(path, _HISTORY_BYTES // len(samples)) for path in samples],
         sheet=embed(sheets[-1], _SHEET_BYTES) if sheets else None,
         relative_scores=create_loss(config.loss).threshold is None,
-        interpolation=interpolation,
-        interpolation_problem=problem,
+        interpolation=draw_interpolation(newest) if newest and of_images else None,
+        interpolation_problem=problem if of_images else None,
         diagnosis=diagnose(rows, config) if rows else None,
         diagnoses=list_diagnoses(rows),
         curves={
             title: Markup(svg)  # noqa: S704 - drawn by matplotlib, which escapes texts
             for title, svg in plot_curves(rows, data.class_names).items()
         },
-        quality=read_evaluation(run_path),
+        quality=quality,
+        quality_problem=find_outdated(quality, newest),
         networks={
             f"{name} ({getattr(config, name)})": counts
             for name, counts in count_weights(config, len(data.class_names)).items()
         },
-        data=describe_data(config, data),
+        data=list_data_facts(config, data),
         changed=changed,
         unchanged=unchanged,
     )
@@ -200,20 +203,33 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def draw_interpolation(
-    run: RunDirectory, config: TrainConfig
-) -> tuple[Interpolation | None, str | None]:
-    """A closed walk through the newest checkpoint's latents, or why there is none."""
-    if config.image_size is None or not checkpoint_paths(run.checkpoints):
+def load_newest(run: RunDirectory) -> tuple[RunGenerator | None, str | None]:
+    """The generator of the newest checkpoint, or what is wrong with those that there are."""
+    if not checkpoint_paths(run.checkpoints):
         return None, None
     try:
-        newest = load_run_generator(run.path)
+        return load_run_generator(run.path), None
     except RunError as error:
         return None, str(error)
+
+
+def find_outdated(quality: Evaluation | None, newest: RunGenerator | None) -> str | None:
+    """Why an evaluation is not of the newest checkpoint; None where it is, or none can be read."""
+    if quality is None or newest is None or quality.generator.weights == newest.weights:
+        return None
+    return (
+        f"These numbers are of other weights (after {quality.generator.images_seen:,} images) than "
+        f"the newest checkpoint's (after {newest.images_seen:,} images): run `gantrain evaluate` "
+        "again"
+    )
+
+
+def draw_interpolation(newest: RunGenerator) -> Interpolation:
+    """A closed walk through the newest checkpoint's latents."""
     walks = []
     for walker in range(_WALKERS):
         seeds = np.arange(_STATIONS, dtype=np.uint64) + np.uint64(walker * _STATIONS)
-        stations = draw_latents(seeds, config.latent_dim)
+        stations = draw_latents(seeds, newest.config.latent_dim)
         closed = np.concatenate([stations, stations[:1]])
         latents = interpolate_latents(closed, _FRAMES_PER_SEGMENT)[:-1]  # the last is the first
         labels = None
@@ -225,7 +241,7 @@ def draw_interpolation(
     still = io.BytesIO()
     frames[0].save(still, "PNG")
     moving, resting = data_uri(animate(frames), "gif"), data_uri(still.getvalue(), "png")
-    return Interpolation(moving, resting, newest.images_seen), None
+    return Interpolation(moving, resting, newest.images_seen)
 
 
 def list_diagnoses(rows: Sequence[dict[str, Any]]) -> list[tuple[int, str]]:
@@ -250,7 +266,7 @@ def list_settings(config: TrainConfig) -> tuple[list[Setting], list[Setting]]:
     return changed, unchanged
 
 
-def describe_data(config: TrainConfig, data: DataFacts) -> dict[str, str]:
+def list_data_facts(config: TrainConfig, data: DataFacts) -> dict[str, str]:
     """What is known of the data the run was trained on."""
     facts = {"source": config.data, "kind": data.kind}
     if config.image_size is not None:

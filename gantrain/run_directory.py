@@ -13,7 +13,7 @@ from gantrain.checkpoint import checkpoint_paths
 from gantrain.config import TrainConfig, flag, may_change
 from gantrain.config_rules import choose_lr
 from gantrain.durable_files import PARTIAL_SUFFIX, atomic_write
-from gantrain.errors import RunError, say_mismatch
+from gantrain.errors import RunError, first_line, say_mismatch
 
 # Settings that shape the weights and once had other defaults: until which version.
 _EARLIER_DEFAULTS = {
@@ -125,7 +125,7 @@ def _describe(error: Exception) -> str:
         return f"{name}: {say_mismatch(first)}"
     if isinstance(error, KeyError | TypeError):
         return f'expected "config" and "data" as `gantrain train` writes them ({error})'
-    return str(error).splitlines()[0]
+    return first_line(error)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from gantrain.checkpoint import CHECKPOINT_SUFFIX, how_to_take_back, newest_good
 from gantrain.class_labels import Labels, proportional_labels
 from gantrain.config import TrainConfig
 from gantrain.config_rules import build_networks, network_kinds
-from gantrain.errors import RunError
+from gantrain.errors import RunError, first_line
 from gantrain.latents import SEED_CONTRACT, draw_latents
 from gantrain.memory import lacks_memory
 from gantrain.networks import run_network
@@ -261,7 +261,7 @@ def open_session(artifact: bytes, name: str = "artifact", advice: str = "") -> A
     try:
         return onnxruntime.InferenceSession(artifact, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base but Exception
-        reason = str(error).splitlines()[0].removesuffix(".")
+        reason = first_line(error).removesuffix(".")
         if not artifact or "INVALID_PROTOBUF" in reason:
             reason = "the file ends early or is no ONNX file: copy it again"
         raise RunError(f"{name}: ONNX Runtime cannot load it: {reason}{advice}") from error
@@ -284,7 +284,7 @@ def run_session(
         pixels: Pixels = session.run(["images"], inputs)[0]
     except Exception as error:  # ONNX Runtime's are of no common kind
         if lacks_memory(error):
-            raise MemoryError(str(error).splitlines()[0]) from error
+            raise MemoryError(first_line(error)) from error
         raise
     return pixels
 

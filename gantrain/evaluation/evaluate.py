@@ -26,7 +26,7 @@ from gantrain.evaluation.feature_spaces import (
     stacked_space,
 )
 from gantrain.evaluation.inception import Inception
-from gantrain.evaluation.reference import Reference
+from gantrain.evaluation.reference import ReferenceChoice
 from gantrain.evaluation.results import (
     ClassFacts,
     Evaluation,
@@ -54,7 +54,7 @@ def evaluate(
     source: str,
     *,
     samples: int | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceChoice | None = None,
     repeats: int = 3,
     resize: bool = False,
     skip_bad_files: bool = False,
@@ -96,7 +96,7 @@ def evaluate(
 def evaluate_sampler(sampler: Sampler, name: str, yardstick: Yardstick, repeats: int) -> Evaluation:
     """Measure a generator with what is made ready; its arguments and errors are `evaluate`'s."""
     data, space, count = yardstick.data, yardstick.space, yardstick.count
-    asked = choose_labels(sampler, data, count * repeats)
+    asked = labels_as_in_data(sampler, data, count * repeats)
     measured, labels, kept = [], [], []
     for repeat in range(repeats):
         started = time.monotonic()
@@ -172,7 +172,7 @@ def shorten(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def choose_labels(sampler: Sampler, data: RealData, count: int) -> Labels | None:
+def labels_as_in_data(sampler: Sampler, data: RealData, count: int) -> Labels | None:
     """Labels [count] in the proportions of the data's, None for a generator that takes none."""
     if not sampler.class_names:
         return None

@@ -12,7 +12,7 @@ from gantrain.data.datasets import Dataset, has_test_split, load_dataset, load_s
 from gantrain.data.point_sets import POINT_SETS, PointSet
 from gantrain.data.stacked_mnist import PREFIX, STACKS
 from gantrain.errors import RunError, UsageError
-from gantrain.evaluation.reference import Reference
+from gantrain.evaluation.reference import ReferenceChoice
 from gantrain.sampling import Sampler
 
 FEWEST: Final = 20  # examples, below which no number here means anything
@@ -127,7 +127,9 @@ def describe_shape(size: int | None, channels: int | None) -> str:
     return f"{size}x{size} {'grey' if channels == 1 else 'RGB'}"
 
 
-def choose_reals(data: RealData, samples: int | None, reference: Reference | None = None) -> Reals:
+def choose_reals(
+    data: RealData, samples: int | None, reference: ReferenceChoice | None = None
+) -> Reals:
     """Choose what so many samples are held against, and others, as many as the samples.
 
     Args:
@@ -144,7 +146,7 @@ def choose_reals(data: RealData, samples: int | None, reference: Reference | Non
     return choose_whole(data, samples, reference) if reference else choose_as_many(data, samples)
 
 
-def choose_whole(data: RealData, samples: int | None, reference: Reference) -> Reals:
+def choose_whole(data: RealData, samples: int | None, reference: ReferenceChoice) -> Reals:
     """All of the reference's splits; the others are of what is left, if that is enough."""
     splits: dict[str, NDArray[Any]] = {"train": data.examples}
     if data.held_out is not None:

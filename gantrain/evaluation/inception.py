@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gantrain.errors import RunError
+from gantrain.errors import RunError, first_line
 
 DOWNLOAD: Final = "download"
 _CHUNK: Final = 32  # images; in the network each takes 299x299 pixels
@@ -88,7 +88,7 @@ class Inception:
             from torchmetrics.image.kid import KernelInceptionDistance
         except (ImportError, RuntimeError) as error:  # torchvision of another build than torch's
             raise RunError(
-                f"--inception: torchmetrics cannot be used ({_first_line(error)}): {_ADVICE}"
+                f"--inception: torchmetrics cannot be used ({first_line(error)}): {_ADVICE}"
             ) from error
         return FrechetInceptionDistance, KernelInceptionDistance, InceptionScore
 
@@ -118,7 +118,7 @@ def open_torchscript(path: str) -> Extract:
         with _quiet():
             network = torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
-        raise RunError(f"--inception {path}: cannot be loaded: {_first_line(error)}") from error
+        raise RunError(f"--inception {path}: cannot be loaded: {first_line(error)}") from error
 
     def extract(images: Tensor) -> tuple[Tensor, Tensor]:
         try:
@@ -127,7 +127,7 @@ def open_torchscript(path: str) -> Extract:
         except RuntimeError as error:
             raise RunError(
                 f"--inception {path}: expected a network that takes return_features and "
-                f"no_output_bias, as NVIDIA's does: {_first_line(error)}"
+                f"no_output_bias, as NVIDIA's does: {first_line(error)}"
             ) from error
         return features, probabilities.log()  # equal to the logits but for a constant
 
@@ -141,7 +141,7 @@ def open_torch_fidelity(weights: str) -> Extract:
         library = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
     except (ImportError, RuntimeError) as error:  # likewise
         raise RunError(
-            f"--inception {weights}: torch-fidelity cannot be used ({_first_line(error)}): "
+            f"--inception {weights}: torch-fidelity cannot be used ({first_line(error)}): "
             f"{_ADVICE}, or name a TorchScript file of the network"
         ) from error
     path = None if weights == DOWNLOAD else weights
@@ -151,7 +151,7 @@ def open_torch_fidelity(weights: str) -> Extract:
     except Exception as error:  # no network, no room, a torn file: each library has its own
         what = "could not be downloaded" if path is None else "cannot be used"
         raise RunError(
-            f"--inception {weights}: the weights {what}: {_first_line(error)}; name a file of them"
+            f"--inception {weights}: the weights {what}: {first_line(error)}; name a file of them"
         ) from error
 
     def extract(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,7 +167,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

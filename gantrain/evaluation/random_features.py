@@ -68,7 +68,7 @@ class Classes:
         return counts / len(features)
 
 
-def train_classifier(features: Tensor, labels: NDArray[np.int64], classes: int) -> Classes:
+def fit_classes(features: Tensor, labels: NDArray[np.int64], classes: int) -> Classes:
     """Least squares with a ridge on four fifths of the examples; the rest measures its accuracy."""
     count = max(int(len(features) * (1 - _LEFT_OUT)), 1)
     known, targets = features[:count], torch.from_numpy(labels)

@@ -2,4 +2,4 @@
 
 from typing import Literal
 
-Reference = Literal["train", "test", "all"]  # the whole of the split, or of both
+ReferenceChoice = Literal["train", "test", "all"]  # the whole of the split, or of both

@@ -8,7 +8,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from gantrain.durable_files import atomic_write
-from gantrain.errors import RunError
+from gantrain.errors import RunError, first_line
 
 FILE: Final = "evaluation.json"  # in a run's folder
 _CLASSES_SHOWN: Final = 20
@@ -161,8 +161,7 @@ def read_evaluation(run_path: Path) -> Evaluation | None:
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
-        reason = str(error).splitlines()[0]
         raise RunError(
-            f"{path} cannot be used: expected what `gantrain evaluate` writes ({reason}); remove "
-            "it or evaluate again"
+            f"{path} cannot be used: expected what `gantrain evaluate` writes "
+            f"({first_line(error)}); remove it or evaluate again"
         ) from error

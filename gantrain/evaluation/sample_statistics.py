@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gantrain.evaluation.distances import pairwise_distances
-from gantrain.evaluation.random_features import Features, find_clusters, train_classifier
+from gantrain.evaluation.random_features import Features, find_clusters, fit_classes
 
 Examples = NDArray[np.uint8] | NDArray[np.float32]
 Measurements = dict[str, float | list[float]]
@@ -64,7 +64,7 @@ class Reference:
         self._features = Features(chosen[:_MAX_FEATURES], seed)
         features = self._features(chosen[:_MAX_FEATURES])
         self._classes = (
-            train_classifier(features, labels[order[: len(features)]], len(class_names))
+            fit_classes(features, labels[order[: len(features)]], len(class_names))
             if labels is not None and len(class_names) > 1
             else find_clusters(features, seed, points=examples.ndim == 2)
         )

@@ -7,7 +7,7 @@ import statistics
 from gantrain.data.bad_data import DatasetError
 from gantrain.errors import RunError
 from gantrain.evaluation.distances import frechet_distance
-from gantrain.evaluation.evaluate import choose_labels, choose_space, sample
+from gantrain.evaluation.evaluate import choose_space, labels_as_in_data, sample
 from gantrain.evaluation.examples import FEWEST, choose_reals, load_real_data
 from gantrain.evaluation.yardstick import in_chunks, look_at
 from gantrain.sampling import RunGenerator, Sampler, open_session, run_sampler, sample_session
@@ -45,7 +45,7 @@ def frechet_change(
     count = len(references)
     space = choose_space(data, None)
     reference = look_at(in_chunks(references), space, None)
-    labels = choose_labels(whole, data, count * _REPEATS)
+    labels = labels_as_in_data(whole, data, count * _REPEATS)
 
     def distances(sampler: Sampler) -> list[float]:
         found = []

@@ -1,4 +1,4 @@
-"""Hides what PyTorch is told of a GPU: float32 in full, sums in a fixed order or in any."""
+"""Sets PyTorch's global GPU switches: no TF32, and deterministic algorithms if asked for."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gantrain.errors import RunError
+from gantrain.errors import RunError, first_line
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS reads it when it is first used
 _FIXED_WORKSPACE = ":4096:8"
@@ -59,7 +59,7 @@ def repeatable(asked: bool) -> Iterator[None]:
         if not asked or "deterministic" not in str(error):
             raise
         raise RunError(
-            f"--deterministic: {str(error).splitlines()[0]}; choose other settings, or train "
+            f"--deterministic: {first_line(error)}; choose other settings, or train "
             "without --deterministic"
         ) from error
     finally:

@@ -29,12 +29,19 @@ from gantrain.training.batches import DataOrder, stream_seed
 from gantrain.training.determinism import full_float32, repeatable
 from gantrain.training.out_of_memory import memory_errors_explained, upload
 from gantrain.training.recorded_steps import CudaRecorder, RecordedStep
-from gantrain.training.recovery import Diverged, check_bounds, restore_newest, roll_back
+from gantrain.training.recovery import (
+    Diverged,
+    check_bounds,
+    refuse_lost_checkpoints,
+    restore_newest,
+    roll_back,
+)
 from gantrain.training.run_monitor import RunMonitor
 from gantrain.training.run_setup import (
     LONGEST_UNSAVED,
     check_place,
     check_share,
+    checkpoint_interval,
     choose_device,
     create_state,
     describe_data,
@@ -94,7 +101,7 @@ def train(config: TrainConfig) -> TrainState:
         log_every = config.log_every or max(config.total_images // 200, 1)
         sample_every = config.sample_every or max(config.total_images // 20, 1)
         diagnose_every = config.diagnose_every or max(config.total_images // 20, 1)
-        checkpoint_every = config.checkpoint_every or max(config.total_images // 20, 1)
+        checkpoint_every = checkpoint_interval(config)
         order = data_order(len(examples), config, state, device)
         means = StepMeans(config.loss)
         if ranks.first:
@@ -164,7 +171,8 @@ def hold_run(config: TrainConfig, facts: DataFacts, ranks: Ranks) -> Iterator[Ru
     """Hold the run's folder, where the settings are then written: the first rank for all.
 
     Raises:
-        RunError: it cannot be held, or holds another run, or a rank has other data.
+        RunError: it cannot be held, or holds another run or one that has lost its checkpoints, or a
+            rank has other data.
     """
     if not ranks.first:
         fingerprint = broadcast("")
@@ -177,6 +185,7 @@ def hold_run(config: TrainConfig, facts: DataFacts, ranks: Ranks) -> Iterator[Ru
         return
     with open_run(config.run_dir) as run:
         check_same_run(run, config, facts)
+        refuse_lost_checkpoints(run)
         run.write(config, facts)
         broadcast(facts.fingerprint)
         yield run

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gantrain.config import TrainConfig
 from gantrain.config_rules import network_kinds
-from gantrain.errors import RunError
+from gantrain.errors import RunError, first_line
 from gantrain.memory import lacks_memory
 
 
@@ -34,7 +34,7 @@ def memory_errors_explained(config: TrainConfig, ranks: int = 1) -> Iterator[Non
         if on_gpu and config.cuda_graph and ranks == 1:  # a recording keeps the memory of a step
             advice += "; or --no-cuda-graph, which takes less, with this one"
         raise RunError(
-            f"out of memory on the {'GPU' if on_gpu else 'CPU'} ({_first_line(error)}): {advice}"
+            f"out of memory on the {'GPU' if on_gpu else 'CPU'} ({first_line(error)}): {advice}"
         ) from error
 
 
@@ -49,10 +49,6 @@ def upload(examples: Tensor, device: torch.device) -> Tensor:
     except torch.OutOfMemoryError as error:  # no batch size would help
         raise RunError(
             f"out of memory on the GPU, where the data take {examples.nbytes / 1e9:.2g} GB "
-            f"({_first_line(error)}): use fewer with --max-data-images, or a smaller --image-size, "
+            f"({first_line(error)}): use fewer with --max-data-images, or a smaller --image-size, "
             "with a new --run-dir"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "no more memory")

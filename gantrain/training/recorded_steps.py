@@ -38,7 +38,7 @@ class Recorder(Protocol):
     """What records work on a device."""
 
     def apart(self) -> AbstractContextManager[None]:
-        """Where to work while it warms up, so that a recording begins with nothing under way."""
+        """A side stream for the warm-up steps, so that the capture starts on an idle stream."""
 
     def record(
         self, work: Callable[[], list[StepResults]]

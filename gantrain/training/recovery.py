@@ -7,8 +7,10 @@ import numpy as np
 
 from gantrain.checkpoint import (
     TrainState,
+    checkpoint_paths,
     how_to_take_back,
     newest_good_checkpoint,
+    paths_astray,
     save_checkpoint,
     set_aside,
 )
@@ -18,7 +20,8 @@ from gantrain.errors import RunError
 from gantrain.optimizers import ROLLBACK_LR
 from gantrain.ranks import broadcast, read_ranks
 from gantrain.run_directory import RunDirectory
-from gantrain.training.run_setup import create_state
+from gantrain.run_log import read_metrics
+from gantrain.training.run_setup import checkpoint_interval, create_state
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,28 @@ class Diverged(RunError):
             f"{weights or 'none of the weights yet'})"
         )
         self.what = f"{what} (first weights not finite: {weights})" if weights else what
+
+
+def refuse_lost_checkpoints(run: RunDirectory) -> None:
+    """Let a run start over only if it can have had no checkpoint yet.
+
+    Raises:
+        RunError: it has none, but its metrics go beyond where the first one was due.
+    """
+    rows = read_metrics(run.metrics_file)
+    saved = checkpoint_paths(run.checkpoints) or paths_astray(run.checkpoints)
+    if saved or not rows or not run.config_file.exists():
+        return
+    config, _ = run.read()  # as it was before this start, which may have other intervals
+    due = min(checkpoint_interval(config), config.total_images)
+    reached = rows[-1]["images_seen"]
+    # The row of a step comes before its checkpoint, so that of the step after is the first to show.
+    if reached - config.images_per_step >= due:
+        raise RunError(
+            f"{run.checkpoints} holds no checkpoint, but the run reached {reached} images, and the "
+            f"first was due at {due}: put the checkpoints back to resume it, or choose another "
+            "--run-dir to start over"
+        )
 
 
 def find_newest(run: RunDirectory) -> dict[str, Any] | None:

@@ -120,6 +120,11 @@ def describe_data(data: Dataset | PointSet) -> DataFacts:
     )
 
 
+def checkpoint_interval(config: TrainConfig) -> int:
+    """Images between two checkpoints that are due, the time since the last one apart."""
+    return config.checkpoint_every or max(config.total_images // 20, 1)
+
+
 def tell_checkpoints(config: TrainConfig, images_seen: int, every: int) -> None:
     """Log when the next checkpoint is due, from when on a crash costs little."""
     due = min((images_seen // every + 1) * every, config.total_images)

@@ -286,9 +286,20 @@ def test_presets_are_listed_and_shown_whole(capsys):
     for network in ("generator", "discriminator"):
         counts = preset["parameters"][network]
         assert counts["total"] >= counts["trainable"] > 100_000
-    assert gantrain("presets", "nonsense") == 2
     assert gantrain("presets", "dcgan") == 0
     assert "--batch-size" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        pytest.param("nope", "NAME: expected one of dcgan, ", id="name"),
+        pytest.param("nope.json", "NAME nope.json: cannot be read: ", id="file"),
+    ],
+)
+def test_a_preset_to_show_that_is_not_there_is_told_by_the_argument(name: str, told: str, capsys):
+    assert gantrain("presets", name) == 2
+    assert capsys.readouterr().err.startswith(f"gantrain presets: {told}")
 
 
 def test_sampling_draws_the_seeds_asked_for(small_run: Path, tmp_path: Path, capsys):

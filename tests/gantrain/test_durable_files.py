@@ -21,6 +21,22 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_trace(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_that_was_moved_away_is_to_be_put_back(tmp_path: Path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+
+    def move_while_writing() -> None:
+        with atomic_write(folder / "file"):
+            folder.rename(tmp_path / "moved")
+
+    with pytest.raises(RunError) as raised:
+        move_while_writing()
+    assert str(raised.value) == (
+        f"{folder}/file could not be written: the folder {folder} is no longer there; put it back "
+        "and give the same command again"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

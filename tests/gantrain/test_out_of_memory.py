@@ -26,6 +26,10 @@ def test_networks_of_fixed_sizes_are_not_advised_to_be_narrower():
     )
 
 
+def test_a_lack_of_memory_that_says_nothing_more_is_named_by_its_kind():
+    assert explain(MemoryError()).startswith("out of memory on the CPU (MemoryError): use a")
+
+
 def test_an_error_that_says_what_to_do_is_left_as_it_is():
     quoting = RunError("checkpoint could not be written (DefaultCPUAllocator: ...); make room")
     assert explain(quoting) == str(quoting)

@@ -200,11 +200,18 @@ def test_a_run_folder_can_tell_its_settings():
     )
     config = resolve({"preset": "keras-conv64", "data": "", "run_dir": pattern})
     assert str(config.run_dir) == "runs/gan_cap16_batch32_filt5_disc1"
-    with pytest.raises(UsageError, match="--run-dir"):
+    with pytest.raises(UsageError, match=r"--run-dir .* not known: 'capacity'$"):
         resolve({"data": "", "run_dir": "runs/{capacity}"})
-    with pytest.raises(UsageError, match=r"\{lr\} is unset, or settled by the data: give --lr or"):
-        resolve({"data": "", "run_dir": "runs/{lr}"})
     assert resolve({"data": "", "run_dir": "runs/{lr}", "lr": 0.5}).run_dir.name == "0.5"
+
+
+def test_a_run_folder_named_after_an_unset_setting_is_refused_in_one_message():
+    with pytest.raises(UsageError) as refused:
+        resolve({"data": "", "run_dir": "runs/{batch_size}_{lr}"})
+    assert str(refused.value) == (
+        "--run-dir runs/{batch_size}_{lr}: {lr} is unset, or settled by the data: give --lr or "
+        "leave it out of the name"
+    )
 
 
 CONTRADICTIONS = [

@@ -4,7 +4,7 @@ import torch
 from sklearn.cluster import KMeans
 from sklearn.linear_model import Ridge
 
-from gantrain.evaluation.random_features import Features, find_clusters, train_classifier
+from gantrain.evaluation.random_features import Features, find_clusters, fit_classes
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -40,7 +40,7 @@ def test_the_classifier_is_scikit_learns_ridge_on_four_fifths():
     features = scales * torch.randn(200, 5, generator=seeded()) + 3
     noisy = (features - 3) / scales + torch.randn(200, 5, generator=seeded(1))
     labels = noisy.argmax(1).numpy() % 3
-    found = train_classifier(features, labels, 3)
+    found = fit_classes(features, labels, 3)
     ridge = Ridge(alpha=0.01 * 160).fit(features[:160].numpy(), np.eye(3)[labels[:160]])
     others = scales * torch.randn(10_000, 5, generator=seeded(2)) + 3
     assert (found(others).numpy() == ridge.predict(others.numpy()).argmax(1)).mean() > 0.999
@@ -50,12 +50,12 @@ def test_the_classifier_is_scikit_learns_ridge_on_four_fifths():
 
 
 def test_a_class_without_examples_is_a_class():
-    found = train_classifier(torch.eye(10), np.arange(10) % 2, 3)
+    found = fit_classes(torch.eye(10), np.arange(10) % 2, 3)
     assert found.histogram(torch.eye(10)).shape == (3,)
 
 
 def test_one_example_leaves_none_to_measure_accuracy_with():
-    assert train_classifier(torch.ones(1, 2), np.zeros(1, np.int64), 2).accuracy is None
+    assert fit_classes(torch.ones(1, 2), np.zeros(1, np.int64), 2).accuracy is None
 
 
 def test_clusters_are_by_the_nearest_centre_and_the_largest_is_first():

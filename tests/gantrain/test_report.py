@@ -221,6 +221,19 @@ def test_an_evaluation_is_shown_as_a_table(run: RunDirectory):
     assert "<p>classifier is noted</p>" in page
 
 
+def test_an_evaluation_of_other_weights_is_said_to_be_so(run: RunDirectory):
+    newest = load_run_generator(run.path)
+    for weights, outdated in ((newest.weights, False), ("of another time", True)):
+        values = evaluation("classifier").model_dump()
+        values["generator"] |= {"images_seen": 512, "weights": weights}
+        write_evaluation(Evaluation.model_validate(values), run.path)
+        told = (
+            "These numbers are of other weights (after 512 images) than the newest "
+            "checkpoint&#39;s (after 1,024 images): run <code>gantrain evaluate</code> again."
+        )
+        assert (told in report(run)) == outdated
+
+
 def evaluation(name: str) -> Evaluation:
     """What might have been found, with a name in all places that have one."""
     values = {
@@ -331,13 +344,14 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def shown_run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """A finished run with its report."""
-    path = tmp_path_factory.mktemp("shown") / "run"
-    write_report(Path(shutil.copytree(small_run, path)))
+    """A finished and evaluated run with its report."""
+    path = Path(shutil.copytree(small_run, tmp_path_factory.mktemp("shown") / "run"))
+    write_evaluation(evaluation("small_cnn_classifier"), path)
+    write_report(path)
     return RunDirectory(path)
 
 
-@pytest.mark.parametrize("width", [1200, 390], ids=["desktop", "phone"])
+@pytest.mark.parametrize("width", [1200, 390, 320], ids=["desktop", "phone", "small-phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_the_whole_report_without_a_network(
     browser: Browser, shown_run: RunDirectory, width: int, scheme: str

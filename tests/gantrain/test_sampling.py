@@ -213,3 +213,12 @@ def test_onnx_runtimes_lack_of_memory_is_one_of_pythons():
     )
     with pytest.raises(MemoryError, match="Failed to allocate memory for requested buffer of size"):
         run_session(session, np.zeros((1, 2), np.float32))
+
+
+def test_a_lack_of_memory_that_says_nothing_more_is_told_as_one():
+    class FullSession:
+        def run(self, *_: object) -> None:
+            raise MemoryError
+
+    with pytest.raises(MemoryError, match=r"^MemoryError$"):
+        run_session(FullSession(), np.zeros((1, 2), np.float32))

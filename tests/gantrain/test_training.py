@@ -173,7 +173,8 @@ def test_a_run_under_nohup_outlives_its_terminal(start: Start, tmp_path: Path):
 def test_a_run_that_was_cut_short_before_its_first_checkpoint_says_that_it_starts_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    config = resolve({**SMALL, "run_dir": tmp_path / "run", "total_images": 64, "log_every": 16})
+    more = {"total_images": 64, "log_every": 16, "checkpoint_every": 64}
+    config = resolve({**SMALL, "run_dir": tmp_path / "run", **more})
     train(config)
     assert "starts over" not in caplog.text
     for path in checkpoint_paths(config.run_dir / "checkpoints"):
@@ -182,6 +183,19 @@ def test_a_run_that_was_cut_short_before_its_first_checkpoint_says_that_it_start
     assert f"{config.run_dir} has no checkpoint yet: it starts over" in caplog.text
     seen = [row["images_seen"] for row in read_metrics(config.run_dir)]
     assert seen == [16, 32, 48, 64]
+
+
+def test_a_run_that_has_lost_its_checkpoints_does_not_start_over(small_run: Path, tmp_path: Path):
+    run_dir = Path(shutil.copytree(small_run, tmp_path / "run"))
+    shutil.rmtree(run_dir / "checkpoints")
+    kept = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    for total in (64, 1024, 1_000_000):  # whose first checkpoint would be due soon or late
+        with pytest.raises(RunError, match=r"run/checkpoints holds no .* reached 1024 .* put the"):
+            train(resolve({**SMALL, "run_dir": run_dir, "total_images": total}))
+    for path, content in kept.items():
+        assert path.read_bytes() == content
+    shutil.copytree(small_run / "checkpoints", run_dir / "checkpoints", dirs_exist_ok=True)
+    assert train(resolve({**SMALL, "run_dir": run_dir, "total_images": 1040})).images_seen == 1040
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
@@ -627,6 +641,20 @@ def test_a_disk_that_takes_no_more_ends_the_run_with_one_line_and_loses_nothing(
     kept = checkpoint_paths(tmp_path / "run" / "checkpoints")[0]
     assert str(kept) in last_line
     assert load_checkpoint(kept)["images_seen"] == int(kept.stem)
+
+
+def test_a_run_whose_folder_is_moved_away_asks_for_it_back(start: Start, tmp_path: Path):
+    run_dir = tmp_path / "run"
+    more = ("--total-images=1000000", "--log-every=16", "--checkpoint-every=1000000")
+    process = start(command(run_dir, *more, "--no-tensorboard"))
+    wait_for((run_dir / "metrics.jsonl").exists, process)
+    run_dir.rename(tmp_path / "moved")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.splitlines()[-1] == (
+        f"gantrain train: {run_dir}/metrics.jsonl could not be written: the folder {run_dir} is no "
+        "longer there; put it back and give the same command again"
+    )
 
 
 def test_a_full_disk_is_named_with_the_file_that_did_not_fit(mount):

@@ -150,6 +150,8 @@ class Batcher:
 
     async def close(self) -> None:
         """Refuse what is new, answer what was accepted, stop the workers."""
+        self._chunks.lift_limit()
+        self._admit_chunks()
         self._enqueue_arrived()
         self._end_workers()
         # To join them would take one more thread, which there may not be.

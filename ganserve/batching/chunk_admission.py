@@ -4,6 +4,7 @@ To refuse a chunk would waste those that its call has had; to let all in would l
 other calls.
 """
 
+import math
 from collections import deque
 
 from ganserve.batching.entries import Entry
@@ -17,7 +18,7 @@ class ChunkAdmission:
     it first. Used in the event loop alone.
     """
 
-    def __init__(self, queue_size: int) -> None:
+    def __init__(self, queue_size: float) -> None:
         self._queue_size = queue_size  # rows
         self._waiting: deque[Entry] = deque()
         self._admitted_rows = 0  # of chunks that were admitted and have not ended
@@ -56,3 +57,7 @@ class ChunkAdmission:
             self._waiting.remove(entry)
         else:
             self._admitted_rows -= entry.size
+
+    def lift_limit(self) -> None:
+        """Admit all from now on: there are no new calls any more."""
+        self._queue_size = math.inf

@@ -1,17 +1,18 @@
 """The images that `ganserve generate` asks for get to disk, all from one file of one version."""
 
-import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import numpy as np
-from numpy.typing import NDArray
 
 from ganserve.cli_options import Generate, is_folder
-from ganserve.client import Client, ImageRequest
-from ganserve.encoding import ImageFormat, encode_image, to_picture
+from ganserve.client import CallError, Client
+from ganserve.client.messages import ImageFormat, ImageRequest, read_pixels
+from ganserve.encoding import to_picture
 from ganserve.grid import make_grid
+from ganserve.v1.image_generation_pb2 import GenerateImagesResponse
 
 # Below every sensible limit of a server on the images of one request.
 _IMAGES_PER_CALL = 64
@@ -25,40 +26,28 @@ def write_images(client: Client, command: Generate) -> Path:
         OSError: a file cannot be written.
     """
     out = Path(command.out)
-    images = _ask(client, command)
     if is_folder(command.out):
-        _write_files(command.seeds, images, out)
+        _write_files(client, command, out)
     else:
-        _write_grid(images, out)
+        _write_grid(client, command, out)
     return out
 
 
-def _ask(client: Client, command: Generate) -> Iterator[NDArray[np.uint8]]:
-    """The images in the order of their seeds, [height, width, channels] each."""
-    request: ImageRequest = {
-        "seeds": command.seeds,
-        "class_labels": command.class_labels,
-        "version": command.version or "",
-    }
-    if command.truncation is not None:
-        request["truncation"] = command.truncation
-    return itertools.chain.from_iterable(client.stream(_IMAGES_PER_CALL, **request))
-
-
-def _write_grid(images: Iterator[NDArray[np.uint8]], out: Path) -> None:
-    grid = make_grid(np.stack([*images]))
+def _write_grid(client: Client, command: Generate, out: Path) -> None:
+    parts = [read_pixels(reply) for reply in _ask(client, command, "raw")]
     _make_folder(out.parent)
-    to_picture(grid).save(out)
+    to_picture(make_grid(np.concatenate(parts))).save(out)
 
 
-def _write_files(seeds: Sequence[int], images: Iterator[NDArray[np.uint8]], out: Path) -> None:
+def _write_files(client: Client, command: Generate, out: Path) -> None:
     _make_folder(out)
     written = Counter[int]()
-    for seed, pixels in zip(seeds, images, strict=True):
-        written[seed] += 1
-        # One seed may be asked for with several classes: each image is a file of its own.
-        again = f"-{written[seed]}" if written[seed] > 1 else ""
-        (out / f"{seed}{again}.png").write_bytes(encode_image(pixels, ImageFormat.PNG))
+    for reply in _ask(client, command, "png"):
+        for seed, content in zip(reply.seeds, reply.images, strict=True):
+            written[seed] += 1
+            # One seed may be asked for with several classes: each image is a file of its own.
+            again = f"-{written[seed]}" if written[seed] > 1 else ""
+            (out / f"{seed}{again}.png").write_bytes(content)
 
 
 def _make_folder(folder: Path) -> None:
@@ -66,3 +55,47 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:  # whose own words fit where a new file was to be made
         raise FileExistsError(f"--out {folder}: is a file, expected a folder") from None
+
+
+def _ask(
+    client: Client, command: Generate, image_format: ImageFormat
+) -> Iterator[GenerateImagesResponse]:
+    """The replies to all requests, held to the model, version and file that answer the first."""
+    made_by: ImageRequest = {}
+    digest = ""
+    for request in _split(command):
+        request.update(made_by)
+        try:
+            reply = client.generate_reply(image_format, **request)
+        except CallError as error:
+            if not made_by or error.code is not grpc.StatusCode.NOT_FOUND:
+                raise
+            raise CallError(
+                error.code,
+                f"{error.details} (a new version came meanwhile, and the images before are of the "
+                "old one: give the command again)",
+            ) from error
+        if made_by and reply.model.digest != digest:
+            raise CallError(
+                grpc.StatusCode.ABORTED,
+                f"another file serves as {reply.model.name} version {reply.model.version} now, and "
+                "the images before are of the old one: give the command again",
+            )
+        made_by = {"model": reply.model.name, "version": reply.model.version}
+        digest = reply.model.digest
+        yield reply
+
+
+def _split(command: Generate) -> Iterator[ImageRequest]:
+    """The requests of one command, each small enough for any server."""
+    for start in range(0, len(command.seeds), _IMAGES_PER_CALL):
+        part = slice(start, start + _IMAGES_PER_CALL)
+        labels = command.class_labels
+        request: ImageRequest = {
+            "seeds": command.seeds[part],
+            "class_labels": labels if len(labels) == 1 else labels[part],
+            "version": command.version or "",
+        }
+        if command.truncation is not None:
+            request["truncation"] = command.truncation
+        yield request

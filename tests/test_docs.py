@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 import tomllib
 from pathlib import Path
@@ -257,9 +258,9 @@ def test_the_client_page_names_every_argument_and_field():
 
 
 async def test_the_examples_for_other_languages_work(tmp_path):
-    for module, name in (("tritonclient", "tritonclient[grpc]"), ("buf", "buf-bin")):
-        if importlib.util.find_spec(module) is None and shutil.which(module) is None:
-            pytest.skip(f"needs {name} (the extra `dev`)")
+    buf = shutil.which("buf", path=str(Path(sys.executable).parent)) or shutil.which("buf")
+    if importlib.util.find_spec("tritonclient") is None or buf is None:
+        pytest.skip("needs tritonclient[grpc] and buf-bin (the extra `dev`)")
     write_artifact(tmp_path / "models", "photos")
     async with running(server_config(tmp_path / "models")) as server:
         await server.wait_until_ready()

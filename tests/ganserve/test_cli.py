@@ -103,20 +103,19 @@ class Changing(image_generation_pb2_grpc.ImageGenerationServiceServicer):
         self._same_version = same_version
         self.asked: list[tuple[str, str]] = []
 
-    async def StreamImages(self, request, context):  # noqa: N802 - gRPC's name
+    async def GenerateImages(self, request, context):  # noqa: N802 - gRPC's name
         self.asked.append((request.model_name, request.model_version))
         call = str(len(self.asked))
         version = request.model_version or ("1" if self._same_version else call)
         if version == "1" and len(self.asked) > 1 and not self._keeps_the_old:
             await context.abort(grpc.StatusCode.NOT_FOUND, "there is version 2")
-        seeds = request.seeds.values or range(
-            request.seed_range.start, request.seed_range.start + request.seed_range.count
-        )
+        seeds = request.seeds.values
         shape = {"count": len(seeds), "height": 1, "width": 1, "channels": 1}
         digest = f"sha256:{call if self._same_version else version}"
-        yield pb.GenerateImagesResponse(
+        return pb.GenerateImagesResponse(
             **shape,
             pixels=bytes([int(version)] * len(seeds)),
+            images=[b"a picture"] * len(seeds),
             seeds=seeds,
             model=pb.ModelIdentity(name="faces", version=version, digest=digest),
         )
@@ -137,12 +136,12 @@ async def test_one_version_makes_all_images_of_a_command(out, tmp_path):
     [
         pytest.param(
             {"keeps_the_old": False},
-            "NOT_FOUND: there is version 2 (another version came after 64 images",
+            "NOT_FOUND: there is version 2 (a new version came",
             id="version",
         ),
         pytest.param(
             {"same_version": True},
-            "ABORTED: after 64 images of the stream another file serves as faces version 1",
+            "ABORTED: another file serves as faces version 1 now",
             id="file",
         ),
     ],

@@ -250,12 +250,15 @@ async def test_a_test_that_is_stopped_reports_the_time_so_far(settings):
         task = asyncio.create_task(
             offer(address, seconds=100, warm_up_seconds=0, stop=stop, **settings)
         )
-        await service.asked.wait()
+        await several(service, 2)
         stop.set()
         report = await task
     assert report.interrupted
     assert 0 < report.seconds < 50
-    assert (report.calls, report.unfinished) == (0, len(service.requests))
+    assert report.calls == 0
+    # Of an open loop a call may be on its way to the server in that moment.
+    on_the_way = report.unfinished - len(service.requests)
+    assert on_the_way in ((0, 1) if "rate" in settings else (0,))
 
 
 async def test_a_test_that_is_stopped_before_it_begins_reports_nothing():

@@ -157,7 +157,10 @@ class Method:
         call = Call(request_id_of(metadata))
         context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         if self._tracer is not None:
-            call.trace = self._tracer.begin(self.path, metadata, context.peer())
+            try:
+                call.trace = self._tracer.begin(self.path, metadata, context.peer())
+            except Exception:  # whose fault it is not
+                logger.exception("%s: a call is not traced", self.path)
         current_call.set(call)
         self._count_started()  # last: a call for which something of this failed has no end
         return call

@@ -46,9 +46,10 @@ def refuse_lost_checkpoints(run: RunDirectory) -> None:
     Raises:
         RunError: it has none, but its metrics go beyond where the first one was due.
     """
+    if checkpoint_paths(run.checkpoints) or paths_astray(run.checkpoints):
+        return
     rows = read_metrics(run.metrics_file)
-    saved = checkpoint_paths(run.checkpoints) or paths_astray(run.checkpoints)
-    if saved or not rows or not run.config_file.exists():
+    if not rows or not run.config_file.exists():
         return
     config, _ = run.read()  # as it was before this start, which may have other intervals
     due = min(checkpoint_interval(config), config.total_images)

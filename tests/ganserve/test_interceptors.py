@@ -278,6 +278,33 @@ async def test_a_reply_that_cannot_be_serialized_is_our_own_mistake_too(caplog):
         }
 
 
+@pytest.mark.parametrize("method", ["Unary", "Stream"])
+async def test_a_fault_of_tracing_fails_no_call(method, caplog):
+    class Tracer:
+        def begin(self, *_):
+            raise ArithmeticError("a fault of tracing")
+
+    async with running(Behaviours(), tracer=Tracer()) as channel:
+        await (unary(channel) if method == "Unary" else anything(stream(channel)))
+        async with asyncio.timeout(20):
+            await channel.interceptor.under_way.wait_until_idle()
+    assert f"{SERVICE}/{method}: a call is not traced" in caplog.text
+
+
+async def test_a_call_that_cannot_begin_is_neither_counted_nor_waited_for(monkeypatch):
+    def fail(_):
+        raise MemoryError
+
+    monkeypatch.setattr("ganserve.calls.request_id_of", fail)
+    async with running(Behaviours()) as channel:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await unary(channel)
+        monkeypatch.undo()
+        assert await unary(channel) == b"request"
+        async with asyncio.timeout(20):
+            await channel.interceptor.under_way.wait_until_idle()
+
+
 async def test_the_status_of_a_handler_that_aborts_is_kept():
     async with running(Behaviours()) as channel:
         seen = await failure(unary(channel, "Abort"))

@@ -12,8 +12,9 @@ The folder has a virtual environment for each peer, of Python 3.11, as it was wh
 Every server draws latents from seeds, makes pixels with sessions of one thread on each of two CPUs,
 and returns raw bytes; its replies are first compared with the bare session's, byte by byte. Of the
 settings that were tried each has those that did best. h2load sends single images, 64 under way,
-and requests of 64 images, 4 under way; before and after, the bare session runs. CPU time is that of
-all the server's processes. Latency is one call after the other.
+and requests of 64 images, 4 under way; before and after, the bare session runs while the server is
+stopped (SIGSTOP), for some servers take CPU time without calls. CPU time is that of all the
+server's processes. Latency is one call after the other.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 from peers_client import Transport, calling
-from peers_processes import adopt_orphans, cpu_seconds, running
+from peers_processes import adopt_orphans, cpu_seconds, running, stopped
 from records import arguments_given, commit, processor, stolen_seconds, write_record
 from serving import CPUS, Cost, bare_latency, run_bare
 from serving_models import LATENT_DIM, write_models
@@ -280,12 +281,16 @@ def measure(peer: Peer, address: str, model: Model, seconds: float) -> Turn:
         load(peer, address, images, concurrency * 4)  # warm-up
         probe = load(peer, address, images, concurrency * 8)
         calls = max(concurrency * 2, int(probe.per_second / images * seconds))
-        before = run_bare(model, BATCH, seconds)
+        with stopped():
+            before = run_bare(model, BATCH, seconds)
         served = load(peer, address, images, calls)
-        after = run_bare(model, BATCH, seconds)
+        with stopped():
+            after = run_bare(model, BATCH, seconds)
         cpu[images] = served.cpu_each / statistics.mean([before.cpu_each, after.cpu_each])
         speed[images] = served.per_second / statistics.mean([before.per_second, after.per_second])
-    bare, whole = bare_latency(model), latency(peer.protocol, address)
+    with stopped():
+        bare = bare_latency(model)
+    whole = latency(peer.protocol, address)
     p50, p99 = ((whole[name] - bare[name]) * 1e3 for name in ("p50", "p99"))
     return Turn(cpu, speed, p50, p99)
 

@@ -53,20 +53,31 @@ def running(command: list[str], environment: dict[str, str], log: Path) -> Itera
         while left := _descendants():  # each of them may have started others meanwhile
             if time.monotonic() > end:
                 raise TimeoutError(f"processes {left} of {command[0]} do not end")
-            _end(left)
+            _signal(left, signal.SIGKILL)
             process.poll()
             _reap()
             time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def stopped() -> Iterator[None]:
+    """All processes below this one stand still, for some take CPU time without any calls."""
+    below_this = _descendants()
+    _signal(below_this, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        _signal(below_this, signal.SIGCONT)
 
 
 def _descendants() -> set[int]:
     return below(os.getpid(), {process: row[0] for process, row in _read_table().items()})
 
 
-def _end(processes: Iterable[int]) -> None:
+def _signal(processes: Iterable[int], number: signal.Signals) -> None:
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+            os.kill(process, number)
 
 
 def _reap() -> None:

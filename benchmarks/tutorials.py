@@ -47,7 +47,7 @@ RUNS = [
     Run("torch-mlp-mnist", "torch-mlp", "mnist", ("--total-images=360000",)),
     Run("torch-mlp-fashion", "torch-mlp", "fashion", ("--total-images=360000",)),
     Run("keras-conv64", "keras-conv64", "emoji", ("--total-images=32000", "--sample-every=6400")),
-    Run("faces-rmsprop", "faces-rmsprop", "emoji", ("--filters=8", "--total-images=16000")),
+    Run("faces-rmsprop", "faces-rmsprop", "emoji", ("--filters=8",)),
 ]
 
 

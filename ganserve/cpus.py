@@ -13,7 +13,7 @@ from pathlib import Path
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
 # The lowest: at 5 and 10 refusals under three times the load took about a millisecond longer. What
-# it costs: on a busy machine a process that is killed takes 0.1 to 0.3 s to end where it took 0.02
+# it costs: on a busy machine a process that is killed takes 0.06 to 0.3 s to end where it took 0.02
 # to 0.08, and until then its connections are open.
 _NICENESS = 19
 # The shortest slice that Linux's scheduler grants; its own choice is some milliseconds. A thread

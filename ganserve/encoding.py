@@ -1,6 +1,7 @@
 """Pixels become PNG, JPEG or WebP files, in threads of their own."""
 
 import asyncio
+import contextlib
 import enum
 import io
 from collections import deque
@@ -79,6 +80,16 @@ def encode_images(
     return [encode_image(image, image_format, quality) for image in pixels]
 
 
+def encode_first_images() -> None:
+    """Encode an image of each format: with its first one Pillow imports what it needs for it."""
+    # Not at the top, for it takes as long as a small model. Not left to Pillow, which would import
+    # all the formats it knows.
+    from PIL import WebPImagePlugin  # noqa: F401
+
+    for image_format in ImageFormat:
+        encode_image(np.zeros((1, 1, 3), np.uint8), image_format)
+
+
 class Encoder:
     """Threads that encode images while the event loop goes on, most of the time without the GIL.
 
@@ -91,6 +102,11 @@ class Encoder:
         self._closed = False
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "encode", lower_thread_priority)
+
+    def warm_up(self) -> None:
+        """Begin what the first call for each format would else wait for."""
+        with contextlib.suppress(RuntimeError):  # no more threads can be started: then it waits
+            self._pool.submit(encode_first_images)
 
     async def encode(
         self, pixels: NDArray[np.uint8], image_format: ImageFormat, quality: int | None = None

@@ -106,6 +106,7 @@ async def running(config: ServerConfig) -> AsyncIterator[RunningServer]:
     async with contextlib.AsyncExitStack() as stack:
         encoder = Encoder(config.encoder_threads or usable_cpus())
         stack.callback(encoder.close)
+        encoder.warm_up()
         # It starts with its first call. Not at low priority, as threads that encode are: the GPU
         # would wait for them.
         gpu_thread = ThreadPoolExecutor(1, "gpu", use_default_time_slices)

@@ -18,7 +18,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 VersionPolicy = Literal["latest", "all", "specific"]
 _ENDPOINT = re.compile(r"https?://[^\s/@?#]+:[0-9]{1,5}/?")
-_VERSION = re.compile(r"(.+):([1-9][0-9]{0,17})")
+_VERSION = re.compile(r"(.+):([1-9][0-9]{0,18})")
 
 
 def refuse_service_link(value: object) -> object:

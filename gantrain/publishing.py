@@ -14,6 +14,7 @@ MODEL_FILE = "model.onnx"
 # Holds the highest number ever given; `ganserve` passes over what is no number. Exporters lock it.
 MARK_FILE = ".versions"
 _DIGITS = 20  # always as many, so that a new number covers the old one whole
+_LARGEST_VERSION = 2**63 - 1  # that `ganserve` takes
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +71,20 @@ def claim_version(staging: Path, folder: Path) -> Path:
 
     A crash between the two skips a number; the other way round a version that nobody remembers
     could be removed and its number given again.
+
+    Raises:
+        RunError: the highest number was given, or the mark holds none.
     """
     descriptor = os.open(folder / MARK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
     with open(descriptor, "r+b", buffering=0) as mark:  # noqa: PTH123 - has no path
         fcntl.flock(mark, fcntl.LOCK_EX)  # until it is closed, or this process ends
         while True:
             number = max(newest_version(folder), read_mark(mark, folder / MARK_FILE)) + 1
+            if number > _LARGEST_VERSION:
+                raise RunError(
+                    f"{folder}: expected versions below 2^63, got {number - 1} as the newest: "
+                    "remove it, also from .versions, or use another name; nothing was published"
+                )
             mark.seek(0)
             mark.write(f"{number:0{_DIGITS}}\n".encode())
             os.fsync(mark.fileno())

@@ -108,7 +108,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         """Generate all images, then answer."""
         deadline = self._limits.deadline_of(context, parse_timeout_seconds(request))
         number = parse_version("model_version", request.model_version)
-        await self._index.wait_for_first_scan(request.model_name)
+        await self._index.wait_for_first_scan(request.model_name, number)
         with self._index.use(request.model_name, number) as (version, served):
             generation = parse_inference(request, served.spec, max_images=self._limits.max_images)
             check_one_reply("inputs", generation, served.spec)

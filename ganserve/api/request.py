@@ -130,7 +130,7 @@ def parse_version(field: str, text: str) -> int | None:
         return None
     number = parse_version_number(text)
     if number is None:
-        raise InvalidRequest(field, f"expected a positive integer, got {text[:40]!r}")
+        raise InvalidRequest(field, f"expected a positive integer below 2^63, got {text[:40]!r}")
     return number
 
 

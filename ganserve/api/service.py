@@ -90,7 +90,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         """Generate all images, then answer."""
         deadline = self._limits.deadline_of(context)
         number = parse_version("model_version", request.model_version)
-        await self._index.wait_for_first_scan(request.model_name)
+        await self._index.wait_for_first_scan(request.model_name, number)
         with self._index.use(request.model_name, number) as (version, served):
             generation = parse_request(request, served.spec, max_images=self._limits.max_images)
             check_one_reply("format", generation, served.spec)
@@ -111,7 +111,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         """Answer in chunks. While one is sent the next is made; a slow reader holds that up."""
         deadline = self._limits.deadline_of(context)
         number = parse_version("model_version", request.model_version)
-        await self._index.wait_for_first_scan(request.model_name)
+        await self._index.wait_for_first_scan(request.model_name, number)
         with self._index.use(request.model_name, number) as (version, served):
             generation = parse_request(request, served.spec, max_images=self._limits.max_images)
             note_request(version.name, version.number, generation.count)

@@ -1,9 +1,12 @@
 """The layout of the repository's folder, NAME/VERSION/model.onnx, and how its files are read."""
 
+import errno
+import hashlib
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,24 +14,40 @@ from ganserve.errors import ModelError, StartupError
 
 _PIECE_BYTES = 256 * 1024
 LAYOUT = "NAME/VERSION/model.onnx, VERSION a positive integer"
+_LARGEST_VERSION = 2**63 - 1  # the Open Inference Protocol has versions of 64 bits, with a sign
+_MOST_DIGITS = 19
 # Files in the wrong place are looked for so far: the folder may be anything.
 _DEEPEST = 3
 _MOST_FOLDERS = 1000
 _MOST_NAMED = 3
 
 
+class Stamp(NamedTuple):
+    """What changes with a file's content.
+
+    The time of the last change alone would not do: archives and images may set it to the same for
+    all files, of which those of one architecture have the same size, and each file system begins
+    anew to number its inodes.
+    """
+
+    device: int
+    inode: int
+    size: int
+    modified_nanoseconds: int
+    changed_nanoseconds: int  # of the inode, which nobody can set
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """A version's file on disk.
+    """A version's file on disk; without a stamp it cannot be examined, and loading it will say why.
 
-    `stamp` changes with the file's content. It is None if the file cannot be examined; loading it
-    will say why.
+    The stamp may change though the content does not.
     """
 
     name: str
     version: int
     path: Path
-    stamp: tuple[int, int, int] | None  # inode, size, nanoseconds of the last change
+    stamp: Stamp | None
 
 
 def check_root(root: Path) -> None:
@@ -123,6 +142,15 @@ def read_model_file(path: Path, max_bytes: int) -> memoryview:
         return content[:read].toreadonly()  # it may have become shorter meanwhile
 
 
+def has_content(path: Path, size: int, digest: str) -> bool:
+    """Whether a file can be read, has this size and this SHA-256."""
+    try:
+        content = read_model_file(path, size)
+    except (OSError, ModelError):
+        return False
+    return len(content) == size and hashlib.sha256(content).hexdigest() == digest
+
+
 def can_be_read(path: Path) -> bool:
     """Whether a file opens and gives at least its first byte."""
     try:
@@ -146,8 +174,11 @@ def _candidates(folder: Path) -> list[Candidate]:
 def parse_version_number(text: str) -> int | None:
     """The number that a folder's name, or a request, gives a version; None if it is none."""
     # More digits than any version has would make the conversion itself costly.
-    is_number = text.isascii() and text.isdigit() and text[0] != "0" and len(text) <= 18
-    return int(text) if is_number else None
+    is_short = len(text) <= _MOST_DIGITS
+    if not (is_short and text.isascii() and text.isdigit() and text[0] != "0"):
+        return None
+    number = int(text)
+    return number if number <= _LARGEST_VERSION else None
 
 
 def _candidate(name: str, folder: Path) -> Candidate | None:
@@ -158,7 +189,24 @@ def _candidate(name: str, folder: Path) -> Candidate | None:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
+        _check_is_there(folder)
         return None
     except OSError:  # such as another user's folder; it may be there, so what serves of it stays
         return Candidate(name, number, path, None)
-    return Candidate(name, number, path, (status.st_ino, status.st_size, status.st_mtime_ns))
+    stamp = Stamp(
+        *(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    )
+    return Candidate(name, number, path, stamp)
+
+
+def _check_is_there(folder: Path) -> None:
+    """Make sure that the folder of a version, which was listed, is still there.
+
+    If it is not, a link above it may point to other folders by now, with versions of their own.
+
+    Raises:
+        OSError: it is not.
+    """
+    if not os.path.lexists(folder):
+        problem = "replaced while it was looked through"
+        raise OSError(errno.ESTALE, problem, str(folder.parent))

@@ -56,13 +56,15 @@ class ModelIndex:
         """The versions of a model that serve, by number, newest first."""
         return self._serving.get(name, {})
 
-    async def wait_for_first_scan(self, name: str) -> None:
+    async def wait_for_first_scan(self, name: str, number: int | None) -> None:
         """Let a call that came early wait for the first models, for at most two seconds.
 
         The ports are open while they load, and not every client asks for the health beforehand.
         """
         over = self.first_scan_over
-        if not over.is_set() and (name or self._default_model) not in self._serving:
+        if over.is_set():
+            return
+        if self._serving_version(name or self._default_model or "", number) is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FIRST_SCAN_SECONDS):
                     await over.wait()
@@ -76,7 +78,7 @@ class ModelIndex:
         Raises:
             InvalidRequest: no name is given and there is no default.
             UnknownModel: there is no such model or version, or other versions of it serve.
-            Loading: no version of it serves yet.
+            Loading: it does not serve yet, or may not.
         """
         version = self._find_serving(name, number, field)
         assert version.served is not None
@@ -134,7 +136,7 @@ class ModelIndex:
         if name in self.names:
             return name
         if not self.names or not self.settled:
-            raise Loading("no model has been loaded yet")
+            raise Loading("there is no model" if self.settled else "no model has been loaded yet")
         there_are = ", ".join(self.names)
         if name:
             raise UnknownModel(f"model {name[:80]!r}: expected one of {there_are}")
@@ -161,9 +163,9 @@ class ModelIndex:
     def _unknown_version(self, name: str, number: int | None) -> UnknownModel | Loading:
         """What to answer where a version does not serve or, if none serves, has no state."""
         known = [v for v in self.versions_of(name) if v.state is not ModelState.RETIRING]
-        more_may_come = not self.settled or any(v.state is ModelState.LOADING for v in known)
-        numbers = [*self.serving(name)] or [v.number for v in known if not more_may_come]
-        if number is None or not numbers:
+        loading = [v.number for v in known if v.state is ModelState.LOADING]
+        numbers = [*self.serving(name)] or [v.number for v in known if not loading]
+        if number is None or not numbers or not self.settled or number in loading:
             return Loading(f"model {name!r}: is being loaded")
         one_of = "one of " if len(numbers) > 1 else ""
         there_are = ", ".join(map(str, numbers))

@@ -13,7 +13,7 @@ from ganserve.errors import ModelError, ProviderUnavailable, StartupError, Unrea
 from ganserve.memory import return_free_memory
 from ganserve.metrics import Metrics
 from ganserve.models.model import Model
-from ganserve.models.model_files import Candidate
+from ganserve.models.model_files import Candidate, has_content
 from ganserve.models.runtime import is_shortage
 from ganserve.repository.model_index import ModelIndex
 from ganserve.repository.model_series import ModelSeries
@@ -160,12 +160,37 @@ class Repository:
             self._series.hide(name)
 
     async def _load_in_turn(self, candidate: Candidate) -> bool:
-        """Load a version once no other loads; False if the file is gone or replaced by then."""
+        """Load a version once no other loads; False if what was found of its model is outdated.
+
+        If the file is gone by then, so may be what the scan saw of the versions that serve.
+        """
         async with self._loading:
-            is_wanted = not self._tasks.is_outdated(candidate)
-            if is_wanted:
-                await self._load_version(candidate)
-        return is_wanted
+            if self._tasks.is_outdated(candidate):
+                return False
+            if await self._is_copy(candidate):
+                return True
+            version = await self._load_version(candidate)
+        is_gone = version.unreadable and await self._folder.is_gone(candidate)
+        return not (is_gone and self.index.is_serving(candidate.name))
+
+    async def _is_copy(self, candidate: Candidate) -> bool:
+        """Whether a file holds what serves under its number; then it takes the other's place.
+
+        If all folders are replaced at once, as by a link to a new copy, most files are the same.
+        """
+        version = self.index.serving(candidate.name).get(candidate.version)
+        if version is None or version.candidate.stamp is None or candidate.stamp is None:
+            return False
+        size = candidate.stamp.size
+        if size != version.candidate.stamp.size:
+            return False
+        assert version.served is not None
+        is_copy = await asyncio.get_running_loop().run_in_executor(
+            self._loader, has_content, candidate.path, size, version.served.spec.digest
+        )
+        if is_copy:
+            version.candidate = candidate
+        return is_copy
 
     def _keep_serving(self, name: str, numbers: set[int]) -> None:
         """Retire all other versions of a model."""
@@ -196,7 +221,7 @@ class Repository:
                 return version
         return None
 
-    async def _load_version(self, candidate: Candidate) -> None:
+    async def _load_version(self, candidate: Candidate) -> Version:
         """Load a version and put it into service, or keep why it could not be."""
         version = Version(candidate)
         self.index.add(version)
@@ -214,6 +239,7 @@ class Repository:
         else:
             self._put_into_service(version, model, time.monotonic() - started)
         self._on_change()
+        return version
 
     def _put_into_service(self, version: Version, model: Model, seconds: float) -> None:
         version.state = ModelState.READY

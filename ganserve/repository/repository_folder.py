@@ -61,6 +61,13 @@ class RepositoryFolder:
         self._check_default({*found}, unreadable)
         return found, unreadable
 
+    async def is_gone(self, candidate: Candidate) -> bool:
+        """Whether a version's file is not there any more, as far as that can be found out."""
+        try:
+            return not await self._reads.run(candidate.path.exists)
+        except OSError:
+            return False
+
     async def can_be_read(self, candidate: Candidate) -> bool:
         """Whether a version's file can be opened now, as far as that can be found out."""
         try:
@@ -74,11 +81,13 @@ class RepositoryFolder:
         Raises:
             OSError: it cannot be read, or is but the place where the one that could was mounted.
         """
-        device = self._root.stat().st_dev
+        before = self._root.stat()
         found, unreadable = scan(self._root)
-        if self._root.stat().st_dev != device:
-            problem = "mounted or unmounted while it was looked through"
+        after = self._root.stat()
+        if (after.st_dev, after.st_ino) != (before.st_dev, before.st_ino):
+            problem = "replaced, mounted or unmounted while it was looked through"
             raise OSError(errno.ESTALE, problem, str(self._root))
+        device = before.st_dev
         if found or unreadable:
             self._device = device
         elif self._device not in (None, device):

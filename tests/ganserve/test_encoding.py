@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -120,6 +122,24 @@ async def test_images_are_pending_until_their_call_ends(leaves):
             call.cancel()
         await asyncio.wait([call])
         assert encoder.pending_images == 0
+
+
+def test_once_warm_no_format_imports_anything():
+    program = """
+import sys
+import numpy as np
+from ganserve.encoding import Encoder, ImageFormat, encode_image
+encoder = Encoder(1)
+encoder.warm_up()
+encoder.close()
+before = set(sys.modules)
+for image_format in ImageFormat:
+    encode_image(np.zeros((4, 4, 1), np.uint8), image_format)
+assert set(sys.modules) == before, set(sys.modules) - before
+assert "PIL.WebPImagePlugin" in before
+assert "PIL.TiffImagePlugin" not in before, "all formats of Pillow"
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 async def test_a_closed_encoder_refuses_work():

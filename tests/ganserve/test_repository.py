@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,6 +101,13 @@ def describe_in_use(repository):
 async def pixels_of(served, latents=(0, 0, 0, 0)):
     rows = np.array([latents], np.float32)
     return (await served.batcher.submit(rows, deadline=time.monotonic() + 20)).pixels
+
+
+def move(link, target):
+    """Have a link point elsewhere, in one step."""
+    new = link.with_name("new-link")
+    new.symlink_to(target)
+    new.rename(link)
 
 
 def remove(path):
@@ -288,6 +296,115 @@ async def test_a_file_replaced_by_one_that_cannot_be_loaded_serves_on(tmp_path):
         assert ("tiny", 2, "FAILED") not in states(repository)
 
 
+async def test_a_file_of_the_same_size_and_time_as_the_one_before_is_another(tmp_path):
+    path = write_artifact(tmp_path)
+    other = write_artifact(tmp_path / "other", offset=9)
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        before = path.stat()
+        path.write_bytes(other.read_bytes())  # in place, as an archive is unpacked
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        after = path.stat()
+        assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size)
+        await repository.refresh()
+        with repository.index.use("tiny", None) as (_, served):
+            assert (await pixels_of(served) == 137).all()
+
+
+async def test_a_file_of_another_file_system_is_another(tmp_path, mount):
+    disks = mount("size=1m"), mount("size=1m")
+    for disk, offset in zip(disks, (0, 9), strict=True):
+        os.utime(write_artifact(disk, offset=offset), (0, 0))
+    stamps = [(disk / "tiny" / "1" / "model.onnx").stat() for disk in disks]
+    assert stamps[0].st_ino == stamps[1].st_ino
+    root = tmp_path / "models"
+    root.symlink_to(disks[0])
+    async with opened(root) as repository:
+        await repository.refresh()
+        move(root, disks[1])
+        await repository.refresh()
+        with repository.index.use("tiny", None) as (_, served):
+            assert (await pixels_of(served) == 137).all()
+
+
+async def test_the_same_file_again_is_not_loaded_again(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for version in (1, 2):
+        write_artifact(first, version=version, offset=version)
+    shutil.copytree(first, second)
+    write_artifact(second, "new")
+    root = tmp_path / "models"
+    root.symlink_to(first)
+    load = GatedLoad(held_from=9)
+    async with opened(root, load, version_policy="all") as repository:
+        await repository.refresh()
+        before = repository.index.versions
+        move(root, second)
+        await repository.refresh()
+        assert load.loads == 3  # two before, and the new model
+        assert repository.index.versions_of("tiny") == before
+        for version in (1, 2):
+            remove(second / "tiny" / str(version) / "model.onnx")
+        publish(second, "tiny", 1, b"rubbish")  # in the place of the one that was not loaded
+        await repository.refresh()
+        await eventually(lambda: len(repository.index.versions) == 3)  # without version 2
+        assert states(repository)[1:] == [("tiny", 1, "READY"), ("tiny", 1, "FAILED")]
+
+
+async def test_files_that_went_since_the_scan_take_out_nothing(tmp_path, caplog):
+    """As where a link moves between two copies, and back."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    write_artifact(first, version=2)
+    write_artifact(second, version=3)
+    root = tmp_path / "models"
+    root.symlink_to(first)
+
+    def load_after_a_move(path):
+        move(root, first)
+        return LOAD(path)
+
+    async with opened(root) as repository:
+        await repository.refresh()
+        repository._load = load_after_a_move
+        move(root, second)
+        await repository.refresh()
+        assert serving(repository) == 2
+        await repository.refresh()
+        assert states(repository) == [("tiny", 2, "READY")]
+        assert "version 3 cannot be served until its file can be read" in caplog.text
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["root", "model"])
+async def test_folders_that_are_replaced_during_a_scan_take_out_nothing(
+    tmp_path, inner, monkeypatch, caplog
+):
+    first, second = tmp_path / "first", tmp_path / "second"
+    write_artifact(first, version=2)
+    write_artifact(second, version=3)
+    root = tmp_path / "models"
+    link = root / "tiny" if inner else root
+    link.parent.mkdir(exist_ok=True)
+    targets = [folder / "tiny" if inner else folder for folder in (first, second)]
+    link.symlink_to(targets[0])
+    iterdir = Path.iterdir
+
+    def iterdir_and_move(path):
+        found = list(iterdir(path))
+        if path == root / "tiny":
+            move(link, targets[1])
+        return found
+
+    async with opened(root) as repository:
+        await repository.refresh()
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "iterdir", iterdir_and_move)
+            await repository.refresh()
+        assert serving(repository) == 2
+        assert "while it was looked through" in caplog.text
+        await repository.refresh()
+        assert serving(repository) == 3
+
+
 async def test_when_the_newest_is_removed_the_one_before_serves_again(tmp_path):
     write_artifact(tmp_path)
     newest = write_artifact(tmp_path, version=2)
@@ -417,6 +534,34 @@ async def test_while_the_first_version_loads_callers_are_told_so(tmp_path):
         assert serving(repository) == 1
 
 
+async def test_a_version_that_is_asked_for_while_it_loads_is_not_unknown(tmp_path):
+    for version in (1, 2, 3):
+        write_artifact(tmp_path, version=version)
+    load = GatedLoad(held_from=2)
+    async with opened(tmp_path, load, version_policy="all") as repository:
+        refreshing = asyncio.ensure_future(repository.refresh())
+        await eventually(lambda: load.loads == 2)
+        assert serving(repository) == 3
+        early = asyncio.ensure_future(repository.index.wait_for_first_scan("tiny", 1))
+        for number in (2, 1):  # is loaded, waits for its turn
+            with pytest.raises(Loading, match="'tiny': is being loaded"):
+                describe_in_use(repository)("tiny", number)
+        assert not early.done()
+        load.release()
+        await refreshing
+        await early
+        assert describe_in_use(repository)("tiny", 1).number == 1
+        load = repository._load = GatedLoad()
+        write_artifact(tmp_path, version=4)
+        refreshing = asyncio.ensure_future(repository.refresh())
+        await load.has_started()
+        with pytest.raises(Loading, match="'tiny': is being loaded"):
+            describe_in_use(repository)("tiny", 4)
+        assert refused(repository, 9) == "model 'tiny' version 9: expected one of 3, 2, 1"
+        load.release()
+        await refreshing
+
+
 async def test_while_a_new_version_loads_the_old_one_answers(tmp_path):
     write_artifact(tmp_path)
     async with opened(tmp_path) as repository:
@@ -438,22 +583,22 @@ async def test_a_call_that_came_early_waits_for_the_first_models(tmp_path):
     write_artifact(tmp_path, "b")
     load = GatedLoad(held_from=2)
     async with opened(tmp_path, load) as repository:
-        early = asyncio.ensure_future(repository.index.wait_for_first_scan("b"))
+        early = asyncio.ensure_future(repository.index.wait_for_first_scan("b", None))
         refreshing = asyncio.ensure_future(repository.refresh())
         await eventually(lambda: load.loads == 2)
         assert serving(repository, "a") == 1
-        await asyncio.wait_for(repository.index.wait_for_first_scan("a"), 1)  # serves
+        await asyncio.wait_for(repository.index.wait_for_first_scan("a", None), 1)  # serves
         assert not early.done()
         load.release()
         await refreshing
         await early
         assert serving(repository, "b") == 1
-        await asyncio.wait_for(repository.index.wait_for_first_scan("c"), 1)  # never again
+        await asyncio.wait_for(repository.index.wait_for_first_scan("c", None), 1)  # never again
 
 
 async def test_a_caller_that_leaves_in_the_moment_the_first_scan_ends_has_left(tmp_path):
     async with opened(tmp_path) as repository:
-        early = asyncio.ensure_future(repository.index.wait_for_first_scan("tiny"))
+        early = asyncio.ensure_future(repository.index.wait_for_first_scan("tiny", None))
         await settle()
         repository.index.first_scan_over.set()
         early.cancel()
@@ -466,7 +611,7 @@ async def test_after_a_first_scan_that_came_to_nothing_nobody_waits(end, tmp_pat
     write_artifact(tmp_path)
     load = GatedLoad(fails=end == "failed")
     async with opened(tmp_path, load) as repository:
-        early = asyncio.ensure_future(repository.index.wait_for_first_scan(""))
+        early = asyncio.ensure_future(repository.index.wait_for_first_scan("", None))
         refreshing = asyncio.ensure_future(repository.refresh())
         await load.has_started()
         assert not early.done()

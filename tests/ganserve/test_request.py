@@ -244,12 +244,16 @@ def test_bad_labels_of_a_conditional_model_are_named(labels, problem):
     assert error.value.field == "class_labels"
 
 
-@pytest.mark.parametrize(("text", "number"), [("", None), ("1", 1), ("907", 907)])
+@pytest.mark.parametrize(
+    ("text", "number"), [("", None), ("1", 1), ("907", 907), (str(2**63 - 1), 2**63 - 1)]
+)
 def test_a_version_is_read(text, number):
     assert parse_version("version", text) == number
 
 
-@pytest.mark.parametrize("text", ["0", "01", "-1", "1.0", "one", " 1", "9" * 5000, "\u0663"])
+@pytest.mark.parametrize(
+    "text", ["0", "01", "-1", "1.0", "one", " 1", str(2**63), "9" * 5000, "\u0663"]
+)
 def test_a_version_that_is_no_positive_integer_is_refused(text):
     with pytest.raises(InvalidRequest, match=r"^version: expected a positive integer"):
         parse_version("version", text)

@@ -168,7 +168,7 @@ async def test_bad_calls_are_refused_by_name(repository, running_server):
             )
             assert await refusal(stub.GetModel(pb.GetModelRequest(version="x"))) == (
                 "INVALID_ARGUMENT",
-                "version: expected a positive integer, got 'x'",
+                "version: expected a positive integer below 2^63, got 'x'",
             )
             stream = stub.StreamImages(request())
             assert (await refusal(stream.read()))[0] == "INVALID_ARGUMENT"

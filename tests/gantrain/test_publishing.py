@@ -119,6 +119,15 @@ def test_a_mark_that_is_no_number_is_named(tmp_path: Path):
     assert not list((tmp_path / "name").glob(".staging*"))
 
 
+def test_versions_end_where_no_server_would_find_them(tmp_path: Path):
+    (tmp_path / "name").mkdir()
+    (tmp_path / "name" / MARK_FILE).write_text(str(2**63 - 2))
+    assert publish(b"last", tmp_path, "name").parent.name == str(2**63 - 1)
+    with pytest.raises(RunError, match=r"expected versions below 2\^63, got .*807 as the newest"):
+        publish(b"next", tmp_path, "name")
+    assert list(versions(tmp_path / "name")) == [str(2**63 - 1)]
+
+
 def test_a_full_disk_publishes_nothing(mount):
     disk = mount("size=64k")
     with pytest.raises(RunError, match="No space left on device; nothing was published"):

@@ -4,6 +4,7 @@ A call is answered in a task of its own and those it starts, so `current_call` f
 """
 
 import logging
+import math
 import random
 import re
 import time
@@ -67,11 +68,12 @@ class Tracer(Protocol):
 class Call:
     """What log and trace tell of one call."""
 
-    __slots__ = ("began", "images", "model", "request_id", "trace", "version")
+    __slots__ = ("began", "deadline", "images", "model", "request_id", "trace", "version")
 
     def __init__(self, request_id: str) -> None:
         self.began = time.perf_counter()
         self.request_id = request_id
+        self.deadline = math.inf  # on time.monotonic; set unless the service is exempt
         self.trace: CallTrace | None = None
         # What is asked for, once that is known.
         self.model = ""
@@ -98,6 +100,15 @@ def current_trace() -> CallTrace | None:
     """The trace of the current call, if it has one."""
     call = current_call.get()
     return None if call is None else call.trace
+
+
+def current_deadline() -> float:
+    """When the time of the current call is up, on time.monotonic.
+
+    Infinity outside of calls, and in those of services that impose no deadline.
+    """
+    call = current_call.get()
+    return math.inf if call is None else call.deadline
 
 
 def current_seconds() -> float:

@@ -170,8 +170,6 @@ def add_services(
         max_images=config.max_images_per_request,
         queue_size=config.queue_size,
         chunk_bytes=config.chunk_bytes,
-        deadline_seconds=config.deadline_seconds,
-        max_deadline_seconds=config.max_deadline_seconds,
     )
     image_generation_pb2_grpc.add_ImageGenerationServiceServicer_to_server(
         ImageGenerationService(index, encoder, admission, metrics, limits), grpc_server

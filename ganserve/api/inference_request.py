@@ -1,5 +1,6 @@
 """The tensors of a `ModelInferRequest` become the same checked value as our own requests."""
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -68,20 +69,20 @@ def parse_inference(
     )
 
 
-def parse_timeout_seconds(request: pb.ModelInferRequest) -> float | None:
-    """How long the caller gives the call, beside gRPC's own deadline; None where it does not say.
+def parse_timeout_seconds(request: pb.ModelInferRequest) -> float:
+    """How long the caller gives the call, within its deadline; infinity where it does not say.
 
     Raises:
         InvalidRequest: the parameter is no number of microseconds.
     """
     if "timeout" not in request.parameters:
-        return None
+        return math.inf
     microseconds = _number("parameters.timeout", request.parameters["timeout"])
     if not 0 <= microseconds < 2**63:
         raise InvalidRequest(
             "parameters.timeout", f"expected microseconds from 0 up, got {microseconds:g}"
         )
-    return microseconds / 1e6 or None  # 0 is none, as in the clients' own defaults
+    return microseconds / 1e6 or math.inf  # 0 is none, as in the clients' own defaults
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from contextvars import ContextVar
 from functools import partial
@@ -215,11 +216,12 @@ class Interceptor(grpc.aio.ServerInterceptor):
         call = method.begin(_metadata.get(), context)  # first, for it may raise
         if not method.exempt:
             self.under_way.begin()
-            remaining = context.time_remaining()
-            if remaining is None:
-                self._deadlines.impose()
-            elif remaining > self._longest_deadlines.seconds:
-                self._longest_deadlines.impose()
+            seconds = context.time_remaining()
+            if seconds is None:
+                seconds = self._deadlines.impose()
+            elif seconds > self._longest_deadlines.seconds:
+                seconds = self._longest_deadlines.impose()
+            call.deadline = time.monotonic() + seconds
         return call
 
     def _end(self, method: Method, call: Call, code: grpc.StatusCode, context: Context) -> None:

@@ -3,6 +3,7 @@
 https://github.com/kserve/open-inference-protocol, version 2, with Triton's ModelConfig.
 """
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from importlib.metadata import version as installed_version
 
@@ -10,7 +11,7 @@ from ganserve.api.inference_request import INPUTS, OUTPUT, parse_inference, pars
 from ganserve.api.request import check_one_reply, parse_version, rows_of
 from ganserve.api.service import Limits
 from ganserve.batching.entries import Generated
-from ganserve.calls import note_request
+from ganserve.calls import current_deadline, note_request
 from ganserve.encoding import ImageFormat
 from ganserve.errors import Loading, UnknownModel
 from ganserve.inference.v2 import model_config_pb2 as config_pb
@@ -106,7 +107,7 @@ class OpenInferenceService(GRPCInferenceServiceServicer):
         self, request: pb.ModelInferRequest, context: Context
     ) -> pb.ModelInferResponse:
         """Generate all images, then answer."""
-        deadline = self._limits.deadline_of(context, parse_timeout_seconds(request))
+        deadline = min(current_deadline(), time.monotonic() + parse_timeout_seconds(request))
         number = parse_version("model_version", request.model_version)
         await self._index.wait_for_first_scan(request.model_name, number)
         with self._index.use(request.model_name, number) as (version, served):

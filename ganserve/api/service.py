@@ -20,7 +20,7 @@ from ganserve.api.request import (
     rows_of,
 )
 from ganserve.batching.entries import Generated
-from ganserve.calls import current_trace, note_request
+from ganserve.calls import current_deadline, current_trace, note_request
 from ganserve.encoding import Encoder, ImageFormat
 from ganserve.errors import Overloaded
 from ganserve.metrics import Metrics
@@ -49,18 +49,6 @@ class Limits:
     max_images: int
     queue_size: int  # images that may wait to be encoded
     chunk_bytes: int  # of pixels, in one message of a stream
-    deadline_seconds: float  # where the caller sets none
-    max_deadline_seconds: float  # whatever the caller sets
-
-    def deadline_of(self, context: Context, *given: float | None) -> float:
-        """When a call's time is up, on time.monotonic.
-
-        That is the earliest of what the caller set in its own ways: gRPC's, and those `given` in
-        seconds; where there is none, the default. No call gets more than the longest.
-        """
-        set_by_caller = [s for s in (context.time_remaining(), *given) if s is not None]
-        seconds = min(set_by_caller, default=self.deadline_seconds)
-        return time.monotonic() + min(seconds, self.max_deadline_seconds)
 
 
 class ImageGenerationService(ImageGenerationServiceServicer):
@@ -88,7 +76,6 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         self, request: pb.GenerateImagesRequest, context: Context
     ) -> Reply:
         """Generate all images, then answer."""
-        deadline = self._limits.deadline_of(context)
         number = parse_version("model_version", request.model_version)
         await self._index.wait_for_first_scan(request.model_name, number)
         with self._index.use(request.model_name, number) as (version, served):
@@ -99,7 +86,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
             with self._admission.taking_images(context, generation.count):
                 rows, truncation = rows_of(generation, served.spec.latent_dim)
                 generated = await served.batcher.submit(
-                    rows, generation.labels, deadline=deadline, truncation=truncation
+                    rows, generation.labels, deadline=current_deadline(), truncation=truncation
                 )
             reply = await self._respond(version, served, generation, generated, first=0)
             served.count_images(generation.count)
@@ -109,7 +96,6 @@ class ImageGenerationService(ImageGenerationServiceServicer):
         self, request: pb.GenerateImagesRequest, context: Context
     ) -> AsyncIterator[Reply]:
         """Answer in chunks. While one is sent the next is made; a slow reader holds that up."""
-        deadline = self._limits.deadline_of(context)
         number = parse_version("model_version", request.model_version)
         await self._index.wait_for_first_scan(request.model_name, number)
         with self._index.use(request.model_name, number) as (version, served):
@@ -117,7 +103,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
             note_request(version.name, version.number, generation.count)
             self._check_encoder(generation)
             with self._admission.taking_images(context, generation.count):
-                chunks = self._make_chunks(version, served, generation, deadline)
+                chunks = self._make_chunks(version, served, generation)
                 # Closed here, or what is made ahead would outlast a call whose caller leaves.
                 async with contextlib.aclosing(chunks) as replies:
                     async for reply in replies:
@@ -150,7 +136,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
             )
 
     def _make_chunks(
-        self, version: Version, served: Served, generation: GenerationRequest, deadline: float
+        self, version: Version, served: Served, generation: GenerationRequest
     ) -> AsyncGenerator[Reply]:
         """The replies of a stream, each of at most the chunk size but of one image at least."""
         rows, truncation = rows_of(generation, served.spec.latent_dim)
@@ -162,7 +148,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
             generated = await served.batcher.submit(
                 rows[chunk],
                 None if labels is None else labels[chunk],
-                deadline=deadline,
+                deadline=current_deadline(),
                 truncation=truncation,
                 continues=first > 0,
             )

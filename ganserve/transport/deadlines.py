@@ -25,14 +25,15 @@ class Deadlines:
         self._passed: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def impose(self) -> None:
-        """Give the current task its deadline."""
+    def impose(self) -> float:
+        """Give the current task its deadline; in how many seconds that is."""
         loop = asyncio.get_running_loop()
         task = asyncio.current_task(loop)
         assert task is not None
         self._ends[task] = end = loop.time() + self.seconds
         if self._timer is None:
             self._timer = loop.call_at(end, self._cancel_late)
+        return self.seconds
 
     def lift(self) -> None:
         """Take the deadline off the current task, if it has one."""

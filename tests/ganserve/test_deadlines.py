@@ -1,10 +1,7 @@
 import asyncio
-import time
-from types import SimpleNamespace
 
 import pytest
 
-from ganserve.api.service import Limits
 from ganserve.transport.deadlines import Deadlines, is_deadline_due
 
 
@@ -16,26 +13,6 @@ async def wait_for_ever(deadlines):
         return deadlines.take_passed()
     finally:
         deadlines.lift()
-
-
-@pytest.mark.parametrize(
-    ("of_grpc", "given", "expected"),
-    [
-        pytest.param(None, [None], 60, id="the default where there is none"),
-        pytest.param(500, [None], 500, id="gRPC's, though it be later than the default"),
-        pytest.param(None, [7], 7, id="the given one"),
-        pytest.param(30, [7], 7, id="the given one, earlier than gRPC's"),
-        pytest.param(5, [7], 5, id="gRPC's, earlier than the given one"),
-        pytest.param(0, [7], 0, id="one that has passed"),
-        pytest.param(3600, [None], 600, id="the longest, earlier than gRPC's"),
-        pytest.param(None, [3600], 600, id="the longest, earlier than the given one"),
-    ],
-)
-def test_the_earliest_deadline_counts(monkeypatch, of_grpc, given, expected):
-    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
-    context = SimpleNamespace(time_remaining=lambda: of_grpc)
-    limits = Limits(1, 1, 1, deadline_seconds=60.0, max_deadline_seconds=600.0)
-    assert limits.deadline_of(context, *given) == 1000.0 + expected
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import time
 
 import grpc
 import pytest
@@ -11,6 +12,7 @@ from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
 from ganserve.api.interceptors import Interceptor
+from ganserve.calls import current_deadline
 from ganserve.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -425,6 +427,43 @@ async def test_a_caller_without_a_deadline_gets_the_servers():
         assert seen.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert "longer than 0.05 s" in seen.details()
         assert handled(channel) == {("unary", "Wait", "DEADLINE_EXCEEDED"): 1}
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["unary", "stream"])
+@pytest.mark.parametrize(
+    ("of_grpc", "expected"),
+    [
+        pytest.param(None, 20, id="the server's where there is none"),
+        pytest.param(40, 40, id="gRPC's, though it be later than the server's"),
+        pytest.param(5, 5, id="gRPC's, earlier than the server's"),
+        pytest.param(3600, 60, id="the longest, earlier than gRPC's"),
+    ],
+)
+async def test_a_call_knows_its_deadline(of_grpc, expected, is_stream):
+    seen = []
+
+    class Curious(Behaviours):
+        async def unary(self, request, _):
+            seen.append(current_deadline())
+            return request
+
+        async def stream(self, request, _):
+            seen.append(await asyncio.create_task(deadline_elsewhere()))
+            yield request
+
+    async def deadline_elsewhere():  # in a task that the call has started
+        return current_deadline()
+
+    async with running(Curious()) as channel:
+        before = time.monotonic()
+        if is_stream:
+            await anything(stream(channel, timeout=of_grpc))
+        else:
+            await unary(channel, timeout=of_grpc)
+        after = time.monotonic()
+    (deadline,) = seen
+    # gRPC sends what its caller allows rounded up, by 1 % at most.
+    assert before + 0.99 * expected <= deadline <= after + 1.01 * expected
 
 
 async def test_a_stream_without_a_deadline_gets_the_servers():

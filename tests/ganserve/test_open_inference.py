@@ -460,6 +460,20 @@ class TestRefusals:
                     await asyncio.sleep(0.01)
             assert await metric(server, "ganserve_batch_images_count") == 0
 
+    async def test_a_timeout_lengthens_no_call_beyond_what_the_server_imposes(
+        self, repository, running_server
+    ):
+        settings = {"max_wait_seconds": 30, "deadline_seconds": 0.2}
+        async with running_server(repository, **settings) as server, inferring(server) as stub:
+            an_hour = {"timeout": 3_600_000_000}
+            error = await failure(stub.ModelInfer(inference(seeds(1), parameters=an_hour)))
+            assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert "longer than 0.2 s" in error.details()
+            # Its time was up: the caller, who waited on, has not left.
+            name = "ganserve_abandoned_images_total"
+            assert await metric(server, name, reason="deadline") == 1
+            assert await metric(server, name, reason="cancelled") == 0
+
     async def test_draining_is_seen_and_new_calls_are_refused_at_its_end(
         self, repository, running_server
     ):

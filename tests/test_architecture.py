@@ -60,8 +60,9 @@ LAYERS_WITHIN = {
         {""},
         {"sync_client"},
         {"async_client"},
-        {"streams"},
-        {"messages", "models", "channel", "channel_security", "patience"},
+        {"streams", "settings"},
+        {"messages"},
+        {"failures", "models", "channel", "channel_security", "patience"},
     ],
     "ganserve.load_test": [
         {"run", "plot"},

@@ -11,30 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ganserve.client.channel import make_channel_options
 from ganserve.client.channel_security import ChannelSecurity, open_async_channel
-from ganserve.client.messages import (
+from ganserve.client.failures import (
     CONNECTION_CHECK,
     CONNECTION_CHECK_SECONDS,
+    closed_error,
+    is_late,
+    no_connection_of,
+)
+from ganserve.client.messages import (
     EncodedFormat,
     ImageFormat,
     ImageRequest,
     build_message,
     check_count,
     check_encoded,
-    check_hedging,
-    check_server,
-    check_timeout,
-    choose_timeout,
-    closed_error,
-    is_late,
-    no_connection_of,
     read_pixels,
     shows_request,
-    to_call_error,
 )
 from ganserve.client.models import ModelInfo, read_models
-from ganserve.client.patience import MOST_ATTEMPTS, Patience
+from ganserve.client.settings import ClientSettings
 from ganserve.client.streams import IMAGES_PER_CALL, CallProgress, StreamProgress, build_messages
 from ganserve.encoding import to_picture
 from ganserve.v1 import image_generation_pb2 as pb
@@ -69,21 +65,20 @@ class AsyncClient:
             ValueError: it holds no token; `address` is none; or `timeout_seconds` or
                 `hedge_after_seconds` is no time.
         """
-        check_server(address)
-        check_timeout(timeout_seconds)
-        check_hedging(hedge_after_seconds)
-        self._address = address
-        self._model = model
-        self._timeout_seconds = timeout_seconds
-        self._hedge_after_seconds = hedge_after_seconds
-        self._retries = retries
-        self._closing = asyncio.Event()
         security = security or ChannelSecurity()
-        self._tls = security.tls_ca is not None
+        self._settings = ClientSettings(
+            address=address,
+            model=model,
+            timeout_seconds=timeout_seconds,
+            security=security,
+            retries=retries,
+            round_robin=round_robin,
+            hedge_after_seconds=hedge_after_seconds,
+        )
         self._metadata = security.metadata()
-        options = make_channel_options(retries=retries, round_robin=round_robin)
-        self._channel = open_async_channel(address, security, options)
+        self._channel = open_async_channel(address, security, self._settings.channel_options())
         self._stub: ImageGenerationServiceAsyncStub = ImageGenerationServiceStub(self._channel)
+        self._closing = asyncio.Event()
 
     @shows_request
     async def generate(self, **request: Unpack[ImageRequest]) -> NDArray[np.uint8]:
@@ -97,7 +92,7 @@ class AsyncClient:
         **request: Unpack[ImageRequest],
     ) -> pb.GenerateImagesResponse:
         """Generate images as the server's reply; see `Client.generate_reply`."""
-        return await self._generate(build_message(request, self._model, format), request)
+        return await self._generate(build_message(request, self._settings.model, format), request)
 
     @shows_request
     async def generate_images(self, **request: Unpack[ImageRequest]) -> list[Image.Image]:
@@ -113,7 +108,7 @@ class AsyncClient:
     ) -> list[bytes]:
         """Generate images as the contents of one file each; see `Client.generate_files`."""
         check_encoded(format)
-        message = build_message(request, self._model, format, quality)
+        message = build_message(request, self._settings.model, format, quality)
         return list((await self._generate(message, request)).images)
 
     @shows_request
@@ -121,9 +116,9 @@ class AsyncClient:
         self, images_per_call: int = IMAGES_PER_CALL, **request: Unpack[ImageRequest]
     ) -> AsyncGenerator[NDArray[np.uint8]]:
         """Generate images as arrays, in order, as they are made; see `Client.stream`."""
-        timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
-        stream = StreamProgress(retries=self._retries)
-        for message in build_messages(request, self._model, images_per_call):
+        timeout = self._settings.timeout_of(request.get("timeout_seconds"))
+        stream = StreamProgress(retries=self._settings.retries)
+        for message in build_messages(request, self._settings.model, images_per_call):
             async with (
                 self._readable_errors(timeout),
                 contextlib.aclosing(self._stream_call(stream.begin(message, timeout))) as parts,
@@ -139,7 +134,7 @@ class AsyncClient:
                 pb.ListModelsRequest(), timeout=seconds, metadata=self._metadata
             )
 
-        timeout = choose_timeout(timeout_seconds, self._timeout_seconds)
+        timeout = self._settings.timeout_of(timeout_seconds)
         return read_models(await self._answered(ask, timeout))
 
     async def close(self) -> None:
@@ -161,7 +156,7 @@ class AsyncClient:
     async def _generate(
         self, message: pb.GenerateImagesRequest, request: ImageRequest
     ) -> pb.GenerateImagesResponse:
-        hedge_after = self._hedge_after_seconds
+        hedge_after = self._settings.hedge_after_seconds
 
         async def ask(seconds: float) -> pb.GenerateImagesResponse:
             if hedge_after is not None:
@@ -170,14 +165,14 @@ class AsyncClient:
                 message, timeout=seconds, metadata=self._metadata
             )
 
-        timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
+        timeout = self._settings.timeout_of(request.get("timeout_seconds"))
         reply = await self._answered(ask, timeout)
         check_count(message, reply.count)
         return reply
 
     async def _answered(self, ask: Callable[[float], Awaitable[Reply]], seconds: float) -> Reply:
         """What a call returns that is given the seconds it has left, also by a busy server."""
-        patience = Patience(seconds, MOST_ATTEMPTS if self._retries else 1)
+        patience = self._settings.patience(seconds)
         async with self._readable_errors(seconds):
             while True:
                 try:
@@ -224,9 +219,7 @@ class AsyncClient:
             raise closed_error() from None
         except grpc.RpcError as error:
             reason = await self._why_not_connected() if is_late(error) else ""
-            raise to_call_error(
-                error, self._address, seconds, tls=self._tls, no_connection=reason
-            ) from None
+            raise self._settings.to_call_error(error, seconds, reason) from None
 
     async def _why_not_connected(self) -> str:
         """What gRPC says of a connection that cannot be made; empty if there is one."""

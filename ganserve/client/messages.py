@@ -1,7 +1,6 @@
-"""What is asked becomes a message, a reply an array, and a failure an error that says why."""
+"""What is asked becomes a message, and a reply an array."""
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypedDict, TypeVar, get_args
 
@@ -9,7 +8,7 @@ import grpc
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ganserve.addresses import check_address
+from ganserve.client.failures import CallError
 from ganserve.v1 import image_generation_pb2 as pb
 
 EncodedFormat = Literal["png", "jpeg", "webp"]
@@ -19,31 +18,6 @@ _FORMATS = {
     for name in ("raw", *get_args(EncodedFormat))
 }
 Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-# What gRPC says where it has waited long enough; a server that ends a call before says why.
-_DEADLINE_AT_CLIENT = "Deadline Exceeded"
-# What it says where no connection could be made, before the reason of the last attempt.
-_NO_CONNECTION = "last error: "
-# What it says where the other end closed the connection, as one that waits for a handshake does.
-_CLOSED = ("Socket closed", "Connection reset")
-# A call that gRPC does not make again, so that it says at once why no connection can be made.
-CONNECTION_CHECK = "/grpc.health.v1.Health/Check"
-CONNECTION_CHECK_SECONDS = 0.02
-CONNECTIVITY_SECONDS = 0.5  # told at once, by a thread that must get its turn on a busy machine
-_LONGEST_TIMEOUT = 1e9  # seconds, 31 years; gRPC's clock ends somewhere beyond
-
-
-class CallError(Exception):
-    """A call that failed for good: `code` says in which way, `details` why."""
-
-    def __init__(self, code: grpc.StatusCode, details: str) -> None:
-        super().__init__(code, details)
-        self.code = code
-        self.details = details
-
-    def __str__(self) -> str:
-        return f"{self.code.name}: {self.details}"
 
 
 def shows_request(method: Method) -> Method:
@@ -59,11 +33,6 @@ def shows_request(method: Method) -> Method:
     ]
     method.__signature__ = whole.replace(parameters=[*others, *named])  # type: ignore[attr-defined]
     return method
-
-
-def closed_error() -> CallError:
-    """What a call ends with whose client is closed, before it or meanwhile."""
-    return CallError(grpc.StatusCode.CANCELLED, "the client was closed")
 
 
 class ImageRequest(TypedDict, total=False):
@@ -95,38 +64,6 @@ class ImageRequest(TypedDict, total=False):
     timeout_seconds: float
 
 
-def check_hedging(seconds: float | None) -> None:
-    """Refuse a time after which nobody could ask a second time.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if seconds is not None and not 0 <= seconds < math.inf:
-        raise ValueError(f"hedge_after_seconds: expected 0 or more, or None, got {seconds}")
-
-
-def check_server(address: str) -> None:
-    """Refuse what is no address of a server.
-
-    Raises:
-        ValueError: it is none.
-    """
-    try:
-        check_address(address)
-    except ValueError as error:
-        raise ValueError(f"address: {error}") from None
-
-
-def check_timeout(seconds: float) -> None:
-    """Refuse what no call could take: less than no time, or no number.
-
-    Raises:
-        ValueError: it is that.
-    """
-    if not seconds >= 0:  # nor is NaN
-        raise ValueError(f"timeout_seconds: expected 0 or more, got {seconds}")
-
-
 def check_encoded(image_format: str) -> None:
     """Refuse what is no format of files.
 
@@ -136,69 +73,6 @@ def check_encoded(image_format: str) -> None:
     known = get_args(EncodedFormat)
     if image_format not in known:
         raise ValueError(f"format: expected one of {', '.join(known)}, got {image_format!r}")
-
-
-def choose_timeout(asked: float | None, default: float) -> float:
-    """The seconds that a call may take, as gRPC takes them: infinity becomes a very long time.
-
-    Raises:
-        ValueError: as `check_timeout`.
-    """
-    seconds = default if asked is None else asked
-    check_timeout(seconds)
-    return min(seconds, _LONGEST_TIMEOUT)
-
-
-def is_late(error: grpc.RpcError) -> bool:
-    """Whether a call's time was over at the client, which does not say what it was waiting for."""
-    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)  # a call that was started
-    return (
-        error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and error.details() == _DEADLINE_AT_CLIENT
-    )
-
-
-def to_call_error(
-    error: grpc.RpcError, address: str, timeout: float, *, tls: bool, no_connection: str = ""
-) -> CallError:
-    """Say in a line what failed.
-
-    Args:
-        error: What gRPC raised.
-        address: The server, as its caller knows it.
-        timeout: How long the call could take, in seconds.
-        tls: Whether the client speaks TLS.
-        no_connection: Of a call that `is_late`, why there is no connection, if there is none.
-    """
-    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)  # a call that was started
-    code, details = error.code(), error.details() or ""
-    if is_late(error):
-        details = f"no result from {address} within {timeout:g} s"
-        if no_connection:
-            details += f": {no_connection}{_hint(no_connection, tls)}"
-    elif code is grpc.StatusCode.UNAVAILABLE:
-        details = f"{address} does not serve: {details}{_hint(details, tls)}"
-    return CallError(code, details)
-
-
-def no_connection_of(error: grpc.RpcError) -> str:
-    """Why a call that was to say so found no connection; empty if it found one, or does not say."""
-    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)  # a call that was started
-    return (error.details() or "") if error.code() is grpc.StatusCode.UNAVAILABLE else ""
-
-
-def _hint(details: str, tls: bool) -> str:
-    """What to do where the two ends seem to want different kinds of connection; else empty."""
-    _, not_connected, reason = details.partition(_NO_CONNECTION)
-    if not_connected and any(word in reason for word in _CLOSED):
-        if tls:
-            return (
-                " (does it ask for clients' certificates? then give --tls-certificate and "
-                "--tls-key, of an authority that it knows)"
-            )
-        return " (does it speak TLS? then give --tls-ca, in Python tls_ca)"
-    if not_connected and tls and "WRONG_VERSION_NUMBER" in reason:
-        return " (does it speak no TLS? then leave out --tls-ca, in Python tls_ca)"
-    return ""
 
 
 def build_message(

@@ -11,8 +11,8 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from ganserve.client.failures import CallError
 from ganserve.client.messages import (
-    CallError,
     ImageRequest,
     build_message,
     check_count,

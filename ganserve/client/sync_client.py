@@ -12,31 +12,27 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ganserve.client.channel import make_channel_options
 from ganserve.client.channel_security import ChannelSecurity, open_channel
-from ganserve.client.messages import (
+from ganserve.client.failures import (
     CONNECTION_CHECK,
     CONNECTION_CHECK_SECONDS,
     CONNECTIVITY_SECONDS,
+    closed_error,
+    is_late,
+    no_connection_of,
+)
+from ganserve.client.messages import (
     EncodedFormat,
     ImageFormat,
     ImageRequest,
     build_message,
     check_count,
     check_encoded,
-    check_hedging,
-    check_server,
-    check_timeout,
-    choose_timeout,
-    closed_error,
-    is_late,
-    no_connection_of,
     read_pixels,
     shows_request,
-    to_call_error,
 )
 from ganserve.client.models import ModelInfo, read_models
-from ganserve.client.patience import MOST_ATTEMPTS, Patience
+from ganserve.client.settings import ClientSettings
 from ganserve.client.streams import IMAGES_PER_CALL, CallProgress, StreamProgress, build_messages
 from ganserve.encoding import to_picture
 from ganserve.v1 import image_generation_pb2 as pb
@@ -85,20 +81,18 @@ class Client:
             ValueError: it holds no token; `address` is none; or `timeout_seconds` or
                 `hedge_after_seconds` is no time.
         """
-        check_server(address)
-        check_timeout(timeout_seconds)
-        check_hedging(hedge_after_seconds)
-        self._address = address
-        self._model = model
-        self._timeout_seconds = timeout_seconds
-        self._hedge_after_seconds = hedge_after_seconds
-        self._retries = retries
-        self._round_robin = round_robin
         security = security or ChannelSecurity()
-        self._tls = security.tls_ca is not None
+        self._settings = ClientSettings(
+            address=address,
+            model=model,
+            timeout_seconds=timeout_seconds,
+            security=security,
+            retries=retries,
+            round_robin=round_robin,
+            hedge_after_seconds=hedge_after_seconds,
+        )
         self._metadata = security.metadata()
-        options = make_channel_options(retries=retries, round_robin=round_robin)
-        self._channel = open_channel(address, security, options)
+        self._channel = open_channel(address, security, self._settings.channel_options())
         self._stub = ImageGenerationServiceStub(self._channel)
         self._closing = threading.Event()
 
@@ -130,7 +124,7 @@ class Client:
             format: `raw` gives one block of pixels, the others one file an image.
             request: What to generate; see `generate`.
         """
-        return self._generate(build_message(request, self._model, format), request)
+        return self._generate(build_message(request, self._settings.model, format), request)
 
     @shows_request
     def generate_images(self, **request: Unpack[ImageRequest]) -> list[Image.Image]:
@@ -152,7 +146,7 @@ class Client:
             request: What to generate; see `generate`.
         """
         check_encoded(format)
-        message = build_message(request, self._model, format, quality)
+        message = build_message(request, self._settings.model, format, quality)
         return list(self._generate(message, request).images)
 
     @shows_request
@@ -169,9 +163,9 @@ class Client:
                 server's `--max-images-per-request` is lower. An `interpolation` is always one call.
             request: What to generate, see `generate`; `timeout_seconds` is for each call.
         """
-        timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
-        stream = StreamProgress(retries=self._retries)
-        for message in build_messages(request, self._model, images_per_call):
+        timeout = self._settings.timeout_of(request.get("timeout_seconds"))
+        stream = StreamProgress(retries=self._settings.retries)
+        for message in build_messages(request, self._settings.model, images_per_call):
             with self._readable_errors(timeout):
                 yield from self._stream_call(stream.begin(message, timeout))
 
@@ -183,7 +177,7 @@ class Client:
                 pb.ListModelsRequest(), timeout=seconds, metadata=self._metadata
             )
 
-        timeout = choose_timeout(timeout_seconds, self._timeout_seconds)
+        timeout = self._settings.timeout_of(timeout_seconds)
         return read_models(self._answered(ask, timeout))
 
     def close(self) -> None:
@@ -205,21 +199,21 @@ class Client:
     def _generate(
         self, message: pb.GenerateImagesRequest, request: ImageRequest
     ) -> pb.GenerateImagesResponse:
-        hedge_after = self._hedge_after_seconds
+        hedge_after = self._settings.hedge_after_seconds
 
         def ask(seconds: float) -> pb.GenerateImagesResponse:
             if hedge_after is not None:
                 return self._generate_hedged(message, seconds, hedge_after)
             return self._stub.GenerateImages(message, timeout=seconds, metadata=self._metadata)
 
-        timeout = choose_timeout(request.get("timeout_seconds"), self._timeout_seconds)
+        timeout = self._settings.timeout_of(request.get("timeout_seconds"))
         reply = self._answered(ask, timeout)
         check_count(message, reply.count)
         return reply
 
     def _answered(self, ask: Callable[[float], Reply], seconds: float) -> Reply:
         """What a call returns that is given the seconds it has left, also by a busy server."""
-        patience = Patience(seconds, MOST_ATTEMPTS if self._retries else 1)
+        patience = self._settings.patience(seconds)
         with self._readable_errors(seconds):
             while True:
                 try:
@@ -260,16 +254,14 @@ class Client:
             if self._closing.is_set():
                 raise closed_error() from None
             reason = self._why_not_connected() if is_late(error) else ""
-            raise to_call_error(
-                error, self._address, seconds, tls=self._tls, no_connection=reason
-            ) from None
+            raise self._settings.to_call_error(error, seconds, reason) from None
 
     def _why_not_connected(self) -> str:
         """What gRPC says of a connection that cannot be made; empty if there is one."""
         try:
             # A call takes a turn from the servers: of two in turn, one that hangs would get all
             # calls that count, and the other those that only ask for the connection.
-            if self._round_robin and not self._is_disconnected():
+            if self._settings.round_robin and not self._is_disconnected():
                 return ""
             check: grpc.UnaryUnaryMultiCallable[bytes, bytes]
             check = self._channel.unary_unary(CONNECTION_CHECK)

@@ -14,7 +14,7 @@ from dataclasses import replace
 import grpc
 
 from ganserve.client.async_client import AsyncClient
-from ganserve.client.messages import CallError
+from ganserve.client.failures import CallError
 from ganserve.client.models import ModelInfo
 from ganserve.load_test.offering import connected, offer_share
 from ganserve.load_test.plan import LoadPlan, LoadTally

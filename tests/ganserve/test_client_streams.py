@@ -2,7 +2,7 @@ import grpc
 import numpy as np
 import pytest
 
-from ganserve.client.messages import CallError
+from ganserve.client.failures import CallError
 from ganserve.client.streams import StreamProgress
 from ganserve.v1 import image_generation_pb2 as pb
 

@@ -406,7 +406,9 @@ async def test_a_call_waits_for_a_server_that_is_still_loading(tmp_path, running
 async def test_a_server_that_never_loads_is_given_up_with_its_reason(tmp_path, running_server):
     (tmp_path / "models").mkdir()
     async with running_server(tmp_path / "models", until_ready=False) as server:
-        with pytest.raises(CallError, match=f"{server.address} does not serve: no model") as raised:
+        with pytest.raises(
+            CallError, match=f"{server.address} does not serve: there is no model"
+        ) as raised:
             await ask(server, lambda client: client.generate(seeds=[1]))
     assert raised.value.code is grpc.StatusCode.UNAVAILABLE
 

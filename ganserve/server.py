@@ -35,7 +35,8 @@ from ganserve.models.gpu_sessions import check_engine_cache
 from ganserve.models.model_files import check_root
 from ganserve.models.runtime import check_device, check_runtime, keep_runtime_silent
 from ganserve.running_server import RunningServer
-from ganserve.transport.accepting import DirectMethods, make_aio_server, may_stop_again
+from ganserve.transport.accepting import make_aio_server, may_stop_again
+from ganserve.transport.direct_calls import DirectMethods
 from ganserve.transport.health import HEALTH
 from ganserve.transport.listening import allow_connections, grpc_options, listen
 from ganserve.v1 import image_generation_pb2, image_generation_pb2_grpc

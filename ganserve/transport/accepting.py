@@ -1,24 +1,24 @@
 """Calls are taken off gRPC's core many at a time, where grpc.aio asks for one.
 
-A call that nobody has asked for waits in the core. grpc.aio asks for one, is woken through another
-thread, and asks for the next; so on a busy machine single images trickle in and their batches stay
+Most calls do not come through grpc.aio at all: see `direct_calls`. What still does is streams, of
+images, health and reflection, and every call where gRPC's core lacks what the direct way needs.
+Such a call waits in the core until somebody asks for it. grpc.aio asks for one, is woken through
+another thread, and asks for the next; so on a busy machine they trickle in and their batches stay
 small. Here many are asked for at any moment. The class that is extended for it is private to gRPC:
 where it lacks what is needed here, calls are taken one by one.
 """
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # published without types
 
-from ganserve.transport.direct_calls import DirectCalls, MayCall, core_server
+from ganserve.transport.direct_calls import DirectCalls, DirectMethods, core_server
 from ganserve.transport.unfinished_requests import RequestReading, UnfinishedRequests
-from ganserve.transport.unread_replies import UnreadReplies
 
 # Between 8 and 32, which with 64 calls under way cut a call's CPU about alike: see docs/decisions.
 _ASKED_FOR = 16
@@ -31,56 +31,16 @@ _EVER = 365 * 86400.0  # seconds
 _AioServer: Any = cygrpc.AioServer
 
 
-@dataclass(frozen=True)
-class DirectMethods:
-    """Methods with one request and one response whose calls are taken past grpc.aio."""
-
-    paths: Sequence[str]  # as in `/package.Service/Method`
-    may_call: MayCall  # of whom requests are read; the interceptors must refuse others
-    unread: UnreadReplies  # the same that the interceptors count among the calls under way
-    open_paths: Collection[str] = ()  # those of `paths` that anybody may call
-
-
-class _StoppedOnce(_AioServer):  # type: ignore[misc]  # published without types
-    """Stops in the core only once: of two stops in grpc.aio one may destroy what both use.
-
-    The second, whose time is over in that moment, would end the process (gRPC 1.85).
-    """
-
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)
-        self._stopping: asyncio.Future[None] | None = None
-        self.unfinished: UnfinishedRequests | None = None
-
-    async def start(self) -> None:
-        """Start, and wait for no request too long."""
-        await super().start()
-        if self.unfinished is not None:
-            self.unfinished.start()
-
-    async def shutdown(self, grace: float | None) -> None:
-        """Stop; a further stop shortens the time that calls have, if this version of gRPC can."""
-        if self.unfinished is not None:
-            self.unfinished.close()
-        can_end_calls = may_stop_again(self)
-        if self._stopping is None:
-            stop = super().shutdown(_EVER if can_end_calls else grace)
-            self._stopping = asyncio.ensure_future(stop)
-        if can_end_calls:
-            await asyncio.wait([self._stopping], timeout=0 if grace is None else grace)
-            if not self._stopping.done():
-                core_server(self).cancel_all_calls()
-        await asyncio.shield(self._stopping)
-
-
-class _EagerServer(_StoppedOnce):
-    """Keeps `_ASKED_FOR` calls of each method asked for.
+class _EagerServer(_AioServer):  # type: ignore[misc]  # published without types
+    """Keeps `_ASKED_FOR` calls of each method asked for, takes some directly, and stops once.
 
     Those of methods that do not exist are taken directly: grpc.aio (1.85) closes its ports for good
-    where the path of one is not UTF-8.
+    where the path of one is not UTF-8. And of two stops in grpc.aio one may destroy what both use:
+    the second, whose time is over in that moment, would end the process (1.85).
     """
 
     # Set by `make_aio_server`.
+    unfinished: UnfinishedRequests
     direct_methods: DirectMethods
     interceptors: Sequence[Any]  # of calls that are taken directly
 
@@ -90,6 +50,7 @@ class _EagerServer(_StoppedOnce):
         # By method, in the order in which they are used.
         self._asked_for: defaultdict[bytes | None, deque[asyncio.Task[Any]]] = defaultdict(deque)
         self._direct: DirectCalls | None = None
+        self._stopping: asyncio.Future[None] | None = None
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
         """Remember them, for calls that are taken directly."""
@@ -103,7 +64,10 @@ class _EagerServer(_StoppedOnce):
         super().add_registered_method_handlers(others)
 
     def _make_request_call_future(self, method: bytes | None) -> "asyncio.Task[Any]":
-        """A task that ends with a new call, which may already have come."""
+        """A task that ends with a new call, which may already have come.
+
+        A version of gRPC that does not know this method asks for one call at a time.
+        """
         if method is None and self._direct is not None:
             method = _NO_METHOD.encode()
         asked_for = self._asked_for[method]
@@ -114,24 +78,16 @@ class _EagerServer(_StoppedOnce):
         return asked_for.popleft()
 
     async def start(self) -> None:
-        """Start, with calls of `direct_methods` taken past grpc.aio if they can be."""
-        methods = self.direct_methods
+        """Start, wait for no request too long, and take calls past grpc.aio where that can be."""
         server = core_server(self)
-        if server is not None and self.unfinished is not None:
+        if server is not None:
             server.register_method(_NO_METHOD)
             find = self._find
             for interceptor in reversed(self.interceptors):
                 find = partial(interceptor.intercept_service, find)
-            self._direct = DirectCalls(
-                server,
-                methods.paths,
-                find,
-                open_methods=methods.open_paths,
-                may_call=methods.may_call,
-                unfinished=self.unfinished,
-                unread=methods.unread,
-            )
+            self._direct = DirectCalls(server, self.direct_methods, find, self.unfinished)
         await super().start()
+        self.unfinished.start()
         if self._direct is not None:
             self._direct.start()
 
@@ -140,7 +96,10 @@ class _EagerServer(_StoppedOnce):
         return next((handler for handler in found if handler is not None), None)
 
     async def shutdown(self, grace: float | None) -> None:
-        """Stop, once the calls that have come are being handled."""
+        """Stop, once the calls that have come are being handled.
+
+        A further stop shortens the time that calls have, if this version of gRPC can.
+        """
         if self._direct is not None:
             self._direct.take_no_more()
         for _ in range(_TURNS_TO_HAND_OVER):
@@ -150,10 +109,23 @@ class _EagerServer(_StoppedOnce):
         # A call that comes at this very moment finds nobody: it is cancelled as soon as nobody
         # holds it, where its caller would wait until its deadline.
         self._asked_for.clear()
-        await super().shutdown(grace)
+        await self._stop(grace)
         direct, self._direct = self._direct, None  # a hasty stop may come on top of another
         if direct is not None:
             await direct.close()
+
+    async def _stop(self, grace: float | None) -> None:
+        """Stop grpc.aio and the core, once however often this is called."""
+        self.unfinished.close()
+        can_end_calls = may_stop_again(self)
+        if self._stopping is None:
+            stop = super().shutdown(_EVER if can_end_calls else grace)
+            self._stopping = asyncio.ensure_future(stop)
+        if can_end_calls:
+            await asyncio.wait([self._stopping], timeout=0 if grace is None else grace)
+            if not self._stopping.done():
+                core_server(self).cancel_all_calls()
+        await asyncio.shield(self._stopping)
 
 
 def make_aio_server(
@@ -168,9 +140,7 @@ def make_aio_server(
     No request is `unfinished` for ever. Handlers that answer with a stream must write it to their
     context.
     """
-    is_eager = hasattr(_AioServer, "_make_request_call_future")
-    # For the next line, which looks it up there.
-    cygrpc.AioServer = _EagerServer if is_eager else _StoppedOnce
+    cygrpc.AioServer = _EagerServer  # where `grpc.aio.server` looks it up
     try:
         reading = [RequestReading(unfinished), *interceptors]  # what is direct is read in the core
         server = grpc.aio.server(interceptors=reading, options=options)
@@ -178,9 +148,8 @@ def make_aio_server(
         cygrpc.AioServer = _AioServer
     inner = _inner(server)
     inner.unfinished = unfinished
-    if is_eager:
-        inner.interceptors = interceptors
-        inner.direct_methods = direct_methods
+    inner.interceptors = interceptors
+    inner.direct_methods = direct_methods
     return server
 
 

@@ -16,6 +16,7 @@ import gc
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -61,6 +62,17 @@ def _without_token(metadata: Metadata) -> Metadata:
     return [pair for pair in metadata if pair[0] != "authorization"]
 
 
+@dataclass(frozen=True)
+class DirectMethods:
+    """Methods with one request and one response whose calls are taken past grpc.aio."""
+
+    paths: Sequence[str]  # as in `/package.Service/Method`
+    may_call: MayCall  # of whom messages are read, asked in any thread; handlers refuse others
+    unread: UnreadReplies  # the same that the interceptors count among the calls under way
+    # Those of `paths` that anybody may call; their replies, being short, are not counted.
+    open_paths: Collection[str] = ()
+
+
 class DirectCalls:
     """Takes calls of some methods off a server that has not started yet.
 
@@ -68,44 +80,35 @@ class DirectCalls:
 
     Args:
         server: from `core_server`.
-        methods: paths, as in `/package.Service/Method`.
+        methods: those whose calls are taken.
         find: the handler of a call; it may be one of a stream that sends nothing but a status.
-        open_methods: those of `methods` that anybody may call; their replies are too short to be
-            counted until they have left.
-        may_call: of whom the message is read; asked in any thread. The handlers of others refuse.
         unfinished: calls whose message has not come.
-        unread: counts replies until they have left.
     """
 
     def __init__(
         self,
         server: Any,  # noqa: ANN401
-        methods: Sequence[str],
+        methods: DirectMethods,
         find: Find,
-        *,
-        open_methods: Collection[str],
-        may_call: MayCall,
         unfinished: UnfinishedRequests,
-        unread: UnreadReplies,
     ) -> None:
         self._server = server
         self._find = find
-        self._open_methods = open_methods
-        self._may_call = may_call
+        self._open_paths, self._may_call = methods.open_paths, methods.may_call
         self._unfinished = unfinished
-        self._unread = unread
+        self._unread = methods.unread
         self._next_look: asyncio.TimerHandle | None = None
         self._queue = cygrpc.CompletionQueue()
         self._loop = asyncio.get_running_loop()
         self._stopping = self._ended = False
         self._quiet_turns = 0
         self._arrivals = {
-            method: partial(self._arrived, method) for method in (*methods, _UNREGISTERED)
+            method: partial(self._arrived, method) for method in (*methods.paths, _UNREGISTERED)
         }
         self._nothing_left = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._wait, name="direct-calls", daemon=True)
         server.register_completion_queue(self._queue)
-        for method in methods:
+        for method in methods.paths:
             server.register_method(method)
 
     def start(self) -> None:
@@ -206,7 +209,7 @@ class DirectCalls:
         event.call.start_server_batch((end,), call.closed)
         if asked_for is _UNREGISTERED:
             return partial(call.begin, self._answer, b"")  # its handler can but refuse
-        if method not in self._open_methods and not self._may_call(event.invocation_metadata):
+        if method not in self._open_paths and not self._may_call(event.invocation_metadata):
             # The message of a caller without a token is not read, so that it fills no memory. The
             # token is taken off: were it to become known only now, the handler would answer b"".
             call.details = CallDetails(method, _without_token(event.invocation_metadata))
@@ -235,7 +238,7 @@ class DirectCalls:
             response = await handler.unary_unary(message, context)
             serialize = handler.response_serializer
             reply = response if serialize is None else serialize(response)
-            if call.details.method in self._open_methods:
+            if call.details.method in self._open_paths:
                 call.send(reply)
             else:
                 self._unread.add(call, len(reply), call.has_deadline)

@@ -33,7 +33,6 @@ from ganserve.transport.messages import (
     deserialize_request,
     open_stream,
     with_messages,
-    write,
 )
 from ganserve.transport.unread_replies import UnreadReplies
 
@@ -192,7 +191,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
                         if not is_open:
                             await open_stream(context)
                             is_open = True
-                        await write(context, response)
+                        await context.write(response)  # waits for a slow reader
             except BaseException as error:
                 await self._fail(method, call, context, error, has_messages=is_open)
             self._end(method, call, grpc.StatusCode.OK, context)

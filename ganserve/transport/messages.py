@@ -89,14 +89,3 @@ async def open_stream(context: StreamContext) -> None:
         await asyncio.wait([opening], timeout=_HEADERS_SECONDS)
         opening.cancel()
         raise
-    except grpc.aio.InternalError as error:  # the caller has gone
-        raise asyncio.CancelledError from error
-
-
-async def write(context: StreamContext, response: object) -> None:
-    """Send one message of a stream; waits for a slow reader."""
-    try:
-        await context.write(response)
-    except grpc.aio.InternalError as error:
-        # What gRPC raises where the caller leaves during the write; before or after it cancels.
-        raise asyncio.CancelledError from error

@@ -14,12 +14,13 @@ from ganserve.api.service import prefetch
 from ganserve.latents import draw_latents, interpolate_latents, truncate
 from ganserve.models.model import Model
 from ganserve.repository.versions import ModelState
-from ganserve.transport.messages import write
 from ganserve.v1 import image_generation_pb2 as pb
 from tests.ganserve.conftest import connected, eventually, failure, metric, settle
+from tests.ganserve.silent_reader import silent_reader
 from tests.ganserve.tiny import publish, reveal_pixels, write_artifact
 
 RAW, PNG, JPEG, WEBP = 1, 2, 3, 4
+STREAM = "/ganserve.v1.ImageGenerationService/StreamImages"
 
 
 def request(*seeds, **fields):
@@ -296,18 +297,18 @@ async def test_images_are_counted_as_they_are_received(repository, running_serve
         assert await metric(server, "grpc_server_handled_total", **generated) == 9
 
 
-async def test_a_reply_of_a_stream_is_counted_before_it_can_be_received(
-    repository, running_server, monkeypatch
-):
-    async def stuck(context, response):
-        await write(context, response)
-        await asyncio.Event().wait()  # until the call is cancelled
-
-    monkeypatch.setattr("ganserve.api.interceptors.write", stuck)
-    async with running_server(repository, chunk_bytes=48) as server, connected(server) as stub:
-        call = stub.StreamImages(request(*range(10)))
-        assert (await call.read()).count == 1
-        call.cancel()
+async def test_a_reply_of_a_stream_is_counted_before_it_can_be_received(repository, running_server):
+    settings = {"chunk_bytes": 48}
+    async with (
+        running_server(repository, **settings) as server,
+        silent_reader(server.address) as silent,
+    ):
+        silent.ask(STREAM, request(*range(10)).SerializeToString())
+        version = {"model": "tiny", "version": "1"}
+        counted = server.metrics.registry.get_sample_value
+        # No reply can leave, so the first waits, the second is made and no third.
+        await eventually(lambda: counted("ganserve_images_total", version) == 1)
+        await eventually(lambda: counted("ganserve_batch_images_sum", {"model": "tiny"}) == 2)
         assert await metric(server, "ganserve_images_total") == 1
 
 
@@ -321,46 +322,35 @@ async def test_an_image_that_waits_for_its_reader_does_not_keep_its_batch(
         made.append(weakref.ref(images))
         return images
 
-    async def stuck(_, __):
-        await asyncio.Event().wait()  # until the call is cancelled
-
     monkeypatch.setattr(Model, "run_batch", note_batch)
-    monkeypatch.setattr("ganserve.api.interceptors.write", stuck)
     settings = {"chunk_bytes": 1, "max_batch_size": 8, "max_wait_seconds": 60, "instances": 1}
-    async with running_server(repository, **settings) as server, connected(server) as stub:
+    async with (
+        running_server(repository, **settings) as server,
+        silent_reader(server.address) as silent,
+    ):
         before = len(made)
-        calls = [stub.StreamImages(request(*range(100))) for _ in range(8)]
+        for _ in range(8):
+            silent.ask(STREAM, request(*range(100)).SerializeToString())
         # A first chunk of each is sent, and a second waits.
         await eventually(lambda: len(made) == before + 2)
         await eventually(lambda: all(batch() is None for batch in made))
-        for call in calls:
-            call.cancel()
 
 
 async def test_what_a_stream_makes_ahead_is_over_before_its_version_may_go(
-    repository, running_server, monkeypatch
+    repository, running_server
 ):
-    writing = asyncio.Event()
-
-    async def stuck(_, __):
-        writing.set()
-        await asyncio.Event().wait()  # until the call is cancelled
-
-    monkeypatch.setattr("ganserve.api.interceptors.write", stuck)
     # The first message fills a batch, the second waits for company.
     settings = {"chunk_bytes": 2 * 48, "max_batch_size": 2, "max_wait_seconds": 60}
     settings |= {"instances": 1}
-    async with running_server(repository, **settings) as server, connected(server) as stub:
-        call = stub.StreamImages(request(1, 2, 3))
-        reading = asyncio.ensure_future(call.read())
-        await writing.wait()
-        batcher = server.repository.index.versions[0].served.batcher
-        await eventually(lambda: batcher._queue.waiting == 1)
-        shutil.rmtree(repository / "tiny")
-        await eventually(lambda: server.repository.index.versions[0].state is ModelState.RETIRING)
-        call.cancel()
-        await asyncio.wait([reading])
-        await eventually(lambda: not server.repository.index.versions)
+    async with running_server(repository, **settings) as server:
+        async with silent_reader(server.address) as silent:
+            silent.ask(STREAM, request(1, 2, 3).SerializeToString())
+            index = server.repository.index
+            batcher = index.versions[0].served.batcher
+            await eventually(lambda: batcher._queue.waiting == 1)
+            shutil.rmtree(repository / "tiny")
+            await eventually(lambda: index.versions[0].state is ModelState.RETIRING)
+        await eventually(lambda: not index.versions)
         cancelled = {"reason": "cancelled"}
         assert await metric(server, "ganserve_abandoned_images_total", **cancelled) == 1
 

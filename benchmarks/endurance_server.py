@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import ganserve.repository.repository
-from ganserve.calls import Method
+from ganserve.api.methods import Method
 from ganserve.cli import main
 
 kept: list[object] = []

@@ -18,6 +18,7 @@ from ganserve.addresses import check_address
 from ganserve.config import ServerConfig
 from ganserve.load_test.sweep import MOST_LOAD, parse_sweep
 from ganserve.seed_ranges import LabelList, SeedList
+from ganserve.setting_values import PositiveFloat, PositiveInt
 
 # What stands for a value in the help, by the name of its type.
 _METAVARS = {
@@ -122,9 +123,7 @@ ModelName = Annotated[
     str | None,
     Field(default=None, description="The model's name. Unset: the server's default."),
 ]
-PositiveInt = Annotated[int, Field(ge=1)]
 _MOST_32_BITS = 2**32 - 1  # what the messages hold
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 TimeoutSeconds = Annotated[
     PositiveFloat, Field(description="How long one call may take, further attempts included.")
 ]

@@ -18,6 +18,7 @@ from ganserve.setting_values import (
     LogFormat,
     LogLevel,
     Port,
+    PositiveFloat,
     PositiveInt,
     PositiveSeconds,
     Reproducibility,
@@ -187,7 +188,7 @@ class ServerConfig(BaseSettings):
         default=None,
         description="File of the bearer tokens that may call, one a line. Unset: all may.",
     )
-    rate_limit_images_per_second: PositiveSeconds | None = Field(
+    rate_limit_images_per_second: PositiveFloat | None = Field(
         default=None,
         description="Images a second that each client may ask for. A client is known by its token "
         "or, without one, by its address. Unset: no limit.",

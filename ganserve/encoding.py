@@ -114,6 +114,9 @@ class Encoder:
         """Images [n, height, width, channels] as one file each, in order.
 
         Calls take turns, so a large one does not hold up a small one.
+
+        Raises:
+            RuntimeError: the encoder is closed, or no thread can be started.
         """
         if self._closed:
             raise RuntimeError("the encoder is closed")

@@ -36,7 +36,11 @@ class RunningServer:
         health_address: HOST:PORT for health checks alone; empty where there is no such port.
         metrics: what that port shows.
         stop_now: set it to cut draining short.
+        health: what health checks are told.
+        admission: who may call, and how much.
         unread: replies that have not left.
+        interceptor: what surrounds every call of the port for calls; knows those under way.
+        repository: the models, and which of them serve.
     """
 
     def __init__(

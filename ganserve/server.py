@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
 
+from ganserve.api.methods import initialize_counters
 from ganserve.api.open_inference import OpenInferenceService
 from ganserve.api.service import ImageGenerationService, Limits
 from ganserve.assembly import (
@@ -22,7 +23,6 @@ from ganserve.assembly import (
     read_credentials,
     start_tracing,
 )
-from ganserve.calls import initialize_counters
 from ganserve.config import ServerConfig, explain_unknown
 from ganserve.cpus import usable_cpus, use_default_time_slices, use_short_time_slices
 from ganserve.encoding import Encoder

@@ -10,7 +10,8 @@ from typing_extensions import TypeAliasType
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveSeconds = PositiveFloat
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 Reproducibility = Literal["strict", "fast"]
 CudaGraphs = Literal["auto", "on", "off"]

@@ -50,6 +50,7 @@ LAYERS_WITHIN = {
         {"open_inference"},
         {"service", "inference_request"},
         {"request", "interceptors", "replies"},
+        {"methods"},
     ],
     "ganserve.batching": [
         {"batcher"},

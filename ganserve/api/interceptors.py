@@ -12,7 +12,8 @@ from typing import Any, NoReturn, TypeAlias
 
 import grpc
 
-from ganserve.calls import GRPC_TYPES, Call, Method, Tracer, request_id_of
+from ganserve.api.methods import GRPC_TYPES, Method
+from ganserve.calls import Call, Tracer, request_id_of
 from ganserve.errors import (
     DeadlineExceeded,
     InternalError,

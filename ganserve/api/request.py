@@ -125,7 +125,11 @@ def rows_of(
 
 
 def parse_version(field: str, text: str) -> int | None:
-    """Read a model's version; None for the newest."""
+    """Read a model's version; None for the newest.
+
+    Raises:
+        InvalidRequest: it is no positive integer below 2^63.
+    """
     if text == "":
         return None
     number = parse_version_number(text)
@@ -135,14 +139,22 @@ def parse_version(field: str, text: str) -> int | None:
 
 
 def check_count(field: str, count: int, what: str, max_images: int) -> int:
-    """Refuse what is empty or more than one request may ask for."""
+    """Refuse what is empty or more than one request may ask for.
+
+    Raises:
+        InvalidRequest: it is.
+    """
     if not 1 <= count <= max_images:
         raise InvalidRequest(field, f"expected 1 to {max_images} {what}, got {count}")
     return count
 
 
 def check_one_reply(field: str, generation: GenerationRequest, spec: ModelSpec) -> None:
-    """Refuse more pixels than one message can hold; no client could read it."""
+    """Refuse more pixels than one message can hold; no client could read it.
+
+    Raises:
+        InvalidRequest: there are more.
+    """
     most = _LARGEST_REPLY_BYTES // (spec.image_bytes + _SEED_BYTES)
     if generation.format is ImageFormat.RAW and generation.count > most:
         raise InvalidRequest(
@@ -153,7 +165,11 @@ def check_one_reply(field: str, generation: GenerationRequest, spec: ModelSpec) 
 
 
 def check_files(field: str, files: Sequence[bytes]) -> None:
-    """Refuse more encoded images than one message can hold; that shows only once they are made."""
+    """Refuse more encoded images than one message can hold; that shows only once they are made.
+
+    Raises:
+        InvalidRequest: there are more.
+    """
     size = sum(map(len, files)) + (_LENGTH_BYTES + _SEED_BYTES) * len(files)
     if size > _LARGEST_REPLY_BYTES:
         raise InvalidRequest(
@@ -164,7 +180,11 @@ def check_files(field: str, files: Sequence[bytes]) -> None:
 
 
 def check_finite(field: str, values: NDArray[np.float32]) -> None:
-    """Refuse NaN and infinities; `values` has one dimension."""
+    """Refuse NaN and infinities; `values` has one dimension.
+
+    Raises:
+        InvalidRequest: there is one.
+    """
     finite = np.isfinite(values)
     if not finite.all():
         index = int(np.argmin(finite))
@@ -172,14 +192,22 @@ def check_finite(field: str, values: NDArray[np.float32]) -> None:
 
 
 def check_labels(field: str, labels: NDArray[np.int64], classes: int) -> None:
-    """Refuse labels [n] of classes that the model does not have."""
+    """Refuse labels [n] of classes that the model does not have.
+
+    Raises:
+        InvalidRequest: there is one.
+    """
     for label in (labels.min(), labels.max()):
         if not 0 <= label < classes:
             raise InvalidRequest(field, f"expected labels from 0 to {classes - 1}, got {label}")
 
 
 def check_truncation(field: str, truncation: float) -> float:
-    """Refuse what is outside of (0, 1]."""
+    """Refuse what is outside of (0, 1].
+
+    Raises:
+        InvalidRequest: it is.
+    """
     if not 0 < truncation <= 1:
         raise InvalidRequest(field, f"expected more than 0 and at most 1, got {truncation}")
     return truncation

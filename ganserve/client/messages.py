@@ -119,7 +119,7 @@ def build_message(
     if "seeds" in request:
         seeds = request["seeds"]
         _check_list("seeds", seeds)
-        _check_count(seeds)
+        _check_range(seeds)
         with _named("seeds", "integers from 0 to 2^64 - 1"):
             _set_seeds(message, seeds)
     elif "latents" in request:
@@ -200,7 +200,7 @@ def _check_list(field: str, seeds: object) -> None:
         raise ValueError(f"{field}: expected a list of integers from 0 to 2^64 - 1, got {seeds!r}")
 
 
-def _check_count(seeds: Iterable[int]) -> None:
+def _check_range(seeds: Iterable[int]) -> None:
     """Refuse a range of more seeds than a message can say, which may all be seeds."""
     if isinstance(seeds, range):
         count = -((seeds.start - seeds.stop) // seeds.step)  # len() fails above 2^63

@@ -101,7 +101,11 @@ def check_golden_image(
     pixels: NDArray[np.uint8],  # [height, width, channels]
     tolerance: Tolerance,
 ) -> None:
-    """Compare what was generated with what is known, as docs/artifact.md defines."""
+    """Compare what was generated with what is known, as docs/artifact.md defines.
+
+    Raises:
+        ModelError: they differ by more than `tolerance`, or the known one has another shape.
+    """
     if hashlib.sha256(pixels.tobytes()).hexdigest() == image.sha256:
         return
     expected = _decode_png(image, pixels.shape)

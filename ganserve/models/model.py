@@ -33,7 +33,8 @@ class Model:
 
     spec: ModelSpec
     session: Session | BoundSession
-    batch_sizes: tuple[int, ...] = ()  # the only ones it is called with; none: every size
+    # The only ones it is called with, on GPUs; empty on CPUs, where every size makes the same bits.
+    batch_sizes: tuple[int, ...] = ()
 
     def run_batch(
         self,
@@ -167,7 +168,11 @@ def load_on_gpu(
 
 
 def check_golden(model: Model, golden: Golden) -> None:
-    """Generate the golden images and compare them with the known ones."""
+    """Generate the golden images and compare them with the known ones.
+
+    Raises:
+        ModelError: the model makes others, or the labels of the known ones are none of its own.
+    """
     seeds = np.array([image.seed for image in golden.images], np.uint64)
     labels = None
     if model.spec.class_names:
@@ -188,6 +193,9 @@ def check_independence(model: Model, batch_size: int) -> None:
 
     The CPU's kernels make the same bits at every size, so all that is looked for is a graph that
     does not. That takes one full batch, which had to be warmed up anyway, and a few single rows.
+
+    Raises:
+        ModelError: it is not.
     """
     if not are_rows_independent(runner_of_rows(model.session, model.spec, batch_size), batch_size):
         raise ModelError(

@@ -39,7 +39,11 @@ class ModelSpec:
 
 
 def read_spec(session: Session, metadata: Metadata, digest: str) -> ModelSpec:
-    """Check the graph's inputs and output, and read the sizes from them."""
+    """Check the graph's inputs and output, and read the sizes from them.
+
+    Raises:
+        ModelError: they are not those of a generator, as docs/artifact.md defines.
+    """
     inputs = {value.name: value for value in session.get_inputs()}
     outputs = {value.name: value for value in session.get_outputs()}
     conditional = bool(metadata.class_names)

@@ -81,6 +81,9 @@ async def open_stream(context: StreamContext) -> None:
 
     grpc.aio (1.85) would send them with that message, and if the call were cut short meanwhile,
     once more with the status; its core refuses those, and the caller would wait for ever.
+
+    Raises:
+        grpc.aio.InternalError: the caller has gone.
     """
     opening = asyncio.ensure_future(context.send_initial_metadata(()))
     try:

@@ -297,7 +297,7 @@ async def test_a_call_that_cannot_begin_is_neither_counted_nor_waited_for(monkey
     def fail(_):
         raise MemoryError
 
-    monkeypatch.setattr("ganserve.calls.request_id_of", fail)
+    monkeypatch.setattr("ganserve.api.methods.request_id_of", fail)
     async with running(Behaviours()) as channel:
         with pytest.raises(grpc.aio.AioRpcError):
             await unary(channel)

@@ -14,8 +14,9 @@ from serving_models import LATENT_DIM, write_models
 from ganserve.encoding import ImageFormat, encode_image
 from ganserve.latents import draw_latents
 from ganserve.models.artifact import parse_metadata
-from ganserve.models.gpu_sessions import GpuSettings
-from ganserve.models.model import Model, load_model, load_on_gpu
+from ganserve.models.gpu_sessions import GpuModel, GpuSettings, load_on_gpu
+from ganserve.models.loading import load_model
+from ganserve.models.model import Model
 from ganserve.models.model_files import read_model_file
 from ganserve.models.model_spec import read_spec
 from ganserve.models.onnx_weights import split_weights
@@ -55,15 +56,8 @@ def open_model(
     file = split_weights(read_model_file(path, _LARGEST))
     session = open_session(file, "cpu", 1)
     metadata = parse_metadata(session.get_modelmeta().custom_metadata_map["gan"])
-    return load_on_gpu(
-        file,
-        read_spec(session, metadata, hashlib.sha256(file.content).hexdigest()),
-        metadata.golden,
-        device="cpu",
-        batch_sizes=batch_sizes,
-        threads=1,
-        settings=gpu,
-    )
+    spec = read_spec(session, metadata, hashlib.sha256(file.content).hexdigest())
+    return load_on_gpu(GpuModel(file, spec, metadata.golden, "cpu", batch_sizes, threads=1), gpu)
 
 
 def _write(folder: Path, model: onnx.ModelProto, precision: str) -> None:

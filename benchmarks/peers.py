@@ -47,7 +47,8 @@ from turns import in_order
 from ganserve.cpus import usable_cpus
 from ganserve.inference.v2 import open_inference_pb2 as v2
 from ganserve.latents import draw_latents
-from ganserve.models.model import Model, load_model
+from ganserve.models.loading import load_model
+from ganserve.models.model import Model
 from ganserve.v1 import image_generation_pb2 as pb
 
 IMAGE_BYTES = 64 * 64 * 3

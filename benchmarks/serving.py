@@ -44,7 +44,8 @@ from turns import in_order
 
 from ganserve.cpus import usable_cpus
 from ganserve.latents import draw_latents
-from ganserve.models.model import Model, load_model
+from ganserve.models.loading import load_model
+from ganserve.models.model import Model
 from ganserve.png import encode_pngs
 
 BATCH_SIZES = (4, 8, 16, 32)

@@ -16,7 +16,7 @@ import grpc
 import numpy as np
 
 from ganserve.latents import draw_latents
-from ganserve.models.model import load_model
+from ganserve.models.loading import load_model
 from ganserve.v1 import image_generation_pb2 as pb
 
 SERVICE = "ganserve.v1.ImageGenerationService"

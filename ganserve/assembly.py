@@ -16,7 +16,8 @@ from ganserve.cpus import usable_cpus
 from ganserve.errors import StartupError, UnfinishedRequest
 from ganserve.metrics import Metrics
 from ganserve.models.gpu_sessions import GpuSettings
-from ganserve.models.model import Model, load_model
+from ganserve.models.loading import load_model
+from ganserve.models.model import Model
 from ganserve.models.providers import CPU_PROVIDER, FIRST_PROVIDERS
 from ganserve.models.runtime import resolve_device
 from ganserve.repository.repository import Repository

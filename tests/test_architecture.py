@@ -74,8 +74,9 @@ LAYERS_WITHIN = {
         {"latency_histogram"},
     ],
     "ganserve.models": [
-        {"model"},
+        {"loading"},
         {"gpu_sessions"},
+        {"model"},
         {"model_spec", "cuda_graphs"},
         {"bound_session"},
         {"runtime"},

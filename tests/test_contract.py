@@ -13,7 +13,7 @@ import ganserve.latents  # noqa: E402
 import gantrain.latents  # noqa: E402
 from ganserve.client import Client  # noqa: E402
 from ganserve.grid import make_grid  # noqa: E402
-from ganserve.models.model import load_model  # noqa: E402
+from ganserve.models.loading import load_model  # noqa: E402
 from ganserve.server import running  # noqa: E402
 from gantrain.evaluation.evaluate import evaluate  # noqa: E402
 from gantrain.evaluation.results import write_evaluation  # noqa: E402

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="needs the extra `train`")
 
 from ganserve.client.async_client import AsyncClient  # noqa: E402
 from ganserve.errors import ModelError  # noqa: E402
-from ganserve.models.model import load_model  # noqa: E402
+from ganserve.models.loading import load_model  # noqa: E402
 from ganserve.server import running  # noqa: E402
 from gantrain.export.artifact import export_run  # noqa: E402
 from gantrain.export.precision_distance import MEASURED, measure_distance  # noqa: E402

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from ganserve.errors import ModelError, StartupError
+from ganserve.models.artifact import Golden
 from ganserve.models.batch_sizes import find_agreeing_sizes
 from ganserve.models.bound_session import BoundSession
 from ganserve.models.cuda_graphs import choose_graphs
+from ganserve.models.model import Model, check_golden
 from ganserve.models.model_spec import ModelSpec, make_feeds, runner_of_rows
 from ganserve.models.onnx_weights import SplitFile
 from ganserve.models.providers import choose_providers, engine_folder
@@ -34,28 +36,28 @@ class GpuSettings:
     tensorrt_cache: Path | None = None
 
 
-def open_on_gpu(
-    file: SplitFile,
-    spec: ModelSpec,
-    check: Callable[[BoundSession], None],
-    *,
-    device: Device,
-    batch_sizes: Sequence[int],
-    threads: int,
-    settings: GpuSettings,
-) -> BoundSession:
-    """Open a session there, ready to serve at those of the batch sizes that may be used.
+@dataclass(frozen=True)
+class GpuModel:
+    """What is to run on a GPU; the device may be `cpu` too, so that tests take the same way."""
 
-    `check` raises where the session makes other images than it should. The device may be `cpu` too,
-    so that tests can take the same way.
+    file: SplitFile
+    spec: ModelSpec
+    golden: Golden
+    device: Device
+    batch_sizes: Sequence[int]  # of which those serve that make the same bits, where that counts
+    threads: int
+
+
+def load_on_gpu(wanted: GpuModel, settings: GpuSettings) -> Model:
+    """Bring an artifact to a GPU, check it there and warm it up.
 
     Raises:
-        ModelError: the model cannot be served as the settings want it.
+        ModelError: there it is not what it should be.
         ProviderUnavailable: the device cannot be used.
     """
-    prepare = partial(_prepare, file, spec, check, device, batch_sizes, threads, settings)
-    graphs = settings.cuda_graphs if device != "tensorrt" else "off"
-    return with_graphs_if_possible(prepare, graphs, spec.digest)
+    graphs = settings.cuda_graphs if wanted.device != "tensorrt" else "off"
+    prepare = partial(_prepare, wanted, settings)
+    return with_graphs_if_possible(prepare, graphs, wanted.spec.digest)
 
 
 def with_graphs_if_possible(
@@ -75,36 +77,29 @@ def with_graphs_if_possible(
     return prepared
 
 
-def _prepare(
-    file: SplitFile,
-    spec: ModelSpec,
-    check: Callable[[BoundSession], None],
-    device: Device,
-    batch_sizes: Sequence[int],
-    threads: int,
-    settings: GpuSettings,
-    *,
-    cuda_graphs: bool,
-) -> BoundSession:
+def _prepare(wanted: GpuModel, settings: GpuSettings, *, cuda_graphs: bool) -> Model:
+    spec, device = wanted.spec, wanted.device
     strict = settings.reproducibility == "strict"
     providers = choose_providers(
         device,
         reproducibility=settings.reproducibility,
         precision=spec.precision,
         cuda_graphs=cuda_graphs,
-        batch_sizes=batch_sizes,
+        batch_sizes=wanted.batch_sizes,
         latent_dim=spec.latent_dim,
         conditional=bool(spec.class_names),
         tensorrt_cache=make_engine_folder(settings, spec) if device == "tensorrt" else None,
     )
     session = BoundSession(
-        open_session(file, device, threads, providers=providers, deterministic=strict),
-        batch_sizes,
+        open_session(
+            wanted.file, device, wanted.threads, providers=providers, deterministic=strict
+        ),
+        wanted.batch_sizes,
         device="cpu" if device == "cpu" else "cuda",
         cuda_graphs=cuda_graphs,
     )
     # What takes long the first time is done in this thread, so that other models serve meanwhile.
-    check(session)
+    check_golden(Model(spec, session), wanted.golden)
     for size in session.batch_sizes:
         session.run(["images"], make_feeds(spec, size))
     session.hand_over(settings.executor)
@@ -117,8 +112,8 @@ def _prepare(
             "model %s: CUDA graphs at batch sizes %s of %s",
             *(spec.digest, [*chosen], [*session.batch_sizes]),
         )
-        check(session)  # now with graphs
-    return session
+        check_golden(Model(spec, session), wanted.golden)  # now with graphs
+    return Model(spec, session, session.batch_sizes)
 
 
 def keep_agreeing_sizes(session: BoundSession, spec: ModelSpec) -> None:

@@ -15,7 +15,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ganserve.config import ServerConfig
-from ganserve.models.model import Model, load_model
+from ganserve.models.loading import load_model
+from ganserve.models.model import Model
 from ganserve.running_server import RunningServer
 from ganserve.server import running
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub

@@ -8,7 +8,7 @@ import pytest
 from ganserve.errors import ModelError, ProviderUnavailable
 from ganserve.latents import draw_latents
 from ganserve.models.gpu_sessions import GpuSettings
-from ganserve.models.model import load_model
+from ganserve.models.loading import load_model
 from tests.ganserve.conftest import connected
 from tests.ganserve.test_reproducibility import images, seeds
 from tests.ganserve.tiny import write_artifact

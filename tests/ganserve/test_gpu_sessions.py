@@ -14,12 +14,13 @@ from ganserve.errors import ModelError, StartupError
 from ganserve.latents import draw_latents
 from ganserve.models.artifact import parse_metadata
 from ganserve.models.gpu_sessions import (
+    GpuModel,
     GpuSettings,
     check_engine_cache,
+    load_on_gpu,
     make_engine_folder,
     with_graphs_if_possible,
 )
-from ganserve.models.model import load_on_gpu
 from ganserve.models.model_spec import ModelSpec, read_spec
 from ganserve.models.onnx_weights import split_weights
 from ganserve.models.runtime import open_session
@@ -38,15 +39,9 @@ def open_like_a_gpu():
             session = open_session(file, "cpu", 1)
             text = session.get_modelmeta().custom_metadata_map["gan"]
             metadata = parse_metadata(text)
-            return load_on_gpu(
-                file,
-                read_spec(session, metadata, "digest"),
-                metadata.golden,
-                device="cpu",
-                batch_sizes=SIZES,
-                threads=1,
-                settings=GpuSettings(executor, **settings),
-            )
+            spec = read_spec(session, metadata, "digest")
+            wanted = GpuModel(file, spec, metadata.golden, "cpu", SIZES, threads=1)
+            return load_on_gpu(wanted, GpuSettings(executor, **settings))
 
         yield open_artifact
 

@@ -26,7 +26,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from onnx import helper, numpy_helper
 
 from ganserve.memory import return_free_memory
-from ganserve.models.model import load_model
+from ganserve.models.loading import load_model
 from ganserve.transport.health import LIVENESS
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub

@@ -14,7 +14,7 @@ from PIL import Image
 from ganserve.errors import ModelError, ProviderUnavailable, StartupError
 from ganserve.latents import draw_latents
 from ganserve.models.gpu_sessions import GpuSettings
-from ganserve.models.model import load_model
+from ganserve.models.loading import load_model
 from ganserve.models.runtime import can_use, check_runtime, is_shortage
 from tests.ganserve.tiny import (
     foreign_onnx,
@@ -304,7 +304,7 @@ class TestImagesThatDependOnTheirNeighbours:
 SHORT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
-from ganserve.models.model import load_model
+from ganserve.models.loading import load_model
 from ganserve.models.runtime import is_shortage
 path = Path(sys.argv[1])
 load_model(path, "cpu", threads=1)  # so that all that else takes memory is there
@@ -351,7 +351,7 @@ def test_memory_that_is_short_is_named(tmp_path, monkeypatch):
         raise MemoryError
 
     path = write_artifact(tmp_path)
-    monkeypatch.setattr("ganserve.models.model.read_model_file", read)
+    monkeypatch.setattr("ganserve.models.loading.read_model_file", read)
     with pytest.raises(ModelError, match=r"cannot be run: MemoryError$") as error:
         load(path)
     assert is_shortage(error.value)
@@ -384,7 +384,7 @@ def test_auto_falls_back_to_the_cpu_where_the_build_knows_cuda_and_the_machine_h
     tmp_path, monkeypatch, caplog
 ):
     path = write_artifact(tmp_path)
-    monkeypatch.setattr("ganserve.models.model.resolve_device", lambda _: "cuda")
+    monkeypatch.setattr("ganserve.models.loading.resolve_device", lambda _: "cuda")
     model = load(path, "auto")
     assert model.spec.provider == "CPUExecutionProvider"
     assert "device auto falls back to the CPU" in caplog.text

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, onnx_ml_pb2
 
 from ganserve.errors import ModelError
-from ganserve.models.model import load_model
+from ganserve.models.loading import load_model
 from ganserve.models.model_files import read_model_file
 from ganserve.models.onnx_file import (
     _COUNTED,
@@ -356,7 +356,7 @@ class TestNumberOfFields:
             "import resource, sys\n"
             "from pathlib import Path\n"
             "from ganserve.errors import ModelError\n"
-            "from ganserve.models.model import load_model\n"
+            "from ganserve.models.loading import load_model\n"
             "import onnxruntime\n"
             "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB\n"
             "before = peak()\n"
@@ -381,9 +381,8 @@ class TestLoading:
         weights.CopyFrom(external_tensor(str(secret)))
         weights.name = "picks"
         path = publish(tmp_path, "tiny", 2, model.SerializeToString())
-        monkeypatch.setattr(
-            "ganserve.models.model.open_session", None
-        )  # calling it would be an error
+        # Calling it would be an error.
+        monkeypatch.setattr("ganserve.models.loading.open_session", None)
         with pytest.raises(ModelError, match=r"2/model.onnx: tensor 'picks': expected its values"):
             load_model(path, "cpu", threads=1)
 
@@ -396,9 +395,8 @@ class TestLoading:
         file = split_weights(content)
         assert file.graph[4:8] == b"ORTM" != file.outline[4:8]
         check_onnx_file(file.outline)
-        monkeypatch.setattr(
-            "ganserve.models.model.open_session", None
-        )  # calling it would be an error
+        # Calling it would be an error.
+        monkeypatch.setattr("ganserve.models.loading.open_session", None)
         with pytest.raises(ModelError, match="got one in ONNX Runtime's own format"):
             load_model(publish(tmp_path, "tiny", 1, content), "cpu", threads=1)
 

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ganserve.errors import ModelError
 from ganserve.latents import draw_latents
-from ganserve.models.model import load_model
+from ganserve.models.loading import load_model
 from ganserve.models.onnx_file import check_onnx_file
 from ganserve.models.onnx_weights import _SHORTEST, WEIGHTS_NAME, split_weights
 from ganserve.models.runtime import open_session

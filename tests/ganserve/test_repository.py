@@ -26,7 +26,7 @@ from ganserve.errors import (
     UnknownModel,
 )
 from ganserve.metrics import Metrics
-from ganserve.models.model import load_model
+from ganserve.models.loading import load_model
 from ganserve.models.model_files import Candidate, check_root, scan
 from ganserve.repository.repository import Repository
 from ganserve.repository.versions import ModelState, Version

@@ -49,6 +49,7 @@ class Dataset:
     kind: str
     bad_files: tuple[BadFile, ...] = ()  # those that were skipped
     strays: tuple[str, ...] = ()  # images beside folders, which are no classes therefore
+    folder: Path | None = None  # every image that is put below it becomes one of the data
 
     def fingerprint(self) -> str:
         """Return "sha256:..." of shape, images and labels: equal data, equal fingerprint."""
@@ -329,7 +330,9 @@ def load_images(
     # Of the usable files alone: what is left out must not decide what the others are.
     labels, class_names = label(names)
     strays = tuple(find_strays(names))
-    return Dataset(images, labels, class_names, listing.kind, tuple(bad_files), strays)
+    return Dataset(
+        images, labels, class_names, listing.kind, tuple(bad_files), strays, listing.folder
+    )
 
 
 def tell_left_out(data: Dataset | PointSet) -> None:

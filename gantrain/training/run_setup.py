@@ -3,7 +3,6 @@
 import copy
 import logging
 import math
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from gantrain.config_rules import (
 )
 from gantrain.data.bad_data import list_some
 from gantrain.data.datasets import Dataset
-from gantrain.data.image_folders import FOLDER_KIND, NAMES_SHOWN, is_hidden
+from gantrain.data.image_folders import NAMES_SHOWN, is_hidden
 from gantrain.data.point_sets import PointSet
 from gantrain.data.stacked_mnist import STACKED_KIND
 from gantrain.errors import RunError
@@ -99,12 +98,12 @@ def check_place(config: TrainConfig, data: Dataset | PointSet) -> None:
     Raises:
         RunError: the run's folder lies in the folder of images.
     """
-    if not isinstance(data, Dataset) or data.kind != FOLDER_KIND:
+    if isinstance(data, PointSet) or data.folder is None:
         return
-    folder, run = Path(config.data).expanduser().resolve(), config.run_dir.resolve()
+    folder, run = data.folder.resolve(), config.run_dir.resolve()
     if run.is_relative_to(folder) and not any(map(is_hidden, run.relative_to(folder).parts)):
         raise RunError(
-            f"--run-dir {config.run_dir} lies in the folder of images {config.data}, so the run's "
+            f"--run-dir {config.run_dir} lies in the folder of images {data.folder}, so the run's "
             "pictures would become data: choose a folder outside it, and move a run there that "
             "you want to resume"
         )

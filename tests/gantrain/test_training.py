@@ -544,6 +544,20 @@ def test_a_run_is_kept_out_of_the_images_that_it_trains_on(place: str, tmp_path:
         assert train(resolve({**settings, **run})).images_seen == total
 
 
+def test_a_run_is_kept_out_of_the_faces_of_celeba_wherever_they_lie_below_the_data(tmp_path: Path):
+    faces = tmp_path / "img_align_celeba"
+    faces.mkdir()
+    for index in range(16):
+        Image.new("L", (8, 8), index).save(faces / f"{index + 1:06}.png")
+    settings = {**SMALL, "data": str(tmp_path), "total_images": 16}
+    with pytest.raises(RunError, match=r"--run-dir .* images .*/img_align_celeba, .*outside it"):
+        train(resolve({**settings, "run_dir": faces / "run"}))
+    assert len(list(tmp_path.rglob("*"))) == 17, "nothing was written"
+    for total in (16, 32):  # what lies beside the faces is no data
+        run = {"run_dir": tmp_path / "run", "total_images": total}
+        assert train(resolve({**settings, **run})).images_seen == total
+
+
 def test_two_processes_do_not_train_in_one_folder(start: Start, tmp_path: Path):
     first = start(command(tmp_path / "run", "--total-images=1000000"))
     try:

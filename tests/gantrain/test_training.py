@@ -29,6 +29,7 @@ from gantrain.latents import draw_latents
 from gantrain.optimizers import update_ema
 from gantrain.presets import resolve
 from gantrain.run_directory import DataFacts, RunDirectory, check_same_run, open_run
+from gantrain.run_log import Stopwatch
 from gantrain.sampling import generate, load_run_generator
 from gantrain.training import loop
 from gantrain.training.loop import create_step, train
@@ -228,6 +229,34 @@ def test_a_long_run_is_saved_at_a_status_line_once_too_much_would_be_lost(
     assert sorted(saved) == [row["images_seen"] for row in read_metrics(run_dir)]
     assert len(saved) > 20
     assert_same_bits(final_weights(run_dir), final_weights(uninterrupted))
+
+
+class SlowRows(Stopwatch):
+    """Of a run whose time all goes into rows of metrics, two minutes into each."""
+
+    def __init__(self, images_seen: int, seconds_before: float) -> None:
+        super().__init__(images_seen, seconds_before)
+        self._now = seconds_before
+
+    def seconds(self) -> float:
+        return self._now
+
+    def row(self, images_seen: int, means: dict[str, float]) -> dict[str, float]:
+        row = super().row(images_seen, means)
+        self._now += 120
+        return row
+
+
+def test_the_ten_minutes_to_a_checkpoint_start_anew_with_each_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loop, "Stopwatch", SlowRows)
+    rows = 160  # one a step, and every eighth with a checkpoint whatever the time
+    settings = {**SMALL, "run_dir": tmp_path / "run", "total_images": 16 * rows, "log_every": 16}
+    train(resolve({**settings, "keep_checkpoints": rows}))
+    saved = [int(path.stem) // 16 for path in checkpoint_paths(tmp_path / "run" / "checkpoints")]
+    # The ten minutes are over when the sixth row after a checkpoint is due.
+    assert sorted(saved) == [row for row in range(1, rows + 1) if row % 8 in (6, 0)]
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(tmp_path: Path):

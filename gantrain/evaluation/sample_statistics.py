@@ -181,8 +181,7 @@ class TrainingExamples:
         self._near, self._far = _quantile(nearest, _NEAR), _quantile(nearest, _FAR)
         # A repeated example stands for as many held-out ones, all with an exact copy in the data.
         weights = torch.tensor(repeats[: len(held_out)])
-        second = torch.where(weights > 1, nearest, second)
-        nearest = torch.where(weights > 1, 0.0, nearest)
+        nearest = torch.where(weights > 1, 0.0, nearest)  # a copy, wherever the second one lies
         self._data = self._summarise(
             nearest.repeat_interleave(weights), second.repeat_interleave(weights)
         )

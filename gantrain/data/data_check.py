@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gantrain.class_labels import count_classes
 from gantrain.data import cifar_files, idx_files
-from gantrain.data.bad_data import BadFile, list_some
+from gantrain.data.bad_data import BadFile, DatasetError, list_some
 from gantrain.data.celeba_folders import CelebA, count_splits, find_celeba, list_celeba
 from gantrain.data.class_folders import find_strays
 from gantrain.data.datasets import (
@@ -21,11 +21,10 @@ from gantrain.data.datasets import (
     find_stacked_folder,
     load_dataset,
     open_images,
-    refuse_image_settings,
 )
 from gantrain.data.image_decoding import choose_image_size, decode_files, is_grey, quiet_decoders
 from gantrain.data.image_folders import NAMES_SHOWN, Listing, find_problem, label
-from gantrain.data.point_sets import POINT_SET_SUMMARIES, POINT_SETS, PointSet
+from gantrain.data.point_sets import POINT_SET_SUMMARIES, POINT_SETS, PointSet, find_image_setting
 from gantrain.data.stacked_mnist import PREFIX, STACKED_KIND
 
 
@@ -90,7 +89,9 @@ def check_source(
         DatasetError: there is nothing to look through.
     """
     if source in POINT_SETS:
-        refuse_image_settings(source, image_size=image_size, channels=channels)
+        problem = find_image_setting(source, image_size=image_size, channels=channels)
+        if problem:
+            raise DatasetError(problem)
         return report_points(source, POINT_SETS[source]())
     check_settings(image_size, channels)
     if source in NAMED_SOURCES:

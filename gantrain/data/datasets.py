@@ -30,7 +30,7 @@ from gantrain.data.image_decoding import (
 from gantrain.data.image_files import SMALLEST_SIDE, resize_colour, resize_grey, turn_grey
 from gantrain.data.image_folders import NAMES_SHOWN, Listing, find_problem, label, open_listing
 from gantrain.data.meant_sources import refuse_other_data
-from gantrain.data.point_sets import POINT_SETS, PointSet
+from gantrain.data.point_sets import POINT_SETS, PointSet, find_image_setting
 from gantrain.data.stacked_mnist import CLASS_NAMES, PREFIX, STACKED_KIND, stack_digits
 
 SPLITS: Final = ("train", "test")
@@ -78,13 +78,15 @@ def load_source(
         DatasetError: the source cannot be used as asked; a point set takes none of the settings.
     """
     if source in POINT_SETS:
-        refuse_image_settings(
+        problem = find_image_setting(
             source,
             image_size=image_size,
             channels=channels,
-            skip_bad_files=skip_bad_files or None,
-            limit=limit,
+            skip_bad_files=skip_bad_files,
+            max_data_images=limit,
         )
+        if problem:
+            raise DatasetError(problem)
         refuse_test_split(source, split)
         return POINT_SETS[source]()
     return load_dataset(
@@ -188,13 +190,6 @@ def has_test_split(source: str) -> bool:
     return celeba is not None and bool(count_splits(celeba).get("test"))
 
 
-def refuse_image_settings(source: str, **settings: int | None) -> None:
-    """Raise DatasetError where a setting that only images have is given for a point set."""
-    for name, value in settings.items():
-        if value is not None:
-            raise DatasetError(f"{name}: {source} holds points, not images; leave it out")
-
-
 def find_path(source: str) -> Path:
     """Return the path that the source names; raises DatasetError where nothing can be read."""
     path = Path(source).expanduser()
@@ -277,7 +272,7 @@ def load_stacked(
 ) -> Dataset:
     """Load Stacked-MNIST, made of the folder that the source names after its prefix."""
     if channels == 1:
-        raise DatasetError("channels: stacked-mnist tells its digits by colour, so it needs 3")
+        raise DatasetError("--channels: stacked-mnist tells its digits by colour, so it needs 3")
     digits = load_idx(find_stacked_folder(source), split, image_size, None)
     assert digits.labels is not None
     images, labels = stack_digits(digits.images, digits.labels, split, limit)

@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gantrain.config import flag
 from gantrain.latents import draw_latents
 
 _SEED: Final = 0  # of every set, so that a name stands for the same points everywhere
@@ -66,6 +67,17 @@ POINT_SET_SUMMARIES: Final = {
     "ring8": "points of 8 Gaussians of sigma 0.01 on a circle of radius 1",
     "grid25": "points of 5x5 Gaussians of sigma 0.05, 2 apart",
 }
+
+
+def find_image_setting(source: str, **settings: object) -> str | None:
+    """Say which of the settings, that only images have, is given for a point set; None of none.
+
+    `source` is how the point set was asked for, each setting has its name of the command line.
+    """
+    for name, value in settings.items():
+        if value is not None and value is not False:  # 0 is given, too
+            return f"{flag(name)}: {source} holds points, not images; leave it out"
+    return None
 
 
 def _make_mixture(centres: NDArray[np.float64], sigma: float, kind: str) -> PointSet:

@@ -350,13 +350,14 @@ def test_a_point_set_is_loaded_by_its_name(name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"image_size": 28}, "image_size: sine holds points, not images; leave it out"),
-        ({"channels": 1}, "channels: sine holds points, not images; leave it out"),
-        ({"skip_bad_files": True}, "skip_bad_files: sine holds points, not images; leave it out"),
-        ({"limit": 100}, "limit: sine holds points, not images; leave it out"),
+        ({"image_size": 28}, "--image-size: sine holds points, not images; leave it out"),
+        ({"image_size": 0}, "--image-size: sine holds points, not images; leave it out"),
+        ({"channels": 1}, "--channels: sine holds points, not images; leave it out"),
+        ({"skip_bad_files": True}, "--skip-bad-files: sine holds points, not images; leave it out"),
+        ({"limit": 100}, "--max-data-images: sine holds points, not images; leave it out"),
         ({"split": "test"}, "sine: has no test split; .*"),
     ],
-    ids=["image_size", "channels", "skip_bad_files", "limit", "split"],
+    ids=["image_size", "no_size", "channels", "skip_bad_files", "limit", "split"],
 )
 def test_what_only_images_have_is_refused_for_points_by_name(settings, message):
     with pytest.raises(DatasetError, match=f"^{message}$"):

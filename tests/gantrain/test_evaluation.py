@@ -588,7 +588,7 @@ def test_bad_files_are_left_out_of_an_evaluation_when_asked_to(
 
 def test_bad_files_of_points_are_not_to_be_left_out():
     points = picture_sampler(DIGITS.images, image_size=None)
-    with pytest.raises(DatasetError, match="skip_bad_files: ring8 holds points, not images"):
+    with pytest.raises(DatasetError, match=r"^--skip-bad-files: ring8 holds points, not images"):
         load_real_data("ring8", points, skip_bad_files=True)
 
 

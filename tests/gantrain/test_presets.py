@@ -243,6 +243,8 @@ CONTRADICTIONS = [
     ({"generator": "dcgan", "discriminator": "points"}, "--discriminator points judges points"),
     ({"data": "ring8", "generator": "dcgan"}, "--data ring8 holds points: for points choose one"),
     ({"data": "ring8", "image_size": 32}, "--image-size: --data ring8 holds points"),
+    ({"data": "ring8", "max_data_images": 9}, "--max-data-images: --data ring8 holds points"),
+    ({"data": "ring8", "skip_bad_files": True}, "--skip-bad-files: --data ring8 holds points"),
     ({"data": "ring8", "flip": "on"}, "--flip on: --data ring8 holds points"),
     ({"preset": "keras-conv64", "image_size": 28}, "expected a multiple of 16, got 28"),
     ({"rho": 0.5}, "--rho: --optimizer adam has no such setting"),

@@ -80,8 +80,6 @@ def check_source(
     *,
     image_size: int | None = None,
     channels: int | None = None,
-    progress: bool | None = None,
-    workers: int | None = None,
 ) -> SourceReport:
     """Look through the whole source, past every bad file; the arguments are `load_dataset`'s.
 
@@ -106,9 +104,9 @@ def check_source(
     if cifar_files.is_cifar(path):
         return check_cifar(source, path, image_size, channels)
     with open_images(source, path, "train") as listing, quiet_decoders():
-        report = check_listing(source, listing, image_size, channels, progress, workers)
+        report = check_listing(source, listing, image_size, channels)
     celeba = find_celeba(path) if path.is_dir() else None
-    return check_celeba(report, celeba, progress, workers) if celeba else report
+    return check_celeba(report, celeba) if celeba else report
 
 
 def report_points(source: str, made: PointSet) -> SourceReport:
@@ -169,16 +167,14 @@ def check_cifar(
     return replace(report, splits=splits)
 
 
-def check_celeba(
-    report: SourceReport, celeba: CelebA, progress: bool | None, workers: int | None
-) -> SourceReport:
+def check_celeba(report: SourceReport, celeba: CelebA) -> SourceReport:
     """Add CelebA's splits, and the bad files of the test split, which evaluation would refuse."""
     report = replace(report, splits=count_splits(celeba))
     if not report.splits.get("test"):
         return report
     assert report.image_size is not None
     with list_celeba(celeba, "test") as listing, quiet_decoders():
-        decoded = decode_files(listing, report.image_size, 3, progress, workers)
+        decoded = decode_files(listing, report.image_size, 3)
         bad_files = [outcome for _, outcome in decoded if isinstance(outcome, BadFile)]
     usable = len(listing.files) - len(bad_files)
     problem = report.problem or find_problem(report.source, listing, usable, bad_files)
@@ -186,21 +182,16 @@ def check_celeba(
 
 
 def check_listing(
-    source: str,
-    listing: Listing,
-    image_size: int | None,
-    channels: int | None,
-    progress: bool | None,
-    workers: int | None,
+    source: str, listing: Listing, image_size: int | None, channels: int | None
 ) -> SourceReport:
     """Decode every image of a folder or zip, as training would, and keep only the facts."""
-    size = image_size or choose_image_size(listing, workers)
+    size = image_size or choose_image_size(listing)
     names: list[str] = []
     bad_files = list(listing.bad_folders)
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
     all_grey = True
-    for file, outcome in decode_files(listing, size, 3, progress, workers):
+    for file, outcome in decode_files(listing, size, 3):
         if isinstance(outcome, BadFile):
             bad_files.append(outcome)
         else:

@@ -68,8 +68,6 @@ def load_source(
     channels: int | None = None,
     skip_bad_files: bool = False,
     split: str = "train",
-    progress: bool | None = None,
-    workers: int | None = None,
     limit: int | None = None,
 ) -> Dataset | PointSet:
     """Load what `load_dataset` knows, or a point set by its name: `sine`, `ring8`, `grid25`.
@@ -95,8 +93,6 @@ def load_source(
         channels=channels,
         skip_bad_files=skip_bad_files,
         split=split,
-        progress=progress,
-        workers=workers,
         limit=limit,
     )
 
@@ -108,8 +104,6 @@ def load_dataset(
     channels: int | None = None,
     skip_bad_files: bool = False,
     split: str = "train",
-    progress: bool | None = None,
-    workers: int | None = None,
     limit: int | None = None,
 ) -> Dataset:
     """Load a data set of images by its name or its path, whose kind is found from its content.
@@ -124,8 +118,6 @@ def load_dataset(
         channels: 1 (grey), 3 (RGB), or None for grey where every pixel of every image is grey.
         skip_bad_files: leave out files that cannot be used instead of refusing the source.
         split: "train" or "test"; a folder or zip of images has no test split, nor have digits.
-        progress: show a bar; None shows it where stderr is a terminal.
-        workers: threads that decode; None takes one for each CPU that this process may use.
         limit: use only the first so many images, those of a folder or zip in natural order of
             their names, so that of class folders it takes the first classes; None uses all.
 
@@ -147,7 +139,7 @@ def load_dataset(
         return with_channels(load_cifar(path, split, image_size, limit), channels)
     with open_images(source, path, split) as listing, quiet_decoders():
         some = replace(listing, files=listing.files[:limit])
-        return load_images(source, some, image_size, channels, skip_bad_files, progress, workers)
+        return load_images(source, some, image_size, channels, skip_bad_files)
 
 
 def check_settings(
@@ -306,12 +298,10 @@ def load_images(
     image_size: int | None,
     channels: int | None,
     skip_bad_files: bool,
-    progress: bool | None,
-    workers: int | None,
 ) -> Dataset:
     """Decode every image of a folder or zip into one array; raises DatasetError."""
-    size = image_size or choose_image_size(listing, workers)
-    images, names, bad_files = decode_listing(listing, size, channels or 3, progress, workers)
+    size = image_size or choose_image_size(listing)
+    images, names, bad_files = decode_listing(listing, size, channels or 3)
     check = f"gantrain data check {shlex.quote(source)}"
     if image_size:  # of another size others may be too small
         check += f" --image-size {image_size}"

@@ -51,6 +51,11 @@ class Dataset:
     strays: tuple[str, ...] = ()  # images beside folders, which are no classes therefore
     folder: Path | None = None  # every image that is put below it becomes one of the data
 
+    @property
+    def examples(self) -> NDArray[np.uint8]:
+        """The images, by the name that a `PointSet` has for its points."""
+        return self.images
+
     def fingerprint(self) -> str:
         """Return "sha256:..." of shape, images and labels: equal data, equal fingerprint."""
         digest = hashlib.sha256(json.dumps(self.images.shape).encode())
@@ -322,7 +327,7 @@ def load_images(
 
 def tell_left_out(data: Dataset | PointSet) -> None:
     """Log which files `skip_bad_files` has left out, if any."""
-    if isinstance(data, Dataset) and data.bad_files:
-        total = len(data.images) + len(data.bad_files)
+    if data.bad_files:
+        total = len(data.examples) + len(data.bad_files)
         named = list_some([str(bad) for bad in data.bad_files], NAMES_SHOWN)
         logger.info("left out %d of %d files: %s", len(data.bad_files), total, named)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,18 @@ class PointSet:
     modes: NDArray[np.float32] | None  # [modes, 2], the centres; None for the sine
     sigma: float  # standard deviation of each mode in each direction; 0 for the sine
     kind: str  # "sine", "ring8" or "grid25"
-    class_names: tuple[str, ...] = ()
+
+    # What only images have, so that a set of points can be asked for it as a `Dataset` can.
+    labels: ClassVar[None] = None
+    class_names: ClassVar[tuple[()]] = ()
+    bad_files: ClassVar[tuple[()]] = ()
+    strays: ClassVar[tuple[()]] = ()
+    folder: ClassVar[None] = None
+
+    @property
+    def examples(self) -> NDArray[np.float32]:
+        """The points, by the name that a `Dataset` has for its images."""
+        return self.points
 
     def fingerprint(self) -> str:
         """Return "sha256:..." of shape and points: equal data, equal fingerprint."""

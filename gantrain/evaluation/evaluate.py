@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from gantrain.class_labels import Labels, count_classes, labels_in_turn, proportional_labels
-from gantrain.data.datasets import Dataset, has_test_split, load_dataset
+from gantrain.data.datasets import has_test_split, load_dataset
 from gantrain.data.point_sets import PointSet
 from gantrain.data.stacked_mnist import CLASS_NAMES, PREFIX
 from gantrain.errors import RunError, UsageError
@@ -176,7 +176,7 @@ def labels_as_in_data(sampler: Sampler, data: RealData, count: int) -> Labels | 
     """Labels [count] in the proportions of the data's, None for a generator that takes none."""
     if not sampler.class_names:
         return None
-    if isinstance(data.train, PointSet) or data.train.labels is None:
+    if data.train.labels is None:
         return labels_in_turn(len(sampler.class_names), count)
     return proportional_labels(count_classes(data.train.labels, sampler.class_names), count)
 
@@ -263,7 +263,7 @@ def count_by_class(
     labels_of_data: Labels | None,
 ) -> dict[str, ClassFacts]:
     """The table of classes, of all repeats together; none without a classifier of the classes."""
-    if not isinstance(data.train, Dataset) or not space.of_class or labels_of_data is None:
+    if not space.of_class or labels_of_data is None:
         return {}
     labels = np.concatenate([found for found in recognised if found is not None])
     table = {}

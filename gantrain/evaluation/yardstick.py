@@ -165,7 +165,7 @@ def measure_points(points: Examples, data: PointSet) -> dict[str, float]:
 
 def find_marginals(data: RealData) -> NDArray[np.float64] | None:
     """Probability of each class in the data, [classes]; None where there are no classes."""
-    if isinstance(data.train, PointSet) or data.train.labels is None:
+    if data.train.labels is None:
         return None
     if data.source.startswith(PREFIX):  # of any stack, not only of those that were made
         digits = load_dataset(data.source.removeprefix(PREFIX))

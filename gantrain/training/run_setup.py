@@ -40,10 +40,9 @@ def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
         RunError: there are fewer images than a batch holds, the networks do not fit the images, or
             classes are to be learned and there are none.
     """
-    if config.conditional and (isinstance(data, PointSet) or data.labels is None):
-        strays = () if isinstance(data, PointSet) else data.strays
-        named = list_some([*strays], NAMES_SHOWN)
-        why = f", as these images lie beside the folders: {named}" if strays else ""
+    if config.conditional and data.labels is None:
+        named = list_some([*data.strays], NAMES_SHOWN)
+        why = f", as these images lie beside the folders: {named}" if data.strays else ""
         more = "a larger --max-data-images, " if config.max_data_images else ""
         raise RunError(
             f"--conditional: the data {config.data} have no classes ({data.kind}){why}; give {more}"
@@ -51,16 +50,16 @@ def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
             "or another source with labels, or leave --conditional out"
         )
     if isinstance(data, PointSet):
-        count = len(data.points)
         weight = penalty_for_points(data.points)
         changes: dict[str, object] = {"flip": "off"}
     else:
-        count, channels, size, _ = data.images.shape
+        _, channels, size, _ = data.images.shape
         weight = penalty_for_images(size)
         # Grey images are mostly digits and letters, which mirrored are others; stacked ones too.
         may_flip = channels == 3 and data.kind != STACKED_KIND
         flip = config.flip if config.flip != "auto" else ("on" if may_flip else "off")
         changes = {"image_size": size, "channels": channels, "flip": flip}
+    count = len(data.examples)
     if count < config.batch_size:
         raise RunError(
             f"--batch-size {config.batch_size}: the data have only {count} images; "
@@ -98,7 +97,7 @@ def check_place(config: TrainConfig, data: Dataset | PointSet) -> None:
     Raises:
         RunError: the run's folder lies in the folder of images.
     """
-    if isinstance(data, PointSet) or data.folder is None:
+    if data.folder is None:
         return
     folder, run = data.folder.resolve(), config.run_dir.resolve()
     if run.is_relative_to(folder) and not any(map(is_hidden, run.relative_to(folder).parts)):
@@ -111,11 +110,9 @@ def check_place(config: TrainConfig, data: Dataset | PointSet) -> None:
 
 def describe_data(data: Dataset | PointSet) -> DataFacts:
     """What a run remembers of its data."""
-    if isinstance(data, PointSet):
-        return DataFacts(data.fingerprint(), len(data.points), data.kind, data.class_names)
     counts = () if data.labels is None else count_classes(data.labels, data.class_names)
     return DataFacts(
-        data.fingerprint(), len(data.images), data.kind, data.class_names, class_counts=counts
+        data.fingerprint(), len(data.examples), data.kind, data.class_names, class_counts=counts
     )
 
 
@@ -143,7 +140,6 @@ def load_labels(
     """
     if not config.conditional:
         return None
-    assert isinstance(data, Dataset)
     assert data.labels is not None
     counts = count_classes(data.labels, data.class_names)
     missing = [name for name, count in zip(data.class_names, counts, strict=True) if not count]

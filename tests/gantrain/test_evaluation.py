@@ -566,7 +566,7 @@ def test_other_data_are_decoded_twice_at_most_without_their_bad_files(
     settings = {"skip_bad_files": True, "max_data_images": limit}
     data = load_real_data(source, picture_sampler(DIGITS.images, settings=settings))
     assert not data.trained_on
-    assert len(data.examples) == 48
+    assert len(data.train.examples) == 48
     assert len(loads) == 2
 
 

@@ -14,13 +14,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gantrain.config import IMAGE_SIZES
 from gantrain.data.bad_data import BadFile, DatasetError, list_some
 from gantrain.data.celeba_folders import count_splits, find_celeba, list_celeba
 from gantrain.data.cifar_files import is_cifar, read_cifar
 from gantrain.data.class_folders import find_strays
 from gantrain.data.idx_files import holds_split, is_idx_file, is_idx_folder, read_idx_folder
 from gantrain.data.image_decoding import (
-    IMAGE_SIZES,
     choose_image_size,
     common_image_size,
     decode_listing,

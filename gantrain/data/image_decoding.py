@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from gantrain.config import IMAGE_SIZES
 from gantrain.cpus import usable_cpus
 from gantrain.data.bad_data import BadFile, BadFileError
 from gantrain.data.image_files import Picture, decode_image, read_size
 from gantrain.data.image_folders import ImageFile, Listing
 
-IMAGE_SIZES: Final = range(8, 129, 4)  # what the networks can make, pixels
 DEFAULT_IMAGE_SIZE: Final = 64  # at most, where images differ in size
 PARALLEL_BATCH: Final = 256  # files; bounds what is decoded but not yet taken
 

@@ -40,10 +40,10 @@ from gantrain.training.run_setup import (
     LONGEST_UNSAVED,
     check_place,
     check_share,
-    checkpoint_interval,
     choose_device,
     create_state,
     describe_data,
+    interval,
     load_labels,
     settle_config,
     tell_checkpoints,
@@ -97,9 +97,9 @@ def train(config: TrainConfig) -> TrainState:
         )
         step = create_step(state, feed, config, ranks)
         log_every = config.log_every or max(config.total_images // 200, 1)
-        sample_every = config.sample_every or max(config.total_images // 20, 1)
-        diagnose_every = config.diagnose_every or max(config.total_images // 20, 1)
-        checkpoint_every = checkpoint_interval(config)
+        sample_every = interval(config.sample_every, config)
+        diagnose_every = interval(config.diagnose_every, config)
+        checkpoint_every = interval(config.checkpoint_every, config)
         order = data_order(len(data.examples), config, state, device)
         means = StepMeans(config.loss)
         if ranks.first:

@@ -116,9 +116,9 @@ def describe_data(data: Dataset | PointSet) -> DataFacts:
     )
 
 
-def checkpoint_interval(config: TrainConfig) -> int:
-    """Images between two checkpoints that are due, the time since the last one apart."""
-    return config.checkpoint_every or max(config.total_images // 20, 1)
+def interval(every: int | None, config: TrainConfig) -> int:
+    """Images between two times that something is due; unset, a 20th of the run."""
+    return every or max(config.total_images // 20, 1)
 
 
 def tell_checkpoints(config: TrainConfig, images_seen: int, every: int) -> None:

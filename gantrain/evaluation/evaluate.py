@@ -13,7 +13,7 @@ import numpy as np
 from gantrain.class_labels import Labels, count_classes, labels_in_turn, proportional_labels
 from gantrain.data.datasets import has_test_split, load_dataset
 from gantrain.data.point_sets import PointSet
-from gantrain.data.stacked_mnist import CLASS_NAMES, PREFIX
+from gantrain.data.stacked_mnist import CLASS_NAMES, PREFIX, STACKED_KIND
 from gantrain.errors import RunError, UsageError
 from gantrain.evaluation.classifier_cache import cached_classifier
 from gantrain.evaluation.examples import RealData, choose_reals, load_real_data
@@ -145,7 +145,7 @@ def choose_space(data: RealData, cache: Path | None) -> FeatureSpace:
     train = data.train
     if isinstance(train, PointSet):
         return plane()
-    if data.source.startswith(PREFIX):
+    if train.kind == STACKED_KIND:
         folder, size = data.source.removeprefix(PREFIX), train.images.shape[-1]
         digits = load_dataset(folder, image_size=size, channels=1)
         held_out = None
@@ -299,7 +299,7 @@ def take_notes(data: RealData, space: FeatureSpace) -> tuple[str, ...]:
             "These are not the data that the generator was trained on"
             + ("." if points else ", so memorisation was not measured.")
         )
-    if data.source.startswith(PREFIX):
+    if data.train.kind == STACKED_KIND:
         notes.append(
             f"A perfect sampler's reverse KL over {len(CLASS_NAMES)} modes is about "
             f"{len(CLASS_NAMES) - 1} / (2 x samples)."

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gantrain.data.datasets import Dataset, has_test_split, load_dataset, load_source, tell_left_out
 from gantrain.data.point_sets import POINT_SETS, PointSet
-from gantrain.data.stacked_mnist import PREFIX, STACKS
+from gantrain.data.stacked_mnist import STACKED_KIND, STACKS
 from gantrain.errors import RunError, UsageError
 from gantrain.evaluation.reference import ReferenceChoice
 from gantrain.sampling import Sampler
@@ -209,4 +209,4 @@ def usual_samples(data: RealData) -> int:
     """How many samples the data's protocol takes."""
     if isinstance(data.train, PointSet):
         return _POINTS
-    return STACKS["test"] if data.source.startswith(PREFIX) else _IMAGES
+    return STACKS["test"] if data.train.kind == STACKED_KIND else _IMAGES

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from gantrain.class_labels import Labels
 from gantrain.data.datasets import load_dataset
 from gantrain.data.point_sets import PointSet, mode_coverage, sine_distance
-from gantrain.data.stacked_mnist import PREFIX
+from gantrain.data.stacked_mnist import PREFIX, STACKED_KIND
 from gantrain.evaluation.distances import Neighbourhoods, frechet_distance, kernel_distance
 from gantrain.evaluation.examples import RealData, Reals
 from gantrain.evaluation.feature_spaces import Examples, FeatureSpace, digit_marginals
@@ -167,7 +167,7 @@ def find_marginals(data: RealData) -> NDArray[np.float64] | None:
     """Probability of each class in the data, [classes]; None where there are no classes."""
     if data.train.labels is None:
         return None
-    if data.source.startswith(PREFIX):  # of any stack, not only of those that were made
+    if data.train.kind == STACKED_KIND:  # of any stack, not only of those that were made
         digits = load_dataset(data.source.removeprefix(PREFIX))
         assert digits.labels is not None
         return digit_marginals(digits.labels)
@@ -185,7 +185,7 @@ def measure_classes(
     Lin et al. 2018 (PacGAN) measure them; of other data the total variation from it.
     """
     shares = np.bincount(labels, minlength=len(marginals)) / len(labels)
-    if not data.source.startswith(PREFIX):
+    if data.train.kind != STACKED_KIND:
         return {"class_distance": float(np.abs(shares - marginals).sum() / 2)}
     found = (shares > 0) & (marginals > 0)
     divergence = float((shares[found] * np.log(shares[found] / marginals[found])).sum())

@@ -41,7 +41,7 @@ def default_rate(run_dir: Path, flags: list[str]) -> float:
     """What `--lr` is where it is not given: that of a run of one step."""
     train(run_dir, [*flags, "--total-images=64"])
     settings, _ = RunDirectory(run_dir).read()
-    return settings.generator_lr
+    return settings.generator_rate
 
 
 def train(run_dir: Path, flags: list[str]) -> bool:

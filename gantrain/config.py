@@ -307,14 +307,14 @@ class TrainConfig(Settings):
         return self.batch_size * self.discriminator_updates
 
     @property
-    def generator_lr(self) -> float:
+    def generator_rate(self) -> float:
         """The generator's learning rate; the default's upper limit where nothing has settled it."""
         return HIGHEST_DEFAULT_LR if self.lr is None else self.lr
 
     @property
     def discriminator_rate(self) -> float:
         """The discriminator's."""
-        return self.generator_lr if self.discriminator_lr is None else self.discriminator_lr
+        return self.generator_rate if self.discriminator_lr is None else self.discriminator_lr
 
     @property
     def augmentations(self) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ def network_kinds(config: TrainConfig) -> tuple[GeneratorKind, DiscriminatorKind
     return GENERATORS[config.generator], DISCRIMINATORS[config.discriminator]
 
 
-def build_networks(config: TrainConfig, class_count: int = 0) -> tuple[nn.Module, nn.Module]:
+def build_networks(config: TrainConfig, class_count: int) -> tuple[nn.Module, nn.Module]:
     """Generator and discriminator as a run begins with them, on the CPU."""
     assert config.generator is not None
     assert config.discriminator is not None

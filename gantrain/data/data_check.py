@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ from gantrain.data.image_decoding import choose_image_size, decode_files, is_gre
 from gantrain.data.image_folders import NAMES_SHOWN, Listing, find_problem, label
 from gantrain.data.point_sets import POINT_SET_SUMMARIES, POINT_SETS, PointSet, find_image_setting
 from gantrain.data.stacked_mnist import PREFIX, STACKED_KIND
+
+_COUNTS_SHOWN: Final = 12
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,9 @@ class SourceReport:
         return "\n".join([*lines, *(f"  {bad}" for bad in self.bad_files)])
 
 
-def list_counts(counts: Mapping[str, int], shown: int = 12) -> str:
+def list_counts(counts: Mapping[str, int]) -> str:
     """Write "RGB 20, L 3"; long lists end in the number of those left out."""
-    return list_some([f"{name} {count}" for name, count in counts.items()], shown)
+    return list_some([f"{name} {count}" for name, count in counts.items()], _COUNTS_SHOWN)
 
 
 def check_source(

@@ -66,7 +66,7 @@ def _is_accepted(config: TrainConfig, changes: Changes) -> bool:
 def _present(config: TrainConfig, name: str) -> object:
     """A setting's value, or what stands in for it while it is unset."""
     unset: dict[str, object] = {
-        "lr": config.generator_lr,
+        "lr": config.generator_rate,
         "discriminator_lr": config.discriminator_rate,
         "discriminator_filters": config.filters,
     }

@@ -18,7 +18,6 @@ from gantrain.errors import RunError, UsageError
 from gantrain.evaluation.classifier_cache import cached_classifier
 from gantrain.evaluation.examples import RealData, choose_reals, load_real_data
 from gantrain.evaluation.feature_spaces import (
-    Examples,
     FeatureSpace,
     classifier_space,
     plane,
@@ -35,7 +34,7 @@ from gantrain.evaluation.results import (
     Measurement,
     ReferenceFacts,
 )
-from gantrain.evaluation.sample_statistics import TrainingExamples, pool_examples
+from gantrain.evaluation.sample_statistics import Examples, TrainingExamples, pool_examples
 from gantrain.evaluation.yardstick import CHUNK, Yardstick
 from gantrain.latents import draw_latents
 from gantrain.sampling import Sampler, open_sampler

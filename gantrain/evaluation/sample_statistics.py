@@ -7,7 +7,7 @@ unseen.
 """
 
 import functools
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.nn import functional
 from gantrain.evaluation.distances import pairwise_distances
 from gantrain.evaluation.random_features import Features, find_clusters, fit_classes
 
-Examples = NDArray[np.uint8] | NDArray[np.float32]
+Examples = NDArray[Any]  # uint8 [n, channels, size, size], or points: float32 [n, 2]
 Measurements = dict[str, float | list[float]]
 
 _POOLED_SIZE: Final = 16

@@ -18,8 +18,9 @@ from gantrain.data.point_sets import PointSet, mode_coverage, sine_distance
 from gantrain.data.stacked_mnist import PREFIX, STACKED_KIND
 from gantrain.evaluation.distances import Neighbourhoods, frechet_distance, kernel_distance
 from gantrain.evaluation.examples import RealData, Reals
-from gantrain.evaluation.feature_spaces import Examples, FeatureSpace, digit_marginals
+from gantrain.evaluation.feature_spaces import FeatureSpace, digit_marginals
 from gantrain.evaluation.inception import Inception
+from gantrain.evaluation.sample_statistics import Examples
 
 CHUNK: Final = 500  # examples made, looked at and dropped at once
 _KEPT: Final = 2_000  # images kept as they are, of as many as there may be
@@ -78,7 +79,7 @@ class Yardstick:
     def look_at(self, chunks: Iterable[Examples], count: int, what: str) -> Seen:
         """Look at so many examples, as they are made or read, and keep little of them."""
         with tqdm(total=count, desc=what, unit="image", disable=None) as bar:
-            return look_at(reported(chunks, bar, what), self.space, self._network)
+            return collect_looks(reported(chunks, bar, what), self.space, self._network)
 
     def measure(self, seen: Seen) -> dict[str, float]:
         """Measure examples, be they samples or real.
@@ -129,7 +130,9 @@ def in_chunks(examples: Examples) -> Iterator[Examples]:
     return (examples[start : start + CHUNK] for start in range(0, len(examples), CHUNK))
 
 
-def look_at(chunks: Iterable[Examples], space: FeatureSpace, network: Inception | None) -> Seen:
+def collect_looks(
+    chunks: Iterable[Examples], space: FeatureSpace, network: Inception | None
+) -> Seen:
     """Look at examples and keep little of them."""
     looks, inception = [], []
     first: list[Examples] = []

@@ -175,7 +175,7 @@ def choose_device(asked: str, local_rank: int | None = None) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def create_state(config: TrainConfig, device: torch.device, class_count: int = 0) -> TrainState:
+def create_state(config: TrainConfig, device: torch.device, class_count: int) -> TrainState:
     """Networks, averaged generator and optimizers at the start of a run."""
     # Convolutions of large maps are quicker with the channels innermost, others no slower.
     generator, discriminator = (
@@ -190,6 +190,6 @@ def create_state(config: TrainConfig, device: torch.device, class_count: int = 0
         generator=generator,
         discriminator=discriminator,
         generator_ema=generator_ema,
-        generator_optimizer=create_optimizer(generator, config.generator_lr, config),
+        generator_optimizer=create_optimizer(generator, config.generator_rate, config),
         discriminator_optimizer=create_optimizer(discriminator, config.discriminator_rate, config),
     )

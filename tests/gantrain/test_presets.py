@@ -338,7 +338,7 @@ def test_what_the_user_says_wins_over_the_preset_for_points():
 
 def test_images_keep_the_flagship_and_are_refused_by_the_preset_for_points():
     config = resolve({"data": "digits", "run_dir": ""})
-    assert (config.preset, config.generator, config.generator_lr) == ("dcgan", "dcgan", 2e-3)
+    assert (config.preset, config.generator, config.generator_rate) == ("dcgan", "dcgan", 2e-3)
     with pytest.raises(UsageError, match="--generator points makes points, --data digits holds"):
         resolve({"data": "digits", "run_dir": "", "preset": "points"})
 

@@ -299,7 +299,7 @@ def test_metrics_and_samples_tell_of_the_run(small_run: Path):
 
 def test_training_moves_both_networks_and_the_average_lags_behind():
     config = settled()
-    state = create_state(config, torch.device("cpu"))
+    state = create_state(config, torch.device("cpu"), class_count=0)
     first = take_steps(state, config, steps=3)
     for network in ("generator", "discriminator"):
         for name, before in first[network].items():
@@ -409,7 +409,7 @@ def test_a_step_pays_for_no_devices_that_are_not_there(tmp_path: Path, monkeypat
 
 def test_each_step_leaves_the_other_network_alone():
     config = settled()
-    state = create_state(config, torch.device("cpu"))
+    state = create_state(config, torch.device("cpu"), class_count=0)
     noise = torch.Generator().manual_seed(0)
     real_images = torch.rand(16, 1, 8, 8) * 2 - 1
 
@@ -636,7 +636,7 @@ def test_a_resumed_run_has_not_its_share_of_time_for_diagnosis_once_more(tmp_pat
 
 
 def test_a_broken_weight_is_named():
-    state = create_state(settled(), torch.device("cpu"))
+    state = create_state(settled(), torch.device("cpu"), class_count=0)
     with torch.no_grad():
         state.generator.project.weight[0, 0] = torch.nan
     with pytest.raises(Diverged, match=r"generator_loss became nan.*generator\.project\.weight"):
@@ -646,7 +646,7 @@ def test_a_broken_weight_is_named():
 
 
 def test_broken_statistics_are_named_too():
-    state = create_state(settled(ema_half_life_images=0), torch.device("cpu"))
+    state = create_state(settled(ema_half_life_images=0), torch.device("cpu"), class_count=0)
     (name, mean), *_ = (
         pair for pair in state.generator.named_buffers() if pair[0].endswith("running_mean")
     )

@@ -233,7 +233,8 @@ class TrainConfig(Settings):
     discriminator_lr: float | None = _setting(
         None, "learning rate of the discriminator; unset: as --lr", gt=0, le=1
     )
-    # Without, MNIST became worse from 1.3 million images on, with it better up to 3.6 million.
+    # At a constant rate, distances on MNIST grow again after 1.3 million images; at this one they
+    # still shrink after 3.6 million: see docs/benchmarks-training.md.
     lr_decay: float = _setting(
         1e-4, "the learning rate is divided by 1 + this times the optimizer's updates", ge=0
     )
@@ -313,7 +314,7 @@ class TrainConfig(Settings):
 
     @property
     def discriminator_rate(self) -> float:
-        """The discriminator's."""
+        """The discriminator's learning rate: its own, or else the generator's."""
         return self.generator_rate if self.discriminator_lr is None else self.discriminator_lr
 
     @property

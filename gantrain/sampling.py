@@ -270,7 +270,7 @@ def run_session(
     latents: Latents,
     labels: Labels | None = None,
 ) -> Pixels:
-    """One call of the artifact's graph.
+    """Images [n, height, width, channels] of latents [n, latent_dim] and maybe labels [n].
 
     Raises:
         MemoryError: there is too little for it.
@@ -292,5 +292,5 @@ def sample_session(
     latents: Latents,
     labels: Labels | None = None,
 ) -> Pixels:
-    """Images of any number of latents, in bounded batches."""
+    """`run_session` for any number of latents and labels, in bounded batches."""
     return np.concatenate([*_in_batches(partial(run_session, session), latents, labels)])

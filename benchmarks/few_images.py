@@ -16,19 +16,15 @@ they memorise.
 """
 
 import argparse
-import datetime as dt
 import logging
-import os
-import platform
 import statistics
 import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from milestones import floor_row, parse_images, row, table_head, train_and_measure
 from PIL import Image
-from records import arguments_given, commit, processor, write_record
+from records import page_head, write_record
 
 from gantrain.data.datasets import Dataset, load_dataset
 from gantrain.evaluation.evaluate import evaluate_sampler
@@ -147,11 +143,7 @@ def render_page(
     bars, met = judge_bars(found)
     first = found["plain"][0][0]
     lines = [
-        f"# Few images, with augmentation and without, {dt.date.today()}",
-        "",
-        f"- command: `python benchmarks/few_images.py {arguments_given()}`",
-        f"- commit {commit()}, torch {torch.__version__}, Python {platform.python_version()}",
-        f"- {processor()}, {os.cpu_count()} CPUs, shared with other jobs",
+        *page_head("Few images, with augmentation and without", ", shared with other jobs"),
         f"- {arguments.size}x{arguments.size}, {arguments.filters} filters; {first.data.reals}",
         f"- trained on {arguments.few or 'half'} of the images",
         f"- {first.features.kind}",

@@ -12,19 +12,15 @@ at the default rate had a penalty over 100.
 """
 
 import argparse
-import datetime as dt
 import itertools
 import math
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
-from records import arguments_given, commit, processor, write_record
+from records import page_head, write_record
 
 from gantrain.run_directory import RunDirectory
 from gantrain.run_log import read_metrics
@@ -41,7 +37,7 @@ def default_rate(run_dir: Path, flags: list[str]) -> float:
     """What `--lr` is where it is not given: that of a run of one step."""
     train(run_dir, [*flags, "--total-images=64"])
     settings, _ = RunDirectory(run_dir).read()
-    return settings.generator_lr
+    return settings.generator_rate
 
 
 def train(run_dir: Path, flags: list[str]) -> bool:
@@ -98,11 +94,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda run: largest_of(run, arguments, Path(name)), runs))
     lines = [
-        f"# Multiples of the default learning rate, {dt.date.today()}",
-        "",
-        f"- command: `python benchmarks/learning_rate.py {arguments_given()}`",
-        f"- commit {commit()}, torch {torch.__version__}, Python {platform.python_version()}",
-        f"- {processor()}, {os.cpu_count()} CPUs; {arguments.images:,} images a run",
+        *page_head(
+            "Multiples of the default learning rate", f"; {arguments.images:,} images a run"
+        ),
         "",
         "| size, filters, seed | over the default | learning rate | largest R1 penalty | loss |",
         "|---|---|---|---|---|",

@@ -14,11 +14,8 @@ again. Prints a Markdown page, --record keeps it; exits with 1 where the flagshi
 """
 
 import argparse
-import datetime as dt
 import logging
 import math
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -28,9 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from records import arguments_given, commit, processor, write_record
+from records import page_head, write_record
 
 from gantrain.data.point_sets import POINT_SETS, ModeCoverage, PointSet, mode_coverage
 from gantrain.latents import draw_latents
@@ -174,11 +170,9 @@ def bar_row(points: PointSet, what: str, bar: str, found: str, met: bool) -> tup
 def render_page(bars: list[str], rows: list[str]) -> str:
     """The result as Markdown."""
     lines = [
-        f"# Modes of the two-dimensional mixtures, {dt.date.today()}",
-        "",
-        f"- command: `python benchmarks/mixtures.py {arguments_given()}`",
-        f"- commit {commit()}, torch {torch.__version__}, Python {platform.python_version()}",
-        f"- {processor()}, {os.cpu_count()} CPUs, shared with other jobs; one thread a run",
+        *page_head(
+            "Modes of the two-dimensional mixtures", ", shared with other jobs; one thread a run"
+        ),
         f"- {SAMPLES:,} samples of each run; ranges are over seeds",
         "- distance: median from the nearest centre, in sigmas; seconds: of training, by the clock",
         "",

@@ -15,17 +15,13 @@ where a bar is missed.
 """
 
 import argparse
-import datetime as dt
 import logging
-import os
-import platform
 import statistics
 import sys
 from collections.abc import Callable, Iterator
 from operator import itemgetter
 from pathlib import Path
 
-import torch
 from milestones import (
     STABLE_RATIO,
     Judge,
@@ -37,7 +33,7 @@ from milestones import (
     table_head,
     train_and_measure,
 )
-from records import arguments_given, commit, processor, write_record
+from records import page_head, write_record
 
 from gantrain.evaluation.results import Evaluation
 from gantrain.seed_ranges import parse_seeds
@@ -103,11 +99,9 @@ def render_page(
 ) -> str:
     """The result as Markdown."""
     lines = [
-        f"# The flagship beside the recipe of 2015, {dt.date.today()}",
-        "",
-        f"- command: `python benchmarks/quality.py {arguments_given()}`",
-        f"- commit {commit()}, torch {torch.__version__}, Python {platform.python_version()}",
-        f"- {processor()}, {os.cpu_count()} CPUs, shared with other jobs; one thread a run",
+        *page_head(
+            "The flagship beside the recipe of 2015", ", shared with other jobs; one thread a run"
+        ),
         f"- both with {arguments.filters} filters in {arguments.precision}, each with its preset's",
         "  own settings otherwise",
         *(f"- {accuracy}" for accuracy in accuracies),

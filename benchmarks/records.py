@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 _FOLDER = Path(__file__).resolve().parent
@@ -18,6 +19,20 @@ def write_record(name: str, page: str) -> Path:
     path = RESULTS / f"{name}_{hardware}_{dt.date.today()}.md"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def page_head(title: str, machine: str) -> list[str]:
+    """The first lines of a page about training: what, when, how to have it again, and where.
+
+    `machine` goes on after the number of CPUs, as in "; one thread a run".
+    """
+    return [
+        f"# {title}, {dt.date.today()}",
+        "",
+        f"- command: `python benchmarks/{Path(sys.argv[0]).name} {arguments_given()}`",
+        f"- commit {commit()}, torch {version('torch')}, Python {platform.python_version()}",
+        f"- {processor()}, {os.cpu_count()} CPUs{machine}",
+    ]
 
 
 def processor() -> str:

@@ -15,15 +15,11 @@ was too short to tell.
 """
 
 import argparse
-import datetime as dt
 import logging
-import os
-import platform
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from milestones import (
     STABLE_RATIO,
     Judge,
@@ -35,7 +31,7 @@ from milestones import (
     table_head,
     train_and_measure,
 )
-from records import arguments_given, commit, processor, write_record
+from records import page_head, write_record
 
 from gantrain.evaluation.results import Evaluation
 from gantrain.seed_ranges import parse_seeds
@@ -92,11 +88,9 @@ def render_page(
     """The result as Markdown; `first` tells of the classifier and of the real images."""
     judged = f"{first.features.kind}, {first.features.accuracy:.2%} right"
     lines = [
-        f"# The flagship long after its best, {dt.date.today()}",
-        "",
-        f"- command: `python benchmarks/stability.py {arguments_given()}`",
-        f"- commit {commit()}, torch {torch.__version__}, Python {platform.python_version()}",
-        f"- {processor()}, {os.cpu_count()} CPUs, shared with other jobs; one thread a run",
+        *page_head(
+            "The flagship long after its best", ", shared with other jobs; one thread a run"
+        ),
         f"- preset `dcgan` with {arguments.filters} filters in {arguments.precision}, otherwise",
         "  its own settings but for the variants'",
         f"- {Path(arguments.data).name}: {judged}",

@@ -14,18 +14,14 @@ keeps it; exits with 1 where a bar is missed.
 """
 
 import argparse
-import datetime as dt
 import logging
-import os
-import platform
 import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from milestones import Judge, floor_row, parse_images, row, table_head, train_and_measure
-from records import arguments_given, commit, processor, write_record
+from records import page_head, write_record
 
 from gantrain.config import TrainConfig
 from gantrain.data.stacked_mnist import CLASS_NAMES, PREFIX
@@ -98,11 +94,7 @@ def render_page(arguments: argparse.Namespace, runs: list[list[Evaluation]]) -> 
     first = runs[0][0]
     features = first.features
     lines = [
-        f"# Stacked-MNIST, {dt.date.today()}",
-        "",
-        f"- command: `python benchmarks/stacked_mnist.py {arguments_given()}`",
-        f"- commit {commit()}, torch {torch.__version__}, Python {platform.python_version()}",
-        f"- {processor()}, {os.cpu_count()} CPUs, shared with other jobs",
+        *page_head("Stacked-MNIST", ", shared with other jobs"),
         f"- {count_weights(arguments.filters, discriminator_filters(arguments))}",
         f"- {first.samples:,} samples; {features.kind}",
         f"- that classifier is right about {features.accuracy:.2%} of held-out digits",

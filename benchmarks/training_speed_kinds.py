@@ -103,7 +103,7 @@ class ConstantBatch:
         assert isinstance(data, Dataset)
         self.config = settle_config(config, data)
         size, device = data.images.shape[-1], torch.device(config.device)
-        self.state: TrainState = create_state(self.config, device)
+        self.state: TrainState = create_state(self.config, device, class_count=0)
         self.noise = torch.Generator(device)
         reals = torch.rand(BATCH, 3, size, size, device=device) * 2 - 1
         self.reals: Tensor = reals.to(memory_format=torch.channels_last)

@@ -2,7 +2,7 @@
 
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -33,6 +33,7 @@ def _number_of(text: object) -> object:
 
 
 HIGHEST_DEFAULT_LR = 2e-3
+IMAGE_SIZES: Final = range(8, 129, 4)  # what the networks can make, pixels
 
 Channels = Annotated[Literal[1, 3], BeforeValidator(_number_of)]
 AugmentationName = Literal["color", "translation", "cutout"]
@@ -83,8 +84,8 @@ class Settings(BaseModel):
 
 def refuse_impossible_size(size: int | None) -> int | None:
     """Raise ValueError for a size of images that no network makes."""
-    if size is not None and (size % 4 or not 8 <= size <= 128):
-        nearest = min(max(size - size % 4, 8), 128)
+    if size is not None and size not in IMAGE_SIZES:
+        nearest = min(max(size - size % IMAGE_SIZES.step, IMAGE_SIZES[0]), IMAGE_SIZES[-1])
         raise ValueError(f"expected a multiple of 4 from 8 to 128, got {size}; try {nearest}")
     return size
 
@@ -232,7 +233,8 @@ class TrainConfig(Settings):
     discriminator_lr: float | None = _setting(
         None, "learning rate of the discriminator; unset: as --lr", gt=0, le=1
     )
-    # Without, MNIST became worse from 1.3 million images on, with it better up to 3.6 million.
+    # At a constant rate, distances on MNIST grow again after 1.3 million images; at this one they
+    # still shrink after 3.6 million: see docs/benchmarks-training.md.
     lr_decay: float = _setting(
         1e-4, "the learning rate is divided by 1 + this times the optimizer's updates", ge=0
     )
@@ -306,14 +308,14 @@ class TrainConfig(Settings):
         return self.batch_size * self.discriminator_updates
 
     @property
-    def generator_lr(self) -> float:
+    def generator_rate(self) -> float:
         """The generator's learning rate; the default's upper limit where nothing has settled it."""
         return HIGHEST_DEFAULT_LR if self.lr is None else self.lr
 
     @property
     def discriminator_rate(self) -> float:
-        """The discriminator's."""
-        return self.generator_lr if self.discriminator_lr is None else self.discriminator_lr
+        """The discriminator's learning rate: its own, or else the generator's."""
+        return self.generator_rate if self.discriminator_lr is None else self.discriminator_lr
 
     @property
     def augmentations(self) -> tuple[str, ...]:
@@ -335,6 +337,13 @@ class TrainConfig(Settings):
 def flag(name: str) -> str:
     """A setting as it is given on the command line."""
     return f"--{name.replace('_', '-')}"
+
+
+def spell(name: str, value: object) -> str:
+    """A setting with its value as the command line takes it, where on and off are two flags."""
+    if isinstance(value, bool):
+        return flag(name) if value else flag(f"no_{name}")
+    return f"{flag(name)} {value}"
 
 
 def may_change(name: str) -> bool:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from gantrain.config import HIGHEST_DEFAULT_LR, TrainConfig, flag
-from gantrain.data.point_sets import POINT_SETS
+from gantrain.data.point_sets import POINT_SETS, find_image_setting
 from gantrain.losses import LOSSES_WITH_LABELS, create_loss
 from gantrain.networks import (
     DISCRIMINATORS,
@@ -60,7 +60,7 @@ def network_kinds(config: TrainConfig) -> tuple[GeneratorKind, DiscriminatorKind
     return GENERATORS[config.generator], DISCRIMINATORS[config.discriminator]
 
 
-def build_networks(config: TrainConfig, class_count: int = 0) -> tuple[nn.Module, nn.Module]:
+def build_networks(config: TrainConfig, class_count: int) -> tuple[nn.Module, nn.Module]:
     """Generator and discriminator as a run begins with them, on the CPU."""
     assert config.generator is not None
     assert config.discriminator is not None
@@ -147,9 +147,10 @@ def _contradiction_of_networks(config: TrainConfig) -> str | None:
 
 def _setting_of_images(config: TrainConfig) -> str | None:
     """A setting that only images can have, for data that are points."""
-    for name in ("image_size", "channels", "max_data_images"):
-        if getattr(config, name) is not None:
-            return f"{flag(name)}: --data {config.data} holds points, not images"
+    of_images = ("image_size", "channels", "max_data_images", "skip_bad_files")
+    given = {name: getattr(config, name) for name in of_images}
+    if problem := find_image_setting(f"--data {config.data}", **given):
+        return problem
     if config.precision != "fp32":
         return f"--precision {config.precision}: points need fp32; leave it out"
     if config.augmentations:

@@ -35,7 +35,7 @@ def set_rates(state: TrainState, config: TrainConfig) -> None:
     """
     half_steps = 2 if config.discriminator_step == "two-steps" else 1
     coming = (
-        (state.generator_optimizer, config.generator_lr, config.generator_updates),
+        (state.generator_optimizer, config.generator_rate, config.generator_updates),
         (
             state.discriminator_optimizer,
             config.discriminator_rate,

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from gantrain.checkpoint import checkpoint_paths
-from gantrain.config import TrainConfig, flag, may_change
+from gantrain.config import TrainConfig, flag, may_change, spell
 from gantrain.config_rules import choose_lr
 from gantrain.durable_files import PARTIAL_SUFFIX, atomic_write
 from gantrain.errors import RunError, first_line, say_mismatch
@@ -207,21 +207,14 @@ def _tell_change(name: str, old_config: TrainConfig, config: TrainConfig) -> str
     # Who asks for today's default has hardly chosen it, and may wonder what has changed.
     before = _EARLIER_DEFAULTS.get((name, old)) if new == default else None
     origin = f" (the default before {before})" if before else ""
-    has = f"no {flag(name)}" if old is None else _spell(name, old)
-    return f"with {has}{origin}, asked for is {_spell(name, new) if isinstance(new, bool) else new}"
+    has = f"no {flag(name)}" if old is None else spell(name, old)
+    return f"with {has}{origin}, asked for is {spell(name, new) if isinstance(new, bool) else new}"
 
 
 def _tell_how_to_resume(names: list[str], old_config: TrainConfig) -> str:
     """What to give, and what to leave out, for the settings that the run has."""
     had = {name: getattr(old_config, name) for name in names}
-    given = " ".join(_spell(name, old) for name, old in had.items() if old is not None)
+    given = " ".join(spell(name, old) for name, old in had.items() if old is not None)
     unset = " and ".join(flag(name) for name, old in had.items() if old is None)
     parts = [f"give {given}" if given else "", f"leave {unset} out" if unset else ""]
     return " and ".join(part for part in parts if part)
-
-
-def _spell(name: str, value: object) -> str:
-    """A setting with its value as the command line takes it, where on and off are two flags."""
-    if isinstance(value, bool):
-        return flag(name) if value else flag(f"no_{name}")
-    return f"{flag(name)} {value}"

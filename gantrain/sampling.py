@@ -22,12 +22,12 @@ from gantrain.errors import RunError, first_line
 from gantrain.latents import SEED_CONTRACT, draw_latents
 from gantrain.memory import lacks_memory
 from gantrain.networks import run_network
+from gantrain.pictures import Pixels
 from gantrain.publishing import MODEL_FILE
 from gantrain.run_directory import DataFacts, RunDirectory
 from gantrain.runtime import import_runtime
 
 Latents = NDArray[np.float32]  # [n, latent_dim]
-Pixels = NDArray[np.uint8]  # [n, height, width, channels]
 Samples = NDArray[Any]  # Pixels, or points: float32 [n, 2]
 
 SCHEMA = 1  # the version of docs/artifact.md
@@ -86,7 +86,7 @@ class Sampler:
 
 
 def finished_generator(
-    generator_ema: nn.Module, config: TrainConfig, class_counts: Sequence[int] = ()
+    generator_ema: nn.Module, config: TrainConfig, class_counts: Sequence[int]
 ) -> nn.Module:
     """The generator as it is sampled and exported: on the CPU, in inference mode.
 
@@ -102,9 +102,7 @@ def finished_generator(
     return (generator if kind.points else PixelGenerator(generator, kind.lowest)).eval()
 
 
-def measure_statistics(
-    generator: nn.Module, latent_dim: int, class_counts: Sequence[int] = ()
-) -> None:
+def measure_statistics(generator: nn.Module, latent_dim: int, class_counts: Sequence[int]) -> None:
     """Replace BatchNorm's moving statistics by plain means over fixed latents and labels."""
     norms = [module for module in generator.modules() if isinstance(module, _BATCH_NORMS)]
     if not norms:
@@ -272,7 +270,7 @@ def run_session(
     latents: Latents,
     labels: Labels | None = None,
 ) -> Pixels:
-    """One call of the artifact's graph.
+    """Images [n, height, width, channels] of latents [n, latent_dim] and maybe labels [n].
 
     Raises:
         MemoryError: there is too little for it.
@@ -294,5 +292,5 @@ def sample_session(
     latents: Latents,
     labels: Labels | None = None,
 ) -> Pixels:
-    """Images of any number of latents, in bounded batches."""
+    """`run_session` for any number of latents and labels, in bounded batches."""
     return np.concatenate([*_in_batches(partial(run_session, session), latents, labels)])

@@ -4,13 +4,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gantrain.class_labels import count_classes
 from gantrain.data import cifar_files, idx_files
-from gantrain.data.bad_data import BadFile, list_some
+from gantrain.data.bad_data import BadFile, DatasetError, list_some
 from gantrain.data.celeba_folders import CelebA, count_splits, find_celeba, list_celeba
 from gantrain.data.class_folders import find_strays
 from gantrain.data.datasets import (
@@ -21,12 +22,13 @@ from gantrain.data.datasets import (
     find_stacked_folder,
     load_dataset,
     open_images,
-    refuse_image_settings,
 )
 from gantrain.data.image_decoding import choose_image_size, decode_files, is_grey, quiet_decoders
 from gantrain.data.image_folders import NAMES_SHOWN, Listing, find_problem, label
-from gantrain.data.point_sets import POINT_SET_SUMMARIES, POINT_SETS, PointSet
+from gantrain.data.point_sets import POINT_SET_SUMMARIES, POINT_SETS, PointSet, find_image_setting
 from gantrain.data.stacked_mnist import PREFIX, STACKED_KIND
+
+_COUNTS_SHOWN: Final = 12
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,9 @@ class SourceReport:
         return "\n".join([*lines, *(f"  {bad}" for bad in self.bad_files)])
 
 
-def list_counts(counts: Mapping[str, int], shown: int = 12) -> str:
+def list_counts(counts: Mapping[str, int]) -> str:
     """Write "RGB 20, L 3"; long lists end in the number of those left out."""
-    return list_some([f"{name} {count}" for name, count in counts.items()], shown)
+    return list_some([f"{name} {count}" for name, count in counts.items()], _COUNTS_SHOWN)
 
 
 def check_source(
@@ -81,8 +83,6 @@ def check_source(
     *,
     image_size: int | None = None,
     channels: int | None = None,
-    progress: bool | None = None,
-    workers: int | None = None,
 ) -> SourceReport:
     """Look through the whole source, past every bad file; the arguments are `load_dataset`'s.
 
@@ -90,7 +90,9 @@ def check_source(
         DatasetError: there is nothing to look through.
     """
     if source in POINT_SETS:
-        refuse_image_settings(source, image_size=image_size, channels=channels)
+        problem = find_image_setting(source, image_size=image_size, channels=channels)
+        if problem:
+            raise DatasetError(problem)
         return report_points(source, POINT_SETS[source]())
     check_settings(image_size, channels)
     if source in NAMED_SOURCES:
@@ -105,9 +107,9 @@ def check_source(
     if cifar_files.is_cifar(path):
         return check_cifar(source, path, image_size, channels)
     with open_images(source, path, "train") as listing, quiet_decoders():
-        report = check_listing(source, listing, image_size, channels, progress, workers)
+        report = check_listing(source, listing, image_size, channels)
     celeba = find_celeba(path) if path.is_dir() else None
-    return check_celeba(report, celeba, progress, workers) if celeba else report
+    return check_celeba(report, celeba) if celeba else report
 
 
 def report_points(source: str, made: PointSet) -> SourceReport:
@@ -168,16 +170,14 @@ def check_cifar(
     return replace(report, splits=splits)
 
 
-def check_celeba(
-    report: SourceReport, celeba: CelebA, progress: bool | None, workers: int | None
-) -> SourceReport:
+def check_celeba(report: SourceReport, celeba: CelebA) -> SourceReport:
     """Add CelebA's splits, and the bad files of the test split, which evaluation would refuse."""
     report = replace(report, splits=count_splits(celeba))
     if not report.splits.get("test"):
         return report
     assert report.image_size is not None
     with list_celeba(celeba, "test") as listing, quiet_decoders():
-        decoded = decode_files(listing, report.image_size, 3, progress, workers)
+        decoded = decode_files(listing, report.image_size, 3)
         bad_files = [outcome for _, outcome in decoded if isinstance(outcome, BadFile)]
     usable = len(listing.files) - len(bad_files)
     problem = report.problem or find_problem(report.source, listing, usable, bad_files)
@@ -185,21 +185,16 @@ def check_celeba(
 
 
 def check_listing(
-    source: str,
-    listing: Listing,
-    image_size: int | None,
-    channels: int | None,
-    progress: bool | None,
-    workers: int | None,
+    source: str, listing: Listing, image_size: int | None, channels: int | None
 ) -> SourceReport:
     """Decode every image of a folder or zip, as training would, and keep only the facts."""
-    size = image_size or choose_image_size(listing, workers)
+    size = image_size or choose_image_size(listing)
     names: list[str] = []
     bad_files = list(listing.bad_folders)
     sizes: Counter[str] = Counter()
     modes: Counter[str] = Counter()
     all_grey = True
-    for file, outcome in decode_files(listing, size, 3, progress, workers):
+    for file, outcome in decode_files(listing, size, 3):
         if isinstance(outcome, BadFile):
             bad_files.append(outcome)
         else:

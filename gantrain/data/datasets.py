@@ -14,13 +14,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gantrain.config import IMAGE_SIZES
 from gantrain.data.bad_data import BadFile, DatasetError, list_some
 from gantrain.data.celeba_folders import count_splits, find_celeba, list_celeba
 from gantrain.data.cifar_files import is_cifar, read_cifar
 from gantrain.data.class_folders import find_strays
 from gantrain.data.idx_files import holds_split, is_idx_file, is_idx_folder, read_idx_folder
 from gantrain.data.image_decoding import (
-    IMAGE_SIZES,
     choose_image_size,
     common_image_size,
     decode_listing,
@@ -30,7 +30,7 @@ from gantrain.data.image_decoding import (
 from gantrain.data.image_files import SMALLEST_SIDE, resize_colour, resize_grey, turn_grey
 from gantrain.data.image_folders import NAMES_SHOWN, Listing, find_problem, label, open_listing
 from gantrain.data.meant_sources import refuse_other_data
-from gantrain.data.point_sets import POINT_SETS, PointSet
+from gantrain.data.point_sets import POINT_SETS, PointSet, find_image_setting
 from gantrain.data.stacked_mnist import CLASS_NAMES, PREFIX, STACKED_KIND, stack_digits
 
 SPLITS: Final = ("train", "test")
@@ -49,6 +49,12 @@ class Dataset:
     kind: str
     bad_files: tuple[BadFile, ...] = ()  # those that were skipped
     strays: tuple[str, ...] = ()  # images beside folders, which are no classes therefore
+    folder: Path | None = None  # every image that is put below it becomes one of the data
+
+    @property
+    def examples(self) -> NDArray[np.uint8]:
+        """The images, by the name that a `PointSet` has for its points."""
+        return self.images
 
     def fingerprint(self) -> str:
         """Return "sha256:..." of shape, images and labels: equal data, equal fingerprint."""
@@ -67,8 +73,6 @@ def load_source(
     channels: int | None = None,
     skip_bad_files: bool = False,
     split: str = "train",
-    progress: bool | None = None,
-    workers: int | None = None,
     limit: int | None = None,
 ) -> Dataset | PointSet:
     """Load what `load_dataset` knows, or a point set by its name: `sine`, `ring8`, `grid25`.
@@ -77,13 +81,15 @@ def load_source(
         DatasetError: the source cannot be used as asked; a point set takes none of the settings.
     """
     if source in POINT_SETS:
-        refuse_image_settings(
+        problem = find_image_setting(
             source,
             image_size=image_size,
             channels=channels,
-            skip_bad_files=skip_bad_files or None,
-            limit=limit,
+            skip_bad_files=skip_bad_files,
+            max_data_images=limit,
         )
+        if problem:
+            raise DatasetError(problem)
         refuse_test_split(source, split)
         return POINT_SETS[source]()
     return load_dataset(
@@ -92,8 +98,6 @@ def load_source(
         channels=channels,
         skip_bad_files=skip_bad_files,
         split=split,
-        progress=progress,
-        workers=workers,
         limit=limit,
     )
 
@@ -105,8 +109,6 @@ def load_dataset(
     channels: int | None = None,
     skip_bad_files: bool = False,
     split: str = "train",
-    progress: bool | None = None,
-    workers: int | None = None,
     limit: int | None = None,
 ) -> Dataset:
     """Load a data set of images by its name or its path, whose kind is found from its content.
@@ -121,8 +123,6 @@ def load_dataset(
         channels: 1 (grey), 3 (RGB), or None for grey where every pixel of every image is grey.
         skip_bad_files: leave out files that cannot be used instead of refusing the source.
         split: "train" or "test"; a folder or zip of images has no test split, nor have digits.
-        progress: show a bar; None shows it where stderr is a terminal.
-        workers: threads that decode; None takes one for each CPU that this process may use.
         limit: use only the first so many images, those of a folder or zip in natural order of
             their names, so that of class folders it takes the first classes; None uses all.
 
@@ -144,7 +144,7 @@ def load_dataset(
         return with_channels(load_cifar(path, split, image_size, limit), channels)
     with open_images(source, path, split) as listing, quiet_decoders():
         some = replace(listing, files=listing.files[:limit])
-        return load_images(source, some, image_size, channels, skip_bad_files, progress, workers)
+        return load_images(source, some, image_size, channels, skip_bad_files)
 
 
 def check_settings(
@@ -185,13 +185,6 @@ def has_test_split(source: str) -> bool:
         return True
     celeba = find_celeba(path) if path.is_dir() else None
     return celeba is not None and bool(count_splits(celeba).get("test"))
-
-
-def refuse_image_settings(source: str, **settings: int | None) -> None:
-    """Raise DatasetError where a setting that only images have is given for a point set."""
-    for name, value in settings.items():
-        if value is not None:
-            raise DatasetError(f"{name}: {source} holds points, not images; leave it out")
 
 
 def find_path(source: str) -> Path:
@@ -276,7 +269,7 @@ def load_stacked(
 ) -> Dataset:
     """Load Stacked-MNIST, made of the folder that the source names after its prefix."""
     if channels == 1:
-        raise DatasetError("channels: stacked-mnist tells its digits by colour, so it needs 3")
+        raise DatasetError("--channels: stacked-mnist tells its digits by colour, so it needs 3")
     digits = load_idx(find_stacked_folder(source), split, image_size, None)
     assert digits.labels is not None
     images, labels = stack_digits(digits.images, digits.labels, split, limit)
@@ -310,12 +303,10 @@ def load_images(
     image_size: int | None,
     channels: int | None,
     skip_bad_files: bool,
-    progress: bool | None,
-    workers: int | None,
 ) -> Dataset:
     """Decode every image of a folder or zip into one array; raises DatasetError."""
-    size = image_size or choose_image_size(listing, workers)
-    images, names, bad_files = decode_listing(listing, size, channels or 3, progress, workers)
+    size = image_size or choose_image_size(listing)
+    images, names, bad_files = decode_listing(listing, size, channels or 3)
     check = f"gantrain data check {shlex.quote(source)}"
     if image_size:  # of another size others may be too small
         check += f" --image-size {image_size}"
@@ -329,12 +320,14 @@ def load_images(
     # Of the usable files alone: what is left out must not decide what the others are.
     labels, class_names = label(names)
     strays = tuple(find_strays(names))
-    return Dataset(images, labels, class_names, listing.kind, tuple(bad_files), strays)
+    return Dataset(
+        images, labels, class_names, listing.kind, tuple(bad_files), strays, listing.folder
+    )
 
 
 def tell_left_out(data: Dataset | PointSet) -> None:
     """Log which files `skip_bad_files` has left out, if any."""
-    if isinstance(data, Dataset) and data.bad_files:
-        total = len(data.images) + len(data.bad_files)
+    if data.bad_files:
+        total = len(data.examples) + len(data.bad_files)
         named = list_some([str(bad) for bad in data.bad_files], NAMES_SHOWN)
         logger.info("left out %d of %d files: %s", len(data.bad_files), total, named)

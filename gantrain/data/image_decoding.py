@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from gantrain.config import IMAGE_SIZES
 from gantrain.cpus import usable_cpus
 from gantrain.data.bad_data import BadFile, BadFileError
 from gantrain.data.image_files import Picture, decode_image, read_size
 from gantrain.data.image_folders import ImageFile, Listing
 
-IMAGE_SIZES: Final = range(8, 129, 4)  # what the networks can make, pixels
 DEFAULT_IMAGE_SIZE: Final = 64  # at most, where images differ in size
 PARALLEL_BATCH: Final = 256  # files; bounds what is decoded but not yet taken
 
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 def decode_listing(
-    listing: Listing, image_size: int, channels: int, progress: bool | None, workers: int | None
+    listing: Listing, image_size: int, channels: int
 ) -> tuple[NDArray[np.uint8], list[str], list[BadFile]]:
     """Decode all that can be decoded.
 
@@ -36,7 +36,7 @@ def decode_listing(
     images = np.empty((len(listing.files), channels, image_size, image_size), np.uint8)
     names: list[str] = []
     bad_files = list(listing.bad_folders)
-    for file, outcome in decode_files(listing, image_size, channels, progress, workers):
+    for file, outcome in decode_files(listing, image_size, channels):
         if isinstance(outcome, BadFile):
             bad_files.append(outcome)
         else:
@@ -46,9 +46,12 @@ def decode_listing(
 
 
 def decode_files(
-    listing: Listing, image_size: int, channels: int, progress: bool | None, workers: int | None
+    listing: Listing, image_size: int, channels: int
 ) -> Iterator[tuple[ImageFile, Picture | BadFile]]:
-    """Yield each file with its picture or what is wrong with it, in the listing's order."""
+    """Yield each file with its picture or what is wrong with it, in the listing's order.
+
+    A bar shows how far it is, where stderr is a terminal.
+    """
 
     def decode(file: ImageFile) -> Picture | BadFile:
         try:
@@ -56,18 +59,17 @@ def decode_files(
         except BadFileError as error:
             return BadFile(file.name, str(error))
 
-    outcomes = map_in_order(decode, listing.files, workers or usable_cpus())
-    hidden = None if progress is None else not progress  # None lets tqdm look for a terminal
-    bar = tqdm(outcomes, "decoding", total=len(listing.files), unit="image", disable=hidden)
+    outcomes = map_in_order(decode, listing.files)
+    bar = tqdm(outcomes, "decoding", total=len(listing.files), unit="image", disable=None)
     yield from zip(listing.files, bar, strict=True)
 
 
 def map_in_order(
-    function: Callable[[ImageFile], Result], files: Iterable[ImageFile], workers: int
+    function: Callable[[ImageFile], Result], files: Iterable[ImageFile]
 ) -> Iterator[Result]:
     """Apply the function in threads, for Pillow decodes without the GIL; results keep the order."""
     remaining = iter(files)
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as executor:
+    with ThreadPoolExecutor(usable_cpus(), thread_name_prefix="decode") as executor:
         while batch := list(islice(remaining, PARALLEL_BATCH)):
             yield from executor.map(function, batch)
 
@@ -80,7 +82,7 @@ def quiet_decoders() -> Iterator[None]:
         yield
 
 
-def choose_image_size(listing: Listing, workers: int | None) -> int:
+def choose_image_size(listing: Listing) -> int:
     """Choose a size from the short sides of all images, read from their headers."""
 
     def short_side(file: ImageFile) -> int | None:
@@ -89,7 +91,7 @@ def choose_image_size(listing: Listing, workers: int | None) -> int:
         except BadFileError:
             return None
 
-    sides = map_in_order(short_side, listing.files, workers or usable_cpus())
+    sides = map_in_order(short_side, listing.files)
     return common_image_size([side for side in sides if side])
 
 

@@ -7,7 +7,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -31,7 +31,6 @@ MAX_FILE_BYTES: Final = 256 * 2**20
 SIGNATURE_BYTES: Final = 12
 ENCRYPTED: Final = 0x1  # of a zip entry's flags
 NAMES_SHOWN: Final = 3
-FOLDER_KIND: Final = "image folder"
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ class Listing:
     files: tuple[ImageFile, ...]  # in natural order of their names
     others: tuple[str, ...]  # names of files that are no images, likewise
     bad_folders: tuple[BadFile, ...]
+    folder: Path | None = None  # all images below it are listed; None of a zip
 
     @property
     def ignored(self) -> dict[str, int]:
@@ -100,7 +100,7 @@ def list_folder(folder: Path) -> Iterator[Listing]:
             files.append(ImageFile(name, read))
         else:
             others.append(name)
-    yield make_listing(FOLDER_KIND, files, others, bad_folders)
+    yield replace(make_listing("image folder", files, others, bad_folders), folder=folder)
 
 
 def walk(folder: Path, bad_folders: list[BadFile]) -> Iterator[Path]:

@@ -4,11 +4,12 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gantrain.config import flag
 from gantrain.latents import draw_latents
 
 _SEED: Final = 0  # of every set, so that a name stands for the same points everywhere
@@ -27,7 +28,18 @@ class PointSet:
     modes: NDArray[np.float32] | None  # [modes, 2], the centres; None for the sine
     sigma: float  # standard deviation of each mode in each direction; 0 for the sine
     kind: str  # "sine", "ring8" or "grid25"
-    class_names: tuple[str, ...] = ()
+
+    # What only images have, so that a set of points can be asked for it as a `Dataset` can.
+    labels: ClassVar[None] = None
+    class_names: ClassVar[tuple[()]] = ()
+    bad_files: ClassVar[tuple[()]] = ()
+    strays: ClassVar[tuple[()]] = ()
+    folder: ClassVar[None] = None
+
+    @property
+    def examples(self) -> NDArray[np.float32]:
+        """The points, by the name that a `Dataset` has for its images."""
+        return self.points
 
     def fingerprint(self) -> str:
         """Return "sha256:..." of shape and points: equal data, equal fingerprint."""
@@ -66,6 +78,17 @@ POINT_SET_SUMMARIES: Final = {
     "ring8": "points of 8 Gaussians of sigma 0.01 on a circle of radius 1",
     "grid25": "points of 5x5 Gaussians of sigma 0.05, 2 apart",
 }
+
+
+def find_image_setting(source: str, **settings: object) -> str | None:
+    """Say which of the settings, that only images have, is given for a point set; None of none.
+
+    `source` is how the point set was asked for, each setting has its name of the command line.
+    """
+    for name, value in settings.items():
+        if value is not None and value is not False:  # 0 is given, too
+            return f"{flag(name)}: {source} holds points, not images; leave it out"
+    return None
 
 
 def _make_mixture(centres: NDArray[np.float64], sigma: float, kind: str) -> PointSet:

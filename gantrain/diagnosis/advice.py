@@ -61,10 +61,10 @@ def strengthen_discriminator(config: TrainConfig) -> Advice:
     """For a discriminator that cannot tell bad samples from reals."""
     return _join(
         config.generator_updates > 1 and try_values(config, {"generator_updates": 1}, "use"),
-        config.discriminator_rate < config.generator_lr
+        config.discriminator_rate < config.generator_rate
         and try_values(
             config,
-            {"discriminator_lr": config.generator_lr},
+            {"discriminator_lr": config.generator_rate},
             "use at least --lr's",
             why=" (two time-scales, Heusel et al. 2017, give the discriminator the faster one)",
         ),
@@ -123,7 +123,7 @@ def keep_diversity(config: TrainConfig) -> Advice:
 def steady(config: TrainConfig, rollbacks: int = 0) -> Advice:
     """For numbers that grow without bound, or swing, however often the run has gone back."""
     highest = _highest_lr(config)
-    rates = {"lr": config.generator_lr, "discriminator_lr": config.discriminator_lr or 0.0}
+    rates = {"lr": config.generator_rate, "discriminator_lr": config.discriminator_lr or 0.0}
     too_high = {name: highest for name, rate in rates.items() if rate > highest}
     return _join(
         "lr" in too_high and try_values(config, too_high, "use at most"),
@@ -236,9 +236,9 @@ def _usual_penalty_of_points(name: str) -> float:
 
 
 def _slower_discriminator(config: TrainConfig) -> str:
-    if config.discriminator_rate <= config.generator_lr:
+    if config.discriminator_rate <= config.generator_rate:
         return ""
-    return try_values(config, {"discriminator_lr": config.generator_lr}, "use --lr's")
+    return try_values(config, {"discriminator_lr": config.generator_rate}, "use --lr's")
 
 
 def _wider_discriminator(config: TrainConfig) -> str:
@@ -281,7 +281,7 @@ def _highest_lr(config: TrainConfig) -> float:
 def _lower_lr(config: TrainConfig, rollbacks: int = 0) -> str:
     """Half of the lowest learning rates that the run has tried, rollbacks having lowered them."""
     share = ROLLBACK_LR**rollbacks / 2
-    lower = {"lr": config.generator_lr * share}
+    lower = {"lr": config.generator_rate * share}
     if config.discriminator_lr is not None:
         lower["discriminator_lr"] = config.discriminator_lr * share
     return try_values(config, lower)

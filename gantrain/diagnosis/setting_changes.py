@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gantrain.config import TrainConfig, flag
+from gantrain.config import TrainConfig, flag, spell
 from gantrain.config_rules import find_contradiction, has_penalty, network_kinds
 
 Changes = Mapping[str, Any]  # setting -> value to give, None to leave it out
@@ -20,9 +20,9 @@ def try_values(config: TrainConfig, changes: Changes, word: str = "try", why: st
     if not _is_accepted(config, {**changes, **beside}):
         return ""
     told = ", ".join(
-        f"{word} {_spell({name: value})}"
+        f"{word} {spell(name, value)}"
         if isinstance(value, bool)
-        else f"{flag(name)} {_spell_value(_present(config, name))}: {word} {_spell_value(value)}"
+        else f"{flag(name)} {_shorten(_present(config, name))}: {word} {_shorten(value)}"
         for name, value in changes.items()
     )
     return f"{told}, with {_spell(beside)}{why}" if beside else f"{told}{why}"
@@ -66,7 +66,7 @@ def _is_accepted(config: TrainConfig, changes: Changes) -> bool:
 def _present(config: TrainConfig, name: str) -> object:
     """A setting's value, or what stands in for it while it is unset."""
     unset: dict[str, object] = {
-        "lr": config.generator_lr,
+        "lr": config.generator_rate,
         "discriminator_lr": config.discriminator_rate,
         "discriminator_filters": config.filters,
     }
@@ -76,15 +76,11 @@ def _present(config: TrainConfig, name: str) -> object:
 
 def _spell(changes: Changes) -> str:
     """The changes as they stand on a command line."""
-    given = []
-    for name, value in changes.items():
-        if isinstance(value, bool):
-            given.append(flag(name) if value else flag(f"no_{name}"))
-        elif value is not None:
-            given.append(f"{flag(name)} {_spell_value(value)}")
+    given = [spell(name, _shorten(value)) for name, value in changes.items() if value is not None]
     left_out = [flag(name) for name, value in changes.items() if value is None]
     return " ".join(given) + (f" and leave {', '.join(left_out)} out" if left_out else "")
 
 
-def _spell_value(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _shorten(value: object) -> object:
+    """A number as short as a person would write it; all else as it is."""
+    return f"{value:g}" if isinstance(value, float) else value

@@ -13,6 +13,11 @@ from torch import Tensor
 
 _BLOCK: Final = 2**22  # distances held at once, 32 MB
 _FEW: Final = 8  # dimensions up to which distances are taken without the detour over products
+# k of the balls of precision and recall (Kynkaanniemi et al., "Improved precision and recall
+# metric", 2019), and of those of density and coverage (Naeem et al., "Reliable fidelity and
+# diversity metrics", 2020).
+_NEAREST: Final = 3
+_NEAREST_COVERED: Final = 5
 
 
 @dataclass(frozen=True)
@@ -74,24 +79,15 @@ def kernel_distance(
 class Neighbourhoods:
     """Balls around real vectors, to hold sets of fakes against."""
 
-    def __init__(self, real: Tensor, *, nearest: int = 3, nearest_covered: int = 5) -> None:
+    def __init__(self, real: Tensor) -> None:
         """Find the balls of vectors [n, d].
 
-        Args:
-            real: more than `nearest_covered` vectors.
-            nearest: k of the k-nearest-neighbour balls of precision and recall (Kynkaanniemi et
-                al., "Improved precision and recall metric", 2019).
-            nearest_covered: k of density and coverage (Naeem et al., "Reliable fidelity and
-                diversity metrics", 2020).
-
         Raises:
-            ValueError: there are too few vectors, or some are not finite.
+            ValueError: there are too few vectors, fewer than 6, or some are not finite.
         """
-        self._nearest = nearest
-        self._real = check_vectors(real, max(nearest, nearest_covered) + 1)
-        radii = _radii(self._real, max(nearest, nearest_covered))
-        self._radii = radii[:, nearest - 1]
-        self._covered_radii, self._nearest_covered = radii[:, nearest_covered - 1], nearest_covered
+        self._real = check_vectors(real, _NEAREST_COVERED + 1)
+        radii = _radii(self._real, _NEAREST_COVERED)
+        self._radii, self._covered_radii = radii[:, _NEAREST - 1], radii[:, -1]
 
     def measure(self, fake: Tensor) -> NeighbourMeasures:
         """Hold fakes [m, d] against the reals; as many of the one as of the other, or it is unfair.
@@ -99,8 +95,8 @@ class Neighbourhoods:
         Raises:
             ValueError: there are too few vectors, or some are not finite.
         """
-        fake = check_vectors(fake, self._nearest + 1)
-        radii = _radii(fake, self._nearest)[:, -1]
+        fake = check_vectors(fake, _NEAREST + 1)
+        radii = _radii(fake, _NEAREST)[:, -1]
         precise = dense = 0
         recalled = torch.zeros(len(self._real), dtype=torch.bool)
         covered = recalled.clone()
@@ -113,7 +109,7 @@ class Neighbourhoods:
         return NeighbourMeasures(
             precision=precise / len(fake),
             recall=recalled.double().mean().item(),
-            density=dense / (self._nearest_covered * len(fake)),
+            density=dense / (_NEAREST_COVERED * len(fake)),
             coverage=covered.double().mean().item(),
         )
 

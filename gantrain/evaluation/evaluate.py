@@ -11,14 +11,13 @@ from typing import Final
 import numpy as np
 
 from gantrain.class_labels import Labels, count_classes, labels_in_turn, proportional_labels
-from gantrain.data.datasets import Dataset, has_test_split, load_dataset
+from gantrain.data.datasets import has_test_split, load_dataset
 from gantrain.data.point_sets import PointSet
-from gantrain.data.stacked_mnist import CLASS_NAMES, PREFIX
+from gantrain.data.stacked_mnist import CLASS_NAMES, PREFIX, STACKED_KIND
 from gantrain.errors import RunError, UsageError
 from gantrain.evaluation.classifier_cache import cached_classifier
 from gantrain.evaluation.examples import RealData, choose_reals, load_real_data
 from gantrain.evaluation.feature_spaces import (
-    Examples,
     FeatureSpace,
     classifier_space,
     plane,
@@ -35,7 +34,7 @@ from gantrain.evaluation.results import (
     Measurement,
     ReferenceFacts,
 )
-from gantrain.evaluation.sample_statistics import TrainingExamples, pool_examples
+from gantrain.evaluation.sample_statistics import Examples, TrainingExamples, pool_examples
 from gantrain.evaluation.yardstick import CHUNK, Yardstick
 from gantrain.latents import draw_latents
 from gantrain.sampling import Sampler, open_sampler
@@ -145,7 +144,7 @@ def choose_space(data: RealData, cache: Path | None) -> FeatureSpace:
     train = data.train
     if isinstance(train, PointSet):
         return plane()
-    if data.source.startswith(PREFIX):
+    if train.kind == STACKED_KIND:
         folder, size = data.source.removeprefix(PREFIX), train.images.shape[-1]
         digits = load_dataset(folder, image_size=size, channels=1)
         held_out = None
@@ -176,7 +175,7 @@ def labels_as_in_data(sampler: Sampler, data: RealData, count: int) -> Labels | 
     """Labels [count] in the proportions of the data's, None for a generator that takes none."""
     if not sampler.class_names:
         return None
-    if isinstance(data.train, PointSet) or data.train.labels is None:
+    if data.train.labels is None:
         return labels_in_turn(len(sampler.class_names), count)
     return proportional_labels(count_classes(data.train.labels, sampler.class_names), count)
 
@@ -263,7 +262,7 @@ def count_by_class(
     labels_of_data: Labels | None,
 ) -> dict[str, ClassFacts]:
     """The table of classes, of all repeats together; none without a classifier of the classes."""
-    if not isinstance(data.train, Dataset) or not space.of_class or labels_of_data is None:
+    if not space.of_class or labels_of_data is None:
         return {}
     labels = np.concatenate([found for found in recognised if found is not None])
     table = {}
@@ -299,7 +298,7 @@ def take_notes(data: RealData, space: FeatureSpace) -> tuple[str, ...]:
             "These are not the data that the generator was trained on"
             + ("." if points else ", so memorisation was not measured.")
         )
-    if data.source.startswith(PREFIX):
+    if data.train.kind == STACKED_KIND:
         notes.append(
             f"A perfect sampler's reverse KL over {len(CLASS_NAMES)} modes is about "
             f"{len(CLASS_NAMES) - 1} / (2 x samples)."

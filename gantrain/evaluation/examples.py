@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gantrain.data.datasets import Dataset, has_test_split, load_dataset, load_source, tell_left_out
 from gantrain.data.point_sets import POINT_SETS, PointSet
-from gantrain.data.stacked_mnist import PREFIX, STACKS
+from gantrain.data.stacked_mnist import STACKED_KIND, STACKS
 from gantrain.errors import RunError, UsageError
 from gantrain.evaluation.reference import ReferenceChoice
 from gantrain.sampling import Sampler
@@ -30,11 +30,6 @@ class RealData:
     train: Dataset | PointSet
     held_out: Dataset | None  # the test split, where there is one
     trained_on: bool  # the generator has learned from `train`
-
-    @property
-    def examples(self) -> NDArray[Any]:
-        """uint8 [count, channels, size, size], or points: float32 [count, 2]."""
-        return self.train.points if isinstance(self.train, PointSet) else self.train.images
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +143,7 @@ def choose_reals(
 
 def choose_whole(data: RealData, samples: int | None, reference: ReferenceChoice) -> Reals:
     """All of the reference's splits; the others are of what is left, if that is enough."""
-    splits: dict[str, NDArray[Any]] = {"train": data.examples}
+    splits: dict[str, NDArray[Any]] = {"train": data.train.examples}
     if data.held_out is not None:
         splits["test"] = data.held_out.images
     elif reference != "train":
@@ -184,7 +179,7 @@ def in_random_order(examples: NDArray[Any]) -> NDArray[Any]:
 
 def choose_as_many(data: RealData, samples: int | None) -> Reals:
     """As many training examples as samples."""
-    train = data.examples
+    train = data.train.examples
     held_out = len(data.held_out.images) if data.held_out else 0
     most = max(min(len(train), held_out), len(train) // 2)
     if most < FEWEST:
@@ -214,4 +209,4 @@ def usual_samples(data: RealData) -> int:
     """How many samples the data's protocol takes."""
     if isinstance(data.train, PointSet):
         return _POINTS
-    return STACKS["test"] if data.source.startswith(PREFIX) else _IMAGES
+    return STACKS["test"] if data.train.kind == STACKED_KIND else _IMAGES

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -14,9 +14,7 @@ from gantrain.data.datasets import Dataset
 from gantrain.evaluation.classifier import FEATURES, recognise
 from gantrain.evaluation.classifier_cache import TrainedClassifier, cached_classifier
 from gantrain.evaluation.random_features import Features
-from gantrain.evaluation.sample_statistics import pool_examples
-
-Examples = NDArray[Any]  # uint8 [n, channels, size, size], or points: float32 [n, 2]
+from gantrain.evaluation.sample_statistics import Examples, pool_examples
 
 _SEED: Final = 0
 _SCALE_FROM: Final = 6_000  # images whose responses give random features their scale

@@ -7,7 +7,7 @@ unseen.
 """
 
 import functools
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.nn import functional
 from gantrain.evaluation.distances import pairwise_distances
 from gantrain.evaluation.random_features import Features, find_clusters, fit_classes
 
-Examples = NDArray[np.uint8] | NDArray[np.float32]
+Examples = NDArray[Any]  # uint8 [n, channels, size, size], or points: float32 [n, 2]
 Measurements = dict[str, float | list[float]]
 
 _POOLED_SIZE: Final = 16
@@ -181,8 +181,7 @@ class TrainingExamples:
         self._near, self._far = _quantile(nearest, _NEAR), _quantile(nearest, _FAR)
         # A repeated example stands for as many held-out ones, all with an exact copy in the data.
         weights = torch.tensor(repeats[: len(held_out)])
-        second = torch.where(weights > 1, nearest, second)
-        nearest = torch.where(weights > 1, 0.0, nearest)
+        nearest = torch.where(weights > 1, 0.0, nearest)  # a copy, wherever the second one lies
         self._data = self._summarise(
             nearest.repeat_interleave(weights), second.repeat_interleave(weights)
         )

@@ -15,11 +15,12 @@ from tqdm import tqdm
 from gantrain.class_labels import Labels
 from gantrain.data.datasets import load_dataset
 from gantrain.data.point_sets import PointSet, mode_coverage, sine_distance
-from gantrain.data.stacked_mnist import PREFIX
+from gantrain.data.stacked_mnist import PREFIX, STACKED_KIND
 from gantrain.evaluation.distances import Neighbourhoods, frechet_distance, kernel_distance
 from gantrain.evaluation.examples import RealData, Reals
-from gantrain.evaluation.feature_spaces import Examples, FeatureSpace, digit_marginals
+from gantrain.evaluation.feature_spaces import FeatureSpace, digit_marginals
 from gantrain.evaluation.inception import Inception
+from gantrain.evaluation.sample_statistics import Examples
 
 CHUNK: Final = 500  # examples made, looked at and dropped at once
 _KEPT: Final = 2_000  # images kept as they are, of as many as there may be
@@ -78,7 +79,7 @@ class Yardstick:
     def look_at(self, chunks: Iterable[Examples], count: int, what: str) -> Seen:
         """Look at so many examples, as they are made or read, and keep little of them."""
         with tqdm(total=count, desc=what, unit="image", disable=None) as bar:
-            return look_at(reported(chunks, bar, what), self.space, self._network)
+            return collect_looks(reported(chunks, bar, what), self.space, self._network)
 
     def measure(self, seen: Seen) -> dict[str, float]:
         """Measure examples, be they samples or real.
@@ -129,7 +130,9 @@ def in_chunks(examples: Examples) -> Iterator[Examples]:
     return (examples[start : start + CHUNK] for start in range(0, len(examples), CHUNK))
 
 
-def look_at(chunks: Iterable[Examples], space: FeatureSpace, network: Inception | None) -> Seen:
+def collect_looks(
+    chunks: Iterable[Examples], space: FeatureSpace, network: Inception | None
+) -> Seen:
     """Look at examples and keep little of them."""
     looks, inception = [], []
     first: list[Examples] = []
@@ -165,9 +168,9 @@ def measure_points(points: Examples, data: PointSet) -> dict[str, float]:
 
 def find_marginals(data: RealData) -> NDArray[np.float64] | None:
     """Probability of each class in the data, [classes]; None where there are no classes."""
-    if isinstance(data.train, PointSet) or data.train.labels is None:
+    if data.train.labels is None:
         return None
-    if data.source.startswith(PREFIX):  # of any stack, not only of those that were made
+    if data.train.kind == STACKED_KIND:  # of any stack, not only of those that were made
         digits = load_dataset(data.source.removeprefix(PREFIX))
         assert digits.labels is not None
         return digit_marginals(digits.labels)
@@ -185,7 +188,7 @@ def measure_classes(
     Lin et al. 2018 (PacGAN) measure them; of other data the total variation from it.
     """
     shares = np.bincount(labels, minlength=len(marginals)) / len(labels)
-    if not data.source.startswith(PREFIX):
+    if data.train.kind != STACKED_KIND:
         return {"class_distance": float(np.abs(shares - marginals).sum() / 2)}
     found = (shares > 0) & (marginals > 0)
     divergence = float((shares[found] * np.log(shares[found] / marginals[found])).sum())

@@ -9,7 +9,7 @@ from gantrain.errors import RunError
 from gantrain.evaluation.distances import frechet_distance
 from gantrain.evaluation.evaluate import choose_space, labels_as_in_data, sample
 from gantrain.evaluation.examples import FEWEST, choose_reals, load_real_data
-from gantrain.evaluation.yardstick import in_chunks, look_at
+from gantrain.evaluation.yardstick import collect_looks, in_chunks
 from gantrain.sampling import RunGenerator, Sampler, open_session, run_sampler, sample_session
 
 logger = logging.getLogger(__name__)
@@ -44,13 +44,13 @@ def frechet_change(
     references = reals.reference[: max(samples, FEWEST)]  # the reals are in random order
     count = len(references)
     space = choose_space(data, None)
-    reference = look_at(in_chunks(references), space, None)
+    reference = collect_looks(in_chunks(references), space, None)
     labels = labels_as_in_data(whole, data, count * _REPEATS)
 
     def distances(sampler: Sampler) -> list[float]:
         found = []
         for first in range(0, count * _REPEATS, count):
-            seen = look_at(sample(sampler, range(first, first + count), labels), space, None)
+            seen = collect_looks(sample(sampler, range(first, first + count), labels), space, None)
             found.append(frechet_distance(reference.features, seen.features))
         return found
 

@@ -11,7 +11,8 @@ import onnx
 from gantrain.class_labels import Labels, spread_labels
 from gantrain.errors import RunError
 from gantrain.latents import draw_latents
-from gantrain.sampling import Latents, Pixels, open_session, sample_session
+from gantrain.pictures import Pixels
+from gantrain.sampling import Latents, open_session, sample_session
 
 _BATCH = 64
 _VISIBLE = 2  # grey levels; values that are off by more are counted

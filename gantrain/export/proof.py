@@ -8,10 +8,10 @@ from gantrain.class_labels import Labels, spread_labels
 from gantrain.errors import RunError
 from gantrain.export.precision_distance import MEASURED, measure_distance, refuse_below
 from gantrain.latents import draw_latents
+from gantrain.pictures import Pixels
 from gantrain.sampling import (
     Latents,
     PixelGenerator,
-    Pixels,
     generate,
     open_session,
     run_session,

@@ -20,7 +20,8 @@ from gantrain.export.precision_distance import (
     measured_images,
     refuse_below,
 )
-from gantrain.sampling import Pixels, open_session
+from gantrain.pictures import Pixels
+from gantrain.sampling import open_session
 
 logger = logging.getLogger(__name__)
 

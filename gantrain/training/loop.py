@@ -11,7 +11,6 @@ from gantrain.config import TrainConfig
 from gantrain.config_rules import network_kinds
 from gantrain.cpus import usable_cpus
 from gantrain.data.datasets import load_source, tell_left_out
-from gantrain.data.point_sets import PointSet
 from gantrain.errors import Interrupted, RunError
 from gantrain.optimizers import set_rates, update_ema
 from gantrain.ranks import (
@@ -41,10 +40,10 @@ from gantrain.training.run_setup import (
     LONGEST_UNSAVED,
     check_place,
     check_share,
-    checkpoint_interval,
     choose_device,
     create_state,
     describe_data,
+    interval,
     load_labels,
     settle_config,
     tell_checkpoints,
@@ -74,7 +73,6 @@ def train(config: TrainConfig) -> TrainState:
         skip_bad_files=config.skip_bad_files,
         limit=config.max_data_images,
     )
-    examples = data.points if isinstance(data, PointSet) else data.images
     config = settle_config(config, data)
     check_share(config.batch_size, place.count)
     check_place(config, data)
@@ -92,17 +90,17 @@ def train(config: TrainConfig) -> TrainState:
         state = create_state(config, device, len(facts.class_names))
         restore_newest(state, run)
         feed = Feed(
-            examples=upload(torch.from_numpy(examples), device),
+            examples=upload(torch.from_numpy(data.examples), device),
             labels=load_labels(data, config, device),
             lowest=network_kinds(config)[0].lowest,
             share=ranks.share(config.batch_size),
         )
         step = create_step(state, feed, config, ranks)
         log_every = config.log_every or max(config.total_images // 200, 1)
-        sample_every = config.sample_every or max(config.total_images // 20, 1)
-        diagnose_every = config.diagnose_every or max(config.total_images // 20, 1)
-        checkpoint_every = checkpoint_interval(config)
-        order = data_order(len(examples), config, state, device)
+        sample_every = interval(config.sample_every, config)
+        diagnose_every = interval(config.diagnose_every, config)
+        checkpoint_every = interval(config.checkpoint_every, config)
+        order = data_order(len(data.examples), config, state, device)
         means = StepMeans(config.loss)
         if ranks.first:
             tell_checkpoints(config, state.images_seen, checkpoint_every)
@@ -137,7 +135,7 @@ def train(config: TrainConfig) -> TrainState:
                             monitor.record_divergence(row, diverged.what)
                         before = state.images_seen
                         roll_back(state, run, config, diverged, len(facts.class_names))
-                        order = data_order(len(examples), config, state, device)
+                        order = data_order(len(data.examples), config, state, device)
                         step = create_step(state, feed, config, ranks)
                         status.advance(state.images_seen - before)
                         clock.go_back(state.images_seen)

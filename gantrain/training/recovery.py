@@ -21,7 +21,7 @@ from gantrain.optimizers import ROLLBACK_LR
 from gantrain.ranks import broadcast, read_ranks
 from gantrain.run_directory import RunDirectory
 from gantrain.run_log import read_metrics
-from gantrain.training.run_setup import checkpoint_interval, create_state
+from gantrain.training.run_setup import create_state, interval
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def refuse_lost_checkpoints(run: RunDirectory) -> None:
     if not rows or not run.config_file.exists():
         return
     config, _ = run.read()  # as it was before this start, which may have other intervals
-    due = min(checkpoint_interval(config), config.total_images)
+    due = min(interval(config.checkpoint_every, config), config.total_images)
     reached = rows[-1]["images_seen"]
     # The row of a step comes before its checkpoint, so that of the step after is the first to show.
     if reached - config.images_per_step >= due:

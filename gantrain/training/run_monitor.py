@@ -48,7 +48,7 @@ class RunMonitor:
         self, run: RunDirectory, config: TrainConfig, data: Dataset | PointSet, images_seen: int
     ) -> None:
         self._run, self._config, self._data = run, config, data
-        self._labels = data.labels if isinstance(data, Dataset) and config.conditional else None
+        self._labels = data.labels if config.conditional else None
         self._class_counts = (
             () if self._labels is None else count_classes(self._labels, data.class_names)
         )
@@ -211,12 +211,9 @@ class RunMonitor:
         return {**measured, "diagnosis": diagnosis.state, "diagnosis_seconds": self._seconds}
 
     def _create_reference(self) -> Reference:
-        if isinstance(self._data, PointSet):
-            return Reference(self._data.points, None, (), self._config.seed)
-        data = self._data
-        mirrored = self._config.flip == "on"
+        data, mirrored = self._data, self._config.flip == "on"
         return Reference(
-            data.images, data.labels, data.class_names, self._config.seed, mirrored=mirrored
+            data.examples, data.labels, data.class_names, self._config.seed, mirrored=mirrored
         )
 
 

@@ -3,7 +3,6 @@
 import copy
 import logging
 import math
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from gantrain.config_rules import (
 )
 from gantrain.data.bad_data import list_some
 from gantrain.data.datasets import Dataset
-from gantrain.data.image_folders import FOLDER_KIND, NAMES_SHOWN, is_hidden
+from gantrain.data.image_folders import NAMES_SHOWN, is_hidden
 from gantrain.data.point_sets import PointSet
 from gantrain.data.stacked_mnist import STACKED_KIND
 from gantrain.errors import RunError
@@ -41,10 +40,9 @@ def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
         RunError: there are fewer images than a batch holds, the networks do not fit the images, or
             classes are to be learned and there are none.
     """
-    if config.conditional and (isinstance(data, PointSet) or data.labels is None):
-        strays = () if isinstance(data, PointSet) else data.strays
-        named = list_some([*strays], NAMES_SHOWN)
-        why = f", as these images lie beside the folders: {named}" if strays else ""
+    if config.conditional and data.labels is None:
+        named = list_some([*data.strays], NAMES_SHOWN)
+        why = f", as these images lie beside the folders: {named}" if data.strays else ""
         more = "a larger --max-data-images, " if config.max_data_images else ""
         raise RunError(
             f"--conditional: the data {config.data} have no classes ({data.kind}){why}; give {more}"
@@ -52,16 +50,16 @@ def settle_config(config: TrainConfig, data: Dataset | PointSet) -> TrainConfig:
             "or another source with labels, or leave --conditional out"
         )
     if isinstance(data, PointSet):
-        count = len(data.points)
         weight = penalty_for_points(data.points)
         changes: dict[str, object] = {"flip": "off"}
     else:
-        count, channels, size, _ = data.images.shape
+        _, channels, size, _ = data.images.shape
         weight = penalty_for_images(size)
         # Grey images are mostly digits and letters, which mirrored are others; stacked ones too.
         may_flip = channels == 3 and data.kind != STACKED_KIND
         flip = config.flip if config.flip != "auto" else ("on" if may_flip else "off")
         changes = {"image_size": size, "channels": channels, "flip": flip}
+    count = len(data.examples)
     if count < config.batch_size:
         raise RunError(
             f"--batch-size {config.batch_size}: the data have only {count} images; "
@@ -99,12 +97,12 @@ def check_place(config: TrainConfig, data: Dataset | PointSet) -> None:
     Raises:
         RunError: the run's folder lies in the folder of images.
     """
-    if not isinstance(data, Dataset) or data.kind != FOLDER_KIND:
+    if data.folder is None:
         return
-    folder, run = Path(config.data).expanduser().resolve(), config.run_dir.resolve()
+    folder, run = data.folder.resolve(), config.run_dir.resolve()
     if run.is_relative_to(folder) and not any(map(is_hidden, run.relative_to(folder).parts)):
         raise RunError(
-            f"--run-dir {config.run_dir} lies in the folder of images {config.data}, so the run's "
+            f"--run-dir {config.run_dir} lies in the folder of images {data.folder}, so the run's "
             "pictures would become data: choose a folder outside it, and move a run there that "
             "you want to resume"
         )
@@ -112,17 +110,15 @@ def check_place(config: TrainConfig, data: Dataset | PointSet) -> None:
 
 def describe_data(data: Dataset | PointSet) -> DataFacts:
     """What a run remembers of its data."""
-    if isinstance(data, PointSet):
-        return DataFacts(data.fingerprint(), len(data.points), data.kind, data.class_names)
     counts = () if data.labels is None else count_classes(data.labels, data.class_names)
     return DataFacts(
-        data.fingerprint(), len(data.images), data.kind, data.class_names, class_counts=counts
+        data.fingerprint(), len(data.examples), data.kind, data.class_names, class_counts=counts
     )
 
 
-def checkpoint_interval(config: TrainConfig) -> int:
-    """Images between two checkpoints that are due, the time since the last one apart."""
-    return config.checkpoint_every or max(config.total_images // 20, 1)
+def interval(every: int | None, config: TrainConfig) -> int:
+    """Images between two times that something is due; unset, a 20th of the run."""
+    return every or max(config.total_images // 20, 1)
 
 
 def tell_checkpoints(config: TrainConfig, images_seen: int, every: int) -> None:
@@ -144,7 +140,6 @@ def load_labels(
     """
     if not config.conditional:
         return None
-    assert isinstance(data, Dataset)
     assert data.labels is not None
     counts = count_classes(data.labels, data.class_names)
     missing = [name for name, count in zip(data.class_names, counts, strict=True) if not count]
@@ -180,7 +175,7 @@ def choose_device(asked: str, local_rank: int | None = None) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def create_state(config: TrainConfig, device: torch.device, class_count: int = 0) -> TrainState:
+def create_state(config: TrainConfig, device: torch.device, class_count: int) -> TrainState:
     """Networks, averaged generator and optimizers at the start of a run."""
     # Convolutions of large maps are quicker with the channels innermost, others no slower.
     generator, discriminator = (
@@ -195,6 +190,6 @@ def create_state(config: TrainConfig, device: torch.device, class_count: int = 0
         generator=generator,
         discriminator=discriminator,
         generator_ema=generator_ema,
-        generator_optimizer=create_optimizer(generator, config.generator_lr, config),
+        generator_optimizer=create_optimizer(generator, config.generator_rate, config),
         discriminator_optimizer=create_optimizer(discriminator, config.discriminator_rate, config),
     )

@@ -185,7 +185,7 @@ def test_the_discriminator_sees_nothing_but_augmented_images_in_both_steps(setti
             **settings,
         }
     )
-    state = create_state(config, torch.device("cpu"))
+    state = create_state(config, torch.device("cpu"), class_count=0)
     state.discriminator = watcher = Watcher()
     state.discriminator_optimizer = torch.optim.SGD(watcher.parameters(), lr=1e-3)
     reals = torch.ones(config.batch_size, 3, 8, 8)
@@ -204,7 +204,7 @@ def test_penalties_are_on_the_gradient_by_the_image_before_it_was_changed():
         {"data": "digits", "run_dir": "", "image_size": 8, "channels": 3, "filters": 4}
         | {"augment": ",".join(ALL)}
     )
-    state = create_state(config, torch.device("cpu"))
+    state = create_state(config, torch.device("cpu"), class_count=0)
     images = some_images(6, size=8)
     found, gradients = judge_with_input_gradients(state, images, config, seeded(3))
     plain = images.clone().requires_grad_()

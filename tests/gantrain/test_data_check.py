@@ -136,10 +136,10 @@ def test_points_are_described(source, description):
     assert report.describe() == f"source     {source} ({description}"
 
 
-@pytest.mark.parametrize("name", ["image_size", "channels"])
+@pytest.mark.parametrize("name", ["image-size", "channels"])
 def test_what_only_images_have_is_refused_for_points(name):
-    with pytest.raises(DatasetError, match=f"^{name}: ring8 holds points, not images"):
-        check_source("ring8", **{name: 8})
+    with pytest.raises(DatasetError, match=f"^--{name}: ring8 holds points, not images"):
+        check_source("ring8", **{name.replace("-", "_"): 8})
 
 
 def test_mnist_format_files_are_described(mnist_like):

@@ -1,7 +1,9 @@
 import gzip
+import io
 import os
 import shutil
 import struct
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gantrain.data import image_decoding
 from gantrain.data.bad_data import BadFile, DatasetError
 from gantrain.data.datasets import Dataset, has_test_split, load_dataset, load_source
 from gantrain.data.image_files import decode_image
@@ -93,19 +96,20 @@ def test_a_folder_becomes_images_in_natural_order(tmp_path):
     assert dataset.kind == "image folder"
 
 
-def test_the_result_owes_nothing_to_the_workers_or_the_packing(tmp_path):
+def test_the_result_owes_nothing_to_the_number_of_cpus_or_the_packing(tmp_path, monkeypatch):
     folder = noise_folder(tmp_path / "noise", count=300)  # more than are decoded at once
-    fingerprints = {
-        load_dataset(str(path), image_size=16, workers=workers).fingerprint()
-        for path in (folder, pack(folder, tmp_path / "noise.zip"))
-        for workers in (1, 4)
-    }
+    fingerprints = set()
+    for cpus in (1, 4):  # a thread for each
+        monkeypatch.setattr(image_decoding, "usable_cpus", lambda cpus=cpus: cpus)
+        for path in (folder, pack(folder, tmp_path / "noise.zip")):
+            fingerprints.add(load_dataset(str(path), image_size=16).fingerprint())
     assert len(fingerprints) == 1
 
 
-def test_every_image_lands_in_its_own_row(tmp_path):
+def test_every_image_lands_in_its_own_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_decoding, "usable_cpus", lambda: 4)
     folder = noise_folder(tmp_path / "noise")
-    images = load_dataset(str(folder), image_size=16, workers=4).images
+    images = load_dataset(str(folder), image_size=16).images
     for index in (0, 2, 10, 59):
         expected = decode_image((folder / f"{index}.png").read_bytes(), 16, 3).pixels
         assert np.array_equal(images[index], expected)
@@ -350,13 +354,14 @@ def test_a_point_set_is_loaded_by_its_name(name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"image_size": 28}, "image_size: sine holds points, not images; leave it out"),
-        ({"channels": 1}, "channels: sine holds points, not images; leave it out"),
-        ({"skip_bad_files": True}, "skip_bad_files: sine holds points, not images; leave it out"),
-        ({"limit": 100}, "limit: sine holds points, not images; leave it out"),
+        ({"image_size": 28}, "--image-size: sine holds points, not images; leave it out"),
+        ({"image_size": 0}, "--image-size: sine holds points, not images; leave it out"),
+        ({"channels": 1}, "--channels: sine holds points, not images; leave it out"),
+        ({"skip_bad_files": True}, "--skip-bad-files: sine holds points, not images; leave it out"),
+        ({"limit": 100}, "--max-data-images: sine holds points, not images; leave it out"),
         ({"split": "test"}, "sine: has no test split; .*"),
     ],
-    ids=["image_size", "channels", "skip_bad_files", "limit", "split"],
+    ids=["image_size", "no_size", "channels", "skip_bad_files", "limit", "split"],
 )
 def test_what_only_images_have_is_refused_for_points_by_name(settings, message):
     with pytest.raises(DatasetError, match=f"^{message}$"):
@@ -507,10 +512,13 @@ def test_bad_files_read_as_name_and_reason():
 # The bar
 
 
-@pytest.mark.parametrize("progress", [True, False, None])
-def test_the_bar_appears_when_asked_for(progress, tmp_path, capsys):
-    load_dataset(str(noise_folder(tmp_path / "noise")), progress=progress)
-    assert ("60/60" in capsys.readouterr().err) == bool(progress)  # stderr is no terminal here
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_bar_appears_on_a_terminal(terminal, tmp_path, monkeypatch):
+    stderr = io.StringIO()
+    stderr.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", stderr)
+    load_dataset(str(noise_folder(tmp_path / "noise")))
+    assert ("60/60" in stderr.getvalue()) == terminal
 
 
 # Real data

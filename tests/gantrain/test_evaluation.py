@@ -566,7 +566,7 @@ def test_other_data_are_decoded_twice_at_most_without_their_bad_files(
     settings = {"skip_bad_files": True, "max_data_images": limit}
     data = load_real_data(source, picture_sampler(DIGITS.images, settings=settings))
     assert not data.trained_on
-    assert len(data.examples) == 48
+    assert len(data.train.examples) == 48
     assert len(loads) == 2
 
 
@@ -588,7 +588,7 @@ def test_bad_files_are_left_out_of_an_evaluation_when_asked_to(
 
 def test_bad_files_of_points_are_not_to_be_left_out():
     points = picture_sampler(DIGITS.images, image_size=None)
-    with pytest.raises(DatasetError, match="skip_bad_files: ring8 holds points, not images"):
+    with pytest.raises(DatasetError, match=r"^--skip-bad-files: ring8 holds points, not images"):
         load_real_data("ring8", points, skip_bad_files=True)
 
 

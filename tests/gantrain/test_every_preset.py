@@ -173,7 +173,7 @@ def test_a_run_that_diverges_goes_back_with_a_lower_learning_rate_and_another_or
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["images_seen"] for row in rows] == sorted({row["images_seen"] for row in rows})
     falling = [1 + config.lr_decay * (row["images_seen"] / 4 - 1) for row in rows]
-    expected = [config.generator_lr / 4 / by for by in falling]
+    expected = [config.generator_rate / 4 / by for by in falling]
     assert [row["lr"] for row in rows] == pytest.approx(expected, rel=1e-12)
     told = [row["rolled_back"] for row in rows if "rolled_back" in row]
     assert told == [rows[0]["rolled_back"]], "the first row since then tells it, once"

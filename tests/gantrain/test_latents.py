@@ -80,7 +80,10 @@ def test_interpolation_keeps_to_the_sphere_and_ends_at_the_last_seed():
     assert min(np.linalg.norm(frames, axis=1)) > 0.6 * min(np.linalg.norm(stations, axis=1))
 
 
-def test_parallel_stations_are_joined_by_a_straight_line():
-    station = draw_latents(np.array([5], np.uint64), 4)
-    frames = interpolate_latents(np.concatenate([station, 3 * station]), 2)
-    np.testing.assert_allclose(frames[1], 2 * station[0], rtol=1e-6)
+@pytest.mark.parametrize("latent_dim", [1, 4])  # of one number no rounding parts the two
+@pytest.mark.parametrize("factor", [pytest.param(1, id="equal"), pytest.param(3, id="longer")])
+def test_parallel_stations_are_joined_by_a_straight_line(factor: int, latent_dim: int):
+    """Equal ones are what `--seeds 3,3 --interpolate` asks for."""
+    station = draw_latents(np.array([3], np.uint64), latent_dim)
+    frames = interpolate_latents(np.concatenate([station, factor * station]), 2)
+    np.testing.assert_allclose(frames[1], (1 + factor) / 2 * station[0], rtol=1e-6)

@@ -243,6 +243,8 @@ CONTRADICTIONS = [
     ({"generator": "dcgan", "discriminator": "points"}, "--discriminator points judges points"),
     ({"data": "ring8", "generator": "dcgan"}, "--data ring8 holds points: for points choose one"),
     ({"data": "ring8", "image_size": 32}, "--image-size: --data ring8 holds points"),
+    ({"data": "ring8", "max_data_images": 9}, "--max-data-images: --data ring8 holds points"),
+    ({"data": "ring8", "skip_bad_files": True}, "--skip-bad-files: --data ring8 holds points"),
     ({"data": "ring8", "flip": "on"}, "--flip on: --data ring8 holds points"),
     ({"preset": "keras-conv64", "image_size": 28}, "expected a multiple of 16, got 28"),
     ({"rho": 0.5}, "--rho: --optimizer adam has no such setting"),
@@ -336,7 +338,7 @@ def test_what_the_user_says_wins_over_the_preset_for_points():
 
 def test_images_keep_the_flagship_and_are_refused_by_the_preset_for_points():
     config = resolve({"data": "digits", "run_dir": ""})
-    assert (config.preset, config.generator, config.generator_lr) == ("dcgan", "dcgan", 2e-3)
+    assert (config.preset, config.generator, config.generator_rate) == ("dcgan", "dcgan", 2e-3)
     with pytest.raises(UsageError, match="--generator points makes points, --data digits holds"):
         resolve({"data": "digits", "run_dir": "", "preset": "points"})
 

@@ -40,7 +40,7 @@ def change(state: TrainState) -> None:
 
 def test_after_a_rollback_samples_are_of_the_weights_gone_back_to(tmp_path: Path):
     config, data = begin(tmp_path / "run")
-    state = create_state(config, torch.device("cpu"))
+    state = create_state(config, torch.device("cpu"), class_count=0)
     state.images_seen = 64
     picture = tmp_path / "run" / "samples" / "000000000064.png"
     with open_run(config.run_dir) as run:
@@ -93,7 +93,7 @@ def test_scores_of_a_loss_that_only_compares_do_not_depend_on_where_its_logits_l
 ):
     sheets = []
     config, data = begin(tmp_path / "run", loss=loss)
-    state = create_state(config, torch.device("cpu"))
+    state = create_state(config, torch.device("cpu"), class_count=0)
     with open_run(config.run_dir) as run:
         monitor = RunMonitor(run, config, data, 0)
         for shift in (0.0, 20.0):

@@ -56,7 +56,7 @@ def settings(**more: object):
 def test_without_averaging_the_statistics_of_training_stand():
     generator = small_generator()
     torch.nn.init.constant_(generator.layers[0].running_mean, 100.0)
-    finished = finished_generator(generator, settings(ema_half_life_images=0))
+    finished = finished_generator(generator, settings(ema_half_life_images=0), class_counts=())
     assert (finished.generator.layers[0].running_mean == 100).all()
     assert not finished.training
 
@@ -64,7 +64,7 @@ def test_without_averaging_the_statistics_of_training_stand():
 def test_statistics_of_the_averaged_generator_are_those_of_its_own_maps():
     generator = small_generator()
     torch.nn.init.constant_(generator.layers[0].running_mean, 100.0)  # statistics of another net
-    averaged = finished_generator(generator, settings())
+    averaged = finished_generator(generator, settings(), class_counts=())
     assert generator.layers[0].running_mean[0] == 100, "the original is left alone"
     latents = torch.from_numpy(draw_latents(np.arange(4096, dtype=np.uint64), 4))
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_statistics_of_an_averaged_generator_weigh_all_batches_alike_and_forget_
     with torch.no_grad():
         for _ in range(300):  # of other weights, as far as the average is concerned
             generator(5 + torch.randn(8, 4))
-    found = finished_generator(generator, settings()).generator
+    found = finished_generator(generator, settings(), class_counts=()).generator
     torch.optim.swa_utils.update_bn(latents.split(64), generator)
     for name, expected in generator.named_buffers():
         if "running" in name:
@@ -111,7 +111,10 @@ def test_statistics_of_a_conditional_generator_are_those_of_the_datas_classes():
 def test_the_averaged_generator_is_always_the_same():
     generator = small_generator()
     latents = draw_latents(np.arange(100, dtype=np.uint64), 4)
-    one, other = (generate(finished_generator(generator, settings()), latents) for _ in range(2))
+    one, other = (
+        generate(finished_generator(generator, settings(), class_counts=()), latents)
+        for _ in range(2)
+    )
     assert np.array_equal(one, other)
 
 

@@ -121,7 +121,7 @@ def test_a_folder_that_is_not_there_is_refused():
 
 @pytest.mark.parametrize("use", [load_dataset, check_source])
 def test_grey_stacks_are_refused(mnist_like, use):
-    with pytest.raises(DatasetError, match=r"^channels: stacked-mnist .* so it needs 3$"):
+    with pytest.raises(DatasetError, match=r"^--channels: stacked-mnist .* so it needs 3$"):
         use(f"stacked-mnist:{mnist_like}", channels=1)
 
 

@@ -30,7 +30,7 @@ def real_images(count: int = 3, size: int = 28) -> list[torch.Tensor]:
 
 
 def train_steps(config, batches: list[torch.Tensor]):
-    state = create_state(config, CPU)
+    state = create_state(config, CPU, class_count=0)
     noise = torch.Generator().manual_seed(7)
     for reals in batches:
         fakes = generate_fakes(state, config, noise, with_gradient=config.reuse_fakes)
@@ -141,7 +141,7 @@ def test_selu_dense_takes_one_step_on_fakes_labelled_0_and_reals_labelled_1():
 
 def test_the_learning_rate_decays_as_in_keras_and_each_gradient_element_is_clipped():
     config = configure("selu-dense", lr=0.5, lr_decay=0.25, gradient_clip=1.0)
-    state = create_state(config, CPU)
+    state = create_state(config, CPU, class_count=0)
     weights = next(state.generator.parameters())
     seen = []
     for _ in range(3):
@@ -156,7 +156,7 @@ def test_the_learning_rate_decays_as_in_keras_and_each_gradient_element_is_clipp
 
 def test_the_learning_rate_goes_on_falling_from_checkpoints_that_do_not_note_the_updates():
     config = configure("selu-dense", lr=0.5, lr_decay=0.25)
-    state = create_state(config, CPU)
+    state = create_state(config, CPU, class_count=0)
     for values in state.generator.parameters():
         values.grad = torch.ones_like(values)
     for _ in range(3):
@@ -165,7 +165,7 @@ def test_the_learning_rate_goes_on_falling_from_checkpoints_that_do_not_note_the
     saved = state.generator_optimizer.state_dict()
     for group in saved["param_groups"]:
         assert group.pop("updates") == 3  # 0.9.0 and before knew none
-    resumed = create_state(config, CPU)
+    resumed = create_state(config, CPU, class_count=0)
     resumed.generator_optimizer.load_state_dict(saved)
     set_rates(resumed, config)
     assert resumed.generator_optimizer.param_groups[0]["lr"] == 0.5 / 1.75
@@ -180,7 +180,7 @@ def test_weights_are_clipped_after_each_step_of_wgan():
 
 def test_the_generator_step_moves_neither_weights_nor_statistics_of_the_discriminator():
     config = configure("keras-conv64", image_size=32, channels=1, filters=4)
-    state = create_state(config, CPU)
+    state = create_state(config, CPU, class_count=0)
     noise = torch.Generator().manual_seed(0)
     reals = torch.rand(BATCH, 1, 32, 32)
     before = {
@@ -223,7 +223,7 @@ def test_every_loss_teaches_the_discriminator_which_images_are_real(settings):
         latent_dim=4,
         **{"r1_weight": 0.01, "r2_weight": 0.01, **settings},
     )
-    state = create_state(config, CPU)
+    state = create_state(config, CPU, class_count=0)
     noise = torch.Generator().manual_seed(0)
     for _ in range(40):
         reals = torch.full((BATCH, 1, 8, 8), 0.8)
@@ -256,7 +256,7 @@ def test_conditional_steps_pair_each_real_with_a_fake_of_its_class():
         "dcgan", "dcgan", network_shape(config, CLASSES), seed=config.seed
     )
     discriminator.eval()  # of PyTorch's own layers, which can be differentiated twice
-    adam = {"lr": config.generator_lr, "betas": (0.0, 0.99)}
+    adam = {"lr": config.generator_rate, "betas": (0.0, 0.99)}
     generator_adam = torch.optim.Adam(generator.parameters(), **adam)
     discriminator_adam = torch.optim.Adam(discriminator.parameters(), **adam)
     noise, same_noise = (torch.Generator().manual_seed(7) for _ in range(2))
@@ -285,8 +285,8 @@ def test_conditional_steps_pair_each_real_with_a_fake_of_its_class():
         generator_adam.step()
     with torch.no_grad():  # it cancels in each pair, so its gradient is rounding alone
         discriminator.judge.bias.copy_(state.discriminator.judge.bias)
-    assert_same(state.generator, generator, config.generator_lr)
-    assert_same(state.discriminator, discriminator, config.generator_lr)
+    assert_same(state.generator, generator, config.generator_rate)
+    assert_same(state.discriminator, discriminator, config.generator_rate)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_losses_and_penalties_have_their_weights_however_the_discriminator_steps
         discriminator_step=kind,
         discriminator_loss_weight=0.25,
     )
-    state = create_state(config, CPU)
+    state = create_state(config, CPU, class_count=0)
     weights = state.discriminator.parameters()
     state.discriminator_optimizer = torch.optim.SGD(weights, lr=0.01)
     _, discriminator = by_hand(config)
@@ -402,7 +402,7 @@ def test_the_average_forgets_half_of_a_weight_in_its_half_life(seen: int, half_l
         ema_half_life_images=60,
         ema_ramp_up=0.05,
     )
-    state = create_state(config, CPU)
+    state = create_state(config, CPU, class_count=0)
     for network, value in ((state.generator, 1.0), (state.generator_ema, 0.0)):
         for weights in network.parameters():
             nn.init.constant_(weights, value)

@@ -29,6 +29,7 @@ from gantrain.latents import draw_latents
 from gantrain.optimizers import update_ema
 from gantrain.presets import resolve
 from gantrain.run_directory import DataFacts, RunDirectory, check_same_run, open_run
+from gantrain.run_log import Stopwatch
 from gantrain.sampling import generate, load_run_generator
 from gantrain.training import loop
 from gantrain.training.loop import create_step, train
@@ -230,6 +231,34 @@ def test_a_long_run_is_saved_at_a_status_line_once_too_much_would_be_lost(
     assert_same_bits(final_weights(run_dir), final_weights(uninterrupted))
 
 
+class SlowRows(Stopwatch):
+    """Of a run whose time all goes into rows of metrics, two minutes into each."""
+
+    def __init__(self, images_seen: int, seconds_before: float) -> None:
+        super().__init__(images_seen, seconds_before)
+        self._now = seconds_before
+
+    def seconds(self) -> float:
+        return self._now
+
+    def row(self, images_seen: int, means: dict[str, float]) -> dict[str, float]:
+        row = super().row(images_seen, means)
+        self._now += 120
+        return row
+
+
+def test_the_ten_minutes_to_a_checkpoint_start_anew_with_each_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loop, "Stopwatch", SlowRows)
+    rows = 160  # one a step, and every eighth with a checkpoint whatever the time
+    settings = {**SMALL, "run_dir": tmp_path / "run", "total_images": 16 * rows, "log_every": 16}
+    train(resolve({**settings, "keep_checkpoints": rows}))
+    saved = [int(path.stem) // 16 for path in checkpoint_paths(tmp_path / "run" / "checkpoints")]
+    # The ten minutes are over when the sixth row after a checkpoint is due.
+    assert sorted(saved) == [row for row in range(1, rows + 1) if row % 8 in (6, 0)]
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(tmp_path: Path):
     config = resolve({**SMALL, "run_dir": tmp_path / "run", "total_images": 256})
     train(config)
@@ -270,7 +299,7 @@ def test_metrics_and_samples_tell_of_the_run(small_run: Path):
 
 def test_training_moves_both_networks_and_the_average_lags_behind():
     config = settled()
-    state = create_state(config, torch.device("cpu"))
+    state = create_state(config, torch.device("cpu"), class_count=0)
     first = take_steps(state, config, steps=3)
     for network in ("generator", "discriminator"):
         for name, before in first[network].items():
@@ -380,7 +409,7 @@ def test_a_step_pays_for_no_devices_that_are_not_there(tmp_path: Path, monkeypat
 
 def test_each_step_leaves_the_other_network_alone():
     config = settled()
-    state = create_state(config, torch.device("cpu"))
+    state = create_state(config, torch.device("cpu"), class_count=0)
     noise = torch.Generator().manual_seed(0)
     real_images = torch.rand(16, 1, 8, 8) * 2 - 1
 
@@ -544,6 +573,20 @@ def test_a_run_is_kept_out_of_the_images_that_it_trains_on(place: str, tmp_path:
         assert train(resolve({**settings, **run})).images_seen == total
 
 
+def test_a_run_is_kept_out_of_the_faces_of_celeba_wherever_they_lie_below_the_data(tmp_path: Path):
+    faces = tmp_path / "img_align_celeba"
+    faces.mkdir()
+    for index in range(16):
+        Image.new("L", (8, 8), index).save(faces / f"{index + 1:06}.png")
+    settings = {**SMALL, "data": str(tmp_path), "total_images": 16}
+    with pytest.raises(RunError, match=r"--run-dir .* images .*/img_align_celeba, .*outside it"):
+        train(resolve({**settings, "run_dir": faces / "run"}))
+    assert len(list(tmp_path.rglob("*"))) == 17, "nothing was written"
+    for total in (16, 32):  # what lies beside the faces is no data
+        run = {"run_dir": tmp_path / "run", "total_images": total}
+        assert train(resolve({**settings, **run})).images_seen == total
+
+
 def test_two_processes_do_not_train_in_one_folder(start: Start, tmp_path: Path):
     first = start(command(tmp_path / "run", "--total-images=1000000"))
     try:
@@ -593,7 +636,7 @@ def test_a_resumed_run_has_not_its_share_of_time_for_diagnosis_once_more(tmp_pat
 
 
 def test_a_broken_weight_is_named():
-    state = create_state(settled(), torch.device("cpu"))
+    state = create_state(settled(), torch.device("cpu"), class_count=0)
     with torch.no_grad():
         state.generator.project.weight[0, 0] = torch.nan
     with pytest.raises(Diverged, match=r"generator_loss became nan.*generator\.project\.weight"):
@@ -603,7 +646,7 @@ def test_a_broken_weight_is_named():
 
 
 def test_broken_statistics_are_named_too():
-    state = create_state(settled(ema_half_life_images=0), torch.device("cpu"))
+    state = create_state(settled(ema_half_life_images=0), torch.device("cpu"), class_count=0)
     (name, mean), *_ = (
         pair for pair in state.generator.named_buffers() if pair[0].endswith("running_mean")
     )

@@ -96,6 +96,7 @@ def open_repository(
         load_model,
         device=config.device,
         threads=config.threads or max(1, cpus // (config.instances or cpus)),
+        lone_threads=config.threads or cpus,
         warm_batch_sizes=lambda provider: (
             fixed_batch_sizes(config, provider) or (1, config.max_batch_size)
         ),
@@ -138,6 +139,7 @@ def _start_batcher(
         max_wait_seconds=config.max_wait_seconds,
         queue_size=config.queue_size,
         instances=instances,
+        run_lone_batch=None if model.lone_session is None else model.run_lone_batch,
         on_batch=None if tracing is None else partial(tracing.note_batch, name),
     )
 

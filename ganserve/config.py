@@ -130,7 +130,9 @@ class ServerConfig(BaseSettings):
     )
     threads: PositiveInt | None = Field(
         default=None,
-        description="Threads within one model call. Unset: the usable CPUs divided by instances.",
+        description="Threads within one model call. Unset: the usable CPUs divided by instances "
+        "or, on CPUs, all of them for a batch that comes while no other of its model is computed, "
+        "if an image takes more than 2 ms; this takes the memory of a second session.",
     )
     encoder_threads: PositiveInt | None = Field(
         default=None, description="Threads that encode images. Unset: the usable CPUs."

@@ -75,7 +75,7 @@ LAYERS_WITHIN = {
     ],
     "ganserve.models": [
         {"loading"},
-        {"gpu_sessions"},
+        {"gpu_sessions", "lone_session"},
         {"model"},
         {"model_spec", "cuda_graphs"},
         {"bound_session"},

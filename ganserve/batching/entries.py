@@ -83,6 +83,7 @@ class Batch(NamedTuple):
     started_at: float
     seconds: float
     gather_seconds: float = 0.0  # before it started: latents were drawn
+    is_lone: bool = False  # it had all CPUs
 
     @property
     def rows(self) -> int:

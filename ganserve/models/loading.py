@@ -9,6 +9,7 @@ from pathlib import Path
 from ganserve.errors import ModelError, ProviderUnavailable, UnreadableModel
 from ganserve.models.artifact import parse_metadata
 from ganserve.models.gpu_sessions import GpuModel, GpuSettings, load_on_gpu
+from ganserve.models.lone_session import open_lone_session
 from ganserve.models.model import Model, check_golden, warm_up
 from ganserve.models.model_files import read_model_file
 from ganserve.models.model_spec import read_spec
@@ -26,6 +27,7 @@ def load_model(
     device: Device,
     *,
     threads: int,
+    lone_threads: int = 1,
     warm_batch_sizes: Callable[[str], Sequence[int]] = lambda _: (1,),
     max_bytes: int = 2**30,
     gpu: GpuSettings | None = None,
@@ -36,6 +38,8 @@ def load_model(
         path: The artifact's file.
         device: What it is to run on; `auto` falls back to the CPU.
         threads: Within one call, on the CPU.
+        lone_threads: Within one call while no other runs, on the CPU, at most; used where images
+            take long enough to gain by it.
         warm_batch_sizes: Given a provider's name, the sizes to warm up; on a GPU they are the only
             ones that the model is called with.
         max_bytes: How large the file may be.
@@ -48,7 +52,7 @@ def load_model(
         ProviderUnavailable: it could, but not on this device.
     """
     try:
-        return _load(path, device, threads, warm_batch_sizes, max_bytes, gpu)
+        return _load(path, device, threads, lone_threads, warm_batch_sizes, max_bytes, gpu)
     except ModelError as error:
         raise type(error)(error.problem, path) from error
     except Exception as error:  # the file is not ours to trust, ONNX Runtime raises many kinds
@@ -59,6 +63,7 @@ def _load(
     path: Path,
     device: Device,
     threads: int,
+    lone_threads: int,
     warm_batch_sizes: Callable[[str], Sequence[int]],
     max_bytes: int,
     gpu: GpuSettings | None,
@@ -83,8 +88,14 @@ def _load(
     model = Model(spec, session)
     check_golden(model, metadata.golden)
     strict = gpu is None or gpu.reproducibility == "strict"
-    warm_up(model, warm_batch_sizes(spec.provider), strict=strict)
-    return model
+    sizes = warm_batch_sizes(spec.provider)
+    warm_up(model, sizes, strict=strict)
+    if lone_threads <= threads:
+        return model
+    lone_session = open_lone_session(
+        file, spec, session, threads=lone_threads, largest_batch=max(sizes)
+    )
+    return replace(model, lone_session=lone_session)
 
 
 def read_checked_file(path: Path, max_bytes: int) -> SplitFile:

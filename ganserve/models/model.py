@@ -24,6 +24,7 @@ class Model:
     session: Session | BoundSession
     # The only ones it is called with, on GPUs; empty on CPUs, where every size makes the same bits.
     batch_sizes: tuple[int, ...] = ()
+    lone_session: Session | None = None  # if batches that come alone are faster with it
 
     def run_batch(
         self,
@@ -31,11 +32,25 @@ class Model:
         labels: NDArray[np.int64] | None = None,  # [n], conditional models only
     ) -> NDArray[np.uint8]:  # [n, height, width, channels]
         """Generate one image for each row. The GIL is released meanwhile."""
-        feeds: dict[str, NDArray[Any]] = {"latents": latents}
-        if labels is not None:
-            feeds["labels"] = labels
-        images: NDArray[np.uint8] = self.session.run(["images"], feeds)[0]
-        return images
+        return _run(self.session, latents, labels)
+
+    def run_lone_batch(
+        self, latents: NDArray[np.float32], labels: NDArray[np.int64] | None = None
+    ) -> NDArray[np.uint8]:
+        """As `run_batch`, with all CPUs; the same bytes."""
+        return _run(self.lone_session, latents, labels)
+
+
+def _run(
+    session: Session | BoundSession,
+    latents: NDArray[np.float32],
+    labels: NDArray[np.int64] | None,
+) -> NDArray[np.uint8]:
+    feeds: dict[str, NDArray[Any]] = {"latents": latents}
+    if labels is not None:
+        feeds["labels"] = labels
+    images: NDArray[np.uint8] = session.run(["images"], feeds)[0]
+    return images
 
 
 def check_golden(model: Model, golden: Golden) -> None:

@@ -183,6 +183,42 @@ async def test_idle_workers_do_not_share_what_is_half_a_batch_or_less():
     assert model.batches == [[0, 1, 2, 3]]
 
 
+async def test_a_batch_has_all_cpus_while_no_other_worker_is_busy():
+    shared, alone = GatedModel(), GatedModel()
+    settings = {"instances": 2, "max_batch_size": 8, "run_lone_batch": alone}
+    async with running(shared, **settings) as batcher:
+        await eventually(lambda: batcher._idle == 2)
+        first = start(batcher, 1)
+        await alone.has_started()
+        second = start(batcher, 2)
+        await shared.has_started()
+        alone.release()
+        assert ((await first).pixels == images(1)).all()
+        third = start(batcher, 3)  # the worker of the first is idle, that of the second is not
+        await shared.has_started()
+        shared.release(2)
+        answers = [answer.pixels for answer in await asyncio.gather(second, third)]
+        assert (np.concatenate(answers) == images(2, 3)).all()
+        await eventually(lambda: batcher._idle == 2)
+        large = start(batcher, *range(8))  # which both workers share
+        await shared.has_started()
+        await shared.has_started()
+        shared.release()
+        assert ((await large).pixels == images(*range(8))).all()
+    assert alone.batches == [[1]]
+    assert sorted(shared.batches) == [[0, 1, 2, 3], [2], [3], [4, 5, 6, 7]]
+
+
+async def test_a_batch_that_had_all_cpus_says_nothing_of_one_in_the_event_loop():
+    shared, alone = GatedModel(is_open=True), GatedModel(is_open=True)
+    settings = {"inline_seconds": 60, "run_lone_batch": alone}
+    async with running(shared, **settings) as batcher:
+        for _ in range(3):
+            await eventually(lambda: batcher._idle == 1)
+            await start(batcher, 1)
+    assert (len(alone.batches), shared.batches) == (3, [])
+
+
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
     model = GatedModel()
     async with running(model, queue_size=4) as batcher:

@@ -265,8 +265,12 @@ class Batcher:
             del parts  # or the last batch, and all images of its calls, would stay till the next
 
     def _is_alone(self) -> bool:
-        """Whether no other worker is busy or has anything to do; a guess, for it needs no lock."""
-        return self._idle == self._instances - 1 and not self._queue
+        """Whether no other worker is busy or has anything to do, at this moment.
+
+        Without the lock: a worker that takes what waits is no longer idle by then, so the queue is
+        looked at first.
+        """
+        return not self._queue and self._idle == self._instances - 1
 
     def _finish_in_loop(self, batch: Batch) -> None:
         self._loop.call_soon_threadsafe(self._finish, batch)

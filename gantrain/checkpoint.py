@@ -16,6 +16,7 @@ from gantrain.errors import RunError, first_line
 _FORMAT = 1
 CHECKPOINT_SUFFIX = ".pt"
 ASTRAY_SUFFIX = ".astray"  # after the other, so that it counts as a checkpoint no more
+_DAMAGED_SUFFIX = ".damaged"  # likewise
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,16 @@ def set_aside(folder: Path, images_seen: int, keep: int) -> Path | None:
     for old in [path for path in paths_astray(folder) if path != aside][keep:]:
         old.unlink()
     return aside
+
+
+def set_damaged_aside(folder: Path, images_seen: int) -> None:
+    """Rename what was passed over as damaged for the checkpoint of a position.
+
+    Else it would be kept in the place of a good one.
+    """
+    for path in checkpoint_paths(folder):
+        if int(path.stem) > images_seen:
+            path.rename(f"{path}{_DAMAGED_SUFFIX}")
 
 
 def paths_astray(folder: Path) -> list[Path]:

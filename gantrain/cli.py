@@ -4,6 +4,7 @@ What takes long to import, torch above all, is imported where it is used, so tha
 at once.
 """
 
+import importlib.util
 import json
 import logging
 import os
@@ -107,7 +108,10 @@ def run(arguments: Sequence[str]) -> int:
         package = (error.name or "").partition(".")[0]
         if package in ("", "gantrain", *sys.stdlib_module_names):  # no extra brings these
             raise
-        print(f"gantrain {name}: {package} is not installed: {_EXTRAS}", file=sys.stderr)
+        lack = f"{package} is not installed"
+        if error.name != package and importlib.util.find_spec(package) is not None:
+            lack = f"the installed version of {package} has no {error.name}, upgrade it"
+        print(f"gantrain {name}: {lack}: {_EXTRAS}", file=sys.stderr)
         return 1
 
 
@@ -118,6 +122,8 @@ def _command_line() -> CliSettingsSource[Any]:
 def _explain_usage(problem: str, arguments: Sequence[str]) -> None:
     """Print the usage of the command that was meant, what is wrong, and the nearest words."""
     parser = find_command(_command_line().root_parser, arguments)
+    # Python 3.14 would colour it if stdout is a terminal, and this goes to stderr.
+    parser.color = False  # type: ignore[attr-defined]
     print(f"{parser.format_usage()}{parser.prog}: {describe(problem, parser)}", file=sys.stderr)
 
 

@@ -21,6 +21,7 @@ from gantrain.checkpoint import checkpoint_paths
 from gantrain.class_labels import spread_labels
 from gantrain.config import TrainConfig, flag
 from gantrain.curves import plot_curves
+from gantrain.data.bad_data import list_some
 from gantrain.diagnosis.diagnostics import diagnose
 from gantrain.durable_files import atomic_write
 from gantrain.errors import RunError
@@ -33,6 +34,7 @@ from gantrain.run_directory import DataFacts, RunDirectory
 from gantrain.run_log import read_metrics
 from gantrain.sampling import RunGenerator, generate, load_run_generator
 
+_NAMES_SHOWN = 20  # of classes
 _MAX_HISTORY = 40  # pictures behind the slider
 _HISTORY_BYTES = 9_000_000  # of all of them; base64 adds a third, and a page stays below 20 MB
 _SHEET_BYTES = 1_000_000
@@ -275,7 +277,9 @@ def list_data_facts(config: TrainConfig, data: DataFacts) -> dict[str, str]:
     else:
         facts["points"] = f"{data.count:,}"
     if data.class_names:
-        facts["classes"] = f"{len(data.class_names)}: {', '.join(data.class_names)}"
+        facts["classes"] = (
+            f"{len(data.class_names)}: {list_some([*data.class_names], _NAMES_SHOWN)}"
+        )
     return {**facts, "fingerprint": data.fingerprint}
 
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -39,6 +40,7 @@ class RunDirectory:
     """The layout of a run's folder."""
 
     path: Path
+    lock: tuple[int, int] | None = None  # device and inode of the lock that this process holds
 
     @property
     def config_file(self) -> Path:
@@ -79,6 +81,25 @@ class RunDirectory:
     def lock_file(self) -> Path:
         """Locked by the process that trains in the folder, for as long as it does."""
         return self.path / ".lock"
+
+    def check_held(self) -> None:
+        """Make sure, if this process has locked the folder, that the path still leads to it.
+
+        Raises:
+            RunError: it was moved or removed, and another process may train in its place.
+        """
+        if self.lock is None:
+            return
+        try:
+            status = self.lock_file.stat()
+        except FileNotFoundError:
+            status = None
+        if status is None or (status.st_dev, status.st_ino) != self.lock:
+            raise RunError(
+                f"{self.path} was removed, moved or replaced while this process trained in it: "
+                "put the folder back and give the same command again to resume, or start over in "
+                "another --run-dir"
+            )
 
     def read(self) -> tuple[TrainConfig, DataFacts]:
         """The settings the run was started with, all resolved, and the facts of its data.
@@ -154,7 +175,8 @@ def open_run(path: Path) -> Iterator[RunDirectory]:
                 f"another process is training in {path}: wait for it or choose another --run-dir"
             ) from None
         remove_partial_files(run)
-        yield run
+        status = os.fstat(lock.fileno())
+        yield RunDirectory(path, (status.st_dev, status.st_ino))
 
 
 def remove_partial_files(run: RunDirectory) -> None:
@@ -192,6 +214,12 @@ def check_same_run(run: RunDirectory, config: TrainConfig, data: DataFacts) -> N
             f"{data.fingerprint[:19]}...){f'; it is a run {told}' if told else ''}: restore "
             f"the data{' and the settings' if told else ''} to resume it or choose another "
             "--run-dir"
+        )
+    if changed and old_config.preset != config.preset:  # most of the others follow from it
+        raise RunError(
+            f"{run.path} holds a run of --preset {old_config.preset}, asked for is "
+            f"{config.preset}: give --preset {old_config.preset}, with the settings that it was "
+            "begun with, to resume it or choose another --run-dir"
         )
     if changed:
         raise RunError(

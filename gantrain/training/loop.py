@@ -126,6 +126,8 @@ def train(config: TrainConfig) -> TrainState:
                     checkpoint_due = checkpoint_due or late
                 samples_due = due(state, sample_every, config)
                 diagnosis_due = due(state, diagnose_every, config)
+                if row_due or checkpoint_due or samples_due or diagnosis_due:
+                    run.check_held()
                 if row_due or checkpoint_due or diagnosis_due:
                     row = take_row(state, means, clock)
                     try:

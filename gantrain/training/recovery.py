@@ -13,6 +13,7 @@ from gantrain.checkpoint import (
     paths_astray,
     save_checkpoint,
     set_aside,
+    set_damaged_aside,
 )
 from gantrain.config import TrainConfig
 from gantrain.diagnosis.advice import say_how_to_go_on
@@ -73,6 +74,8 @@ def restore_newest(state: TrainState, run: RunDirectory) -> None:
     values = find_newest(run)
     if values is not None:
         state.load_state_dict(values)
+        if read_ranks().first:
+            set_damaged_aside(run.checkpoints, state.images_seen)
         logger.info("resuming %s at %d images", run.path, state.images_seen)
     elif read_ranks().first and run.metrics_file.exists():
         how = how_to_take_back(run.checkpoints)

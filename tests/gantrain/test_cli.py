@@ -84,6 +84,11 @@ def run_without(package: str, arguments: list[str], folder: Path) -> "subprocess
     """Run the program where a package is missing: a file that says so takes its place."""
     error = f"ModuleNotFoundError({f'No module named {package!r}'!r}, name={package!r})"
     (folder / f"{package}.py").write_text(f"raise {error}")
+    return run_beside(folder, arguments)
+
+
+def run_beside(folder: Path, arguments: list[str]) -> "subprocess.CompletedProcess":
+    """Run the program with the modules of a folder before all others."""
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     command = [sys.executable, "-m", "gantrain", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -105,6 +110,16 @@ def test_without_the_extra_train_one_line_says_what_to_install(package, command,
         "in a checkout, pip install '.[train,cpu]' or '.[train,gpu]'\n"
     )
     assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_a_package_that_is_too_old_is_not_called_missing(tmp_path: Path):
+    package = tmp_path / "tqdm"
+    package.mkdir()
+    (package / "__init__.py").write_text("import tqdm.news")
+    done = run_beside(tmp_path, ["presets"])
+    told = "the installed version of tqdm has no tqdm.news, upgrade it: in a checkout"
+    assert done.stderr.startswith(f"gantrain presets: {told}")
+    assert done.returncode == 1
 
 
 def test_a_missing_module_that_no_extra_brings_is_not_hidden(tmp_path: Path):

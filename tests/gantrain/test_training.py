@@ -218,6 +218,51 @@ def test_a_torn_checkpoint_costs_only_the_way_since_the_one_before(
     assert_same_bits(final_weights(tmp_path / "run"), final_weights(uninterrupted))
 
 
+def test_a_torn_checkpoint_is_not_kept_in_the_place_of_a_good_one(tmp_path: Path):
+    settings = {**SMALL, "run_dir": tmp_path / "run", "checkpoint_every": 64, "keep_checkpoints": 2}
+    train(resolve({**settings, "total_images": 192}))
+    checkpoints = tmp_path / "run" / "checkpoints"
+    newest, good = checkpoint_paths(checkpoints)
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    train(resolve({**settings, "total_images": 256, "checkpoint_every": 256}))
+    last = checkpoint_paths(checkpoints)[0]
+    assert checkpoint_paths(checkpoints) == [last, good]
+    assert newest.with_name(f"{newest.name}.damaged").exists()
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["moved", "replaced"])
+def test_a_run_whose_folder_is_not_its_own_any_more_ends_and_harms_no_other(
+    replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run_dir, other = tmp_path / "run", tmp_path / "other"
+    train(resolve({**SMALL, "run_dir": other, "total_images": 64, "seed": 5}))
+    before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+
+    def update_and_move(*arguments) -> None:
+        if not (tmp_path / "moved").exists():
+            run_dir.rename(tmp_path / "moved")
+            if replaced:
+                other.rename(run_dir)
+        update_ema(*arguments)
+
+    monkeypatch.setattr(loop, "update_ema", update_and_move)
+    with pytest.raises(RunError, match="was removed, moved or replaced while this process trained"):
+        train(resolve({**SMALL, "run_dir": run_dir, "total_images": 640, "log_every": 64}))
+    if replaced:
+        run_dir.rename(other)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_run_of_another_preset_is_told_by_its_name(tmp_path: Path):
+    run, facts = RunDirectory(tmp_path), DataFacts("sha256:", 64, "test", ())
+    settings = {"data": "sine", "run_dir": tmp_path}
+    run.write(resolve({**settings, "preset": "sine"}), facts)
+    told = "holds a run of --preset sine, asked for is points: give --preset sine, with"
+    with pytest.raises(RunError, match=told):
+        check_same_run(run, resolve(settings), facts)
+    check_same_run(run, resolve({**settings, "preset": "sine"}), facts)
+
+
 def test_a_long_run_is_saved_at_a_status_line_once_too_much_would_be_lost(
     tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -59,7 +59,7 @@ def test_one_with_other_bytes_is_not_kept(tmp_path, caplog):
     others = read_checked_file(write_artifact(tmp_path, version=2, offset=1), 2**20)
     settings = {"threads": 2, "largest_batch": 8}
     assert open_lone_session(others, model.spec, model.session, **settings) is None
-    assert "get one thread, not 2, with which images differ" in caplog.text
+    assert "get one thread, not 2: with more images differ" in caplog.text
 
 
 @pytest.mark.usefixtures("however_fast")

@@ -1,6 +1,7 @@
 """The commands of `ganserve` as declarations: flags, types, defaults, checks and help."""
 
 import argparse
+import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -48,6 +49,10 @@ _SECTIONS = {
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Help as people read it: what a command needs in a line, then its settings by subject."""
+
+    def add_text(self, text: str | None) -> None:
+        """Add a docstring as it reads; before Python 3.13 all but its first line are indented."""
+        super().add_text(text if text is None else inspect.cleandoc(text))
 
     def add_usage(
         self,

@@ -1,6 +1,7 @@
 """Hides how the commands of `gantrain` are declared: flags, types, defaults, checks and help."""
 
 import argparse
+import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +40,10 @@ RunOrArtifact = Annotated[Path, Field(description="A run's folder, or an artifac
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Help as people read it: what a command needs in a line, then its settings by subject."""
+
+    def add_text(self, text: str | None) -> None:
+        """Add a docstring as it reads; before Python 3.13 all but its first line are indented."""
+        super().add_text(text if text is None else inspect.cleandoc(text))
 
     def add_usage(
         self,

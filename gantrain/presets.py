@@ -97,7 +97,8 @@ PRESETS = {
         source=(
             "a Keras tutorial on CelebA: NET_CAPACITY is --filters, FILTER_SIZE --kernel-size, "
             "DISC_UPDATES --discriminator-updates, GEN_UPDATES --generator-updates, NUM_LOAD "
-            "--max-data-images; 1000 epochs of 200 batches of 32, pictures every 80 batches"
+            "--max-data-images; 1000 epochs of 200 batches of 32, pictures every 80 batches. There "
+            "images are resized to a square, here they are cropped to one first"
         ),
         settings={
             **_KERAS,

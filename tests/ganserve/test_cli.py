@@ -424,6 +424,7 @@ def test_help_goes_by_subject_and_names_no_default_where_there_is_none(capsys):
     titles = re.findall(r"^(\w.*):\n  -", printed, re.MULTILINE)
     assert titles == ["options", *_SECTIONS["ganserve serve"].values()]
     assert "default: None" not in printed
+    assert "\nEach setting is a flag" in printed  # not indented, as in the source
 
 
 @pytest.mark.parametrize(

@@ -419,11 +419,11 @@ async def test_a_server_that_is_not_there_ends_the_call_at_its_deadline_with_the
     kind, round_robin
 ):
     address = f"127.0.0.1:{free_port()}"
-    client = kind(address, timeout_seconds=0.5, round_robin=round_robin)
+    client = kind(address, timeout_seconds=1.5, round_robin=round_robin)
     reason = "(failed to connect to all addresses|connections to all backends failing); last error"
     reason += ": .*Connection refused"
     with pytest.raises(
-        CallError, match=f"no result from {address} within 0.5 s: {reason}"
+        CallError, match=f"no result from {address} within 1.5 s: {reason}"
     ) as raised:
         await generate(client, seeds=[1])
     assert raised.value.code is grpc.StatusCode.DEADLINE_EXCEEDED

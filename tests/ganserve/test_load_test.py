@@ -218,6 +218,7 @@ async def test_where_no_connection_can_be_made_the_error_says_why():
 async def test_a_server_without_a_model_yet_is_one_that_answers(tmp_path, running_server):
     (tmp_path / "models").mkdir()
     async with running_server(tmp_path / "models", until_ready=False) as server:
+        await server.repository.index.first_scan_over.wait()  # which early calls wait for
         report = await offer(server.address, seconds=0.3, warm_up_seconds=0)
     assert report.errors == {"UNAVAILABLE": report.calls}
     assert report.calls

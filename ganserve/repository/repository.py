@@ -144,7 +144,7 @@ class Repository:
         stay = set()
         for candidate in candidates:
             if self._version_of(candidate) is None and not await self._load_in_turn(candidate):
-                return  # a later scan follows, which found something else
+                return  # the next scan decides, which may have come
             # Also where it is not this candidate that serves, but the file which this one replaced.
             if candidate.version in self.index.serving(name):
                 stay.add(candidate.version)

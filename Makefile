@@ -18,8 +18,9 @@ help:  ## list the targets
 demo: $(INSTALLED)  ## train on digits, export, serve, ask for images: writes demo/grid.png
 	$(BIN)/python demo/demo.py
 
+# Two at a time, for most wait for something; more would slow down those that watch the time.
 test: $(INSTALLED)  ## run every test
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: check-deploy  ## lint, types, proto lint, generated code up to date
 	$(BIN)/ruff check .

@@ -116,6 +116,26 @@ def has_penalty(config: TrainConfig) -> bool:
     return automatic or any(weights) or config.gradient_penalty_weight > 0
 
 
+def unused_settings(config: TrainConfig) -> dict[str, str]:
+    """Settings that change nothing beside the others, each with the reason."""
+    of_others = _OF_RMSPROP if config.optimizer == "adam" else _OF_ADAM
+    unused = dict.fromkeys(of_others, f"--optimizer {config.optimizer} has no such setting")
+    if not config.ema_half_life_images:
+        unused["ema_ramp_up"] = "--ema-half-life-images 0 turns the averaging off"
+    kinds = network_kinds(config)
+    for name in ("filters", "kernel_size"):
+        if not any(name in kind.leaves_open for kind in kinds):
+            unused[name] = (
+                f"--generator {config.generator} and --discriminator {config.discriminator} have "
+                "fixed sizes; leave it out"
+            )
+    if "filters" not in kinds[1].leaves_open:
+        unused["discriminator_filters"] = (
+            f"--discriminator {config.discriminator} has a fixed size; leave it out"
+        )
+    return unused
+
+
 def _contradiction_of_networks(config: TrainConfig) -> str | None:
     generator, discriminator = network_kinds(config)
     makes, judges = ("points" if kind.points else "images" for kind in (generator, discriminator))
@@ -210,22 +230,5 @@ def _contradiction_of_updates(config: TrainConfig) -> str | None:
 
 
 def _unused_setting(config: TrainConfig, given: Collection[str]) -> str | None:
-    unused = _OF_RMSPROP if config.optimizer == "adam" else _OF_ADAM
-    for name in unused:
-        if name in given:
-            return f"{flag(name)}: --optimizer {config.optimizer} has no such setting"
-    if "ema_ramp_up" in given and not config.ema_half_life_images:
-        return "--ema-ramp-up: --ema-half-life-images 0 turns the averaging off"
-    kinds = network_kinds(config)
-    for name in ("filters", "kernel_size"):
-        if name in given and not any(name in kind.leaves_open for kind in kinds):
-            return (
-                f"{flag(name)}: --generator {config.generator} and --discriminator "
-                f"{config.discriminator} have fixed sizes; leave it out"
-            )
-    if "discriminator_filters" in given and "filters" not in kinds[1].leaves_open:
-        return (
-            f"--discriminator-filters: --discriminator {config.discriminator} has a fixed size; "
-            "leave it out"
-        )
-    return None
+    unused = unused_settings(config).items()
+    return next((f"{flag(name)}: {why}" for name, why in unused if name in given), None)

@@ -133,7 +133,8 @@ def mark_code(text: str) -> Markup:
 def describe_state(run: RunDirectory, config: TrainConfig, rows: Sequence[dict[str, Any]]) -> str:
     """Where the run is, in words."""
     last = rows[-1] if rows else {}
-    images_seen = last.get("images_seen", 0)
+    saved = next((int(path.stem) for path in checkpoint_paths(run.checkpoints)), 0)
+    images_seen = last.get("images_seen", saved)  # the metrics may be lost
     seconds = round(last.get("seconds", 0))
     progress = f"{images_seen:,} of {config.total_images:,} images"
     share = f"{images_seen / config.total_images:.0%}".replace("%", " %")

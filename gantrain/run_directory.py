@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from gantrain.checkpoint import checkpoint_paths
 from gantrain.config import TrainConfig, flag, may_change, spell
-from gantrain.config_rules import choose_lr
+from gantrain.config_rules import choose_lr, unused_settings
 from gantrain.durable_files import PARTIAL_SUFFIX, atomic_write
 from gantrain.errors import RunError, first_line, say_mismatch
 
@@ -201,8 +201,11 @@ def check_same_run(run: RunDirectory, config: TrainConfig, data: DataFacts) -> N
             )
         return
     old_config, old_data = run.read()
+    unused = unused_settings(old_config).keys() & unused_settings(config).keys()
     changed = [
-        name for name, new in config if new != getattr(old_config, name) and not may_change(name)
+        name
+        for name, new in config
+        if new != getattr(old_config, name) and not may_change(name) and name not in unused
     ]
     told = "; ".join(_tell_change(name, old_config, config) for name in changed)
     other_data = data.fingerprint != old_data.fingerprint

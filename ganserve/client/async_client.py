@@ -113,7 +113,7 @@ class AsyncClient:
 
     @shows_request
     async def stream(
-        self, images_per_call: int = IMAGES_PER_CALL, **request: Unpack[ImageRequest]
+        self, *, images_per_call: int = IMAGES_PER_CALL, **request: Unpack[ImageRequest]
     ) -> AsyncGenerator[NDArray[np.uint8]]:
         """Generate images as arrays, in order, as they are made; see `Client.stream`."""
         timeout = self._settings.timeout_of(request.get("timeout_seconds"))

@@ -151,7 +151,7 @@ class Client:
 
     @shows_request
     def stream(
-        self, images_per_call: int = IMAGES_PER_CALL, **request: Unpack[ImageRequest]
+        self, *, images_per_call: int = IMAGES_PER_CALL, **request: Unpack[ImageRequest]
     ) -> Iterator[NDArray[np.uint8]]:
         """Generate images as arrays [some, height, width, channels], in order, as they are made.
 

@@ -838,7 +838,7 @@ class TestLatentsOfAnotherWidth:
                     await done(method, latents=latents)
             for images_per_call in (1, 100):
                 with pytest.raises(CallError, match=said):
-                    await next_of(client.stream(images_per_call, latents=latents))
+                    await next_of(client.stream(images_per_call=images_per_call, latents=latents))
 
     @both_kinds
     @WIDTHS
@@ -913,7 +913,9 @@ class TestLongStreams:
 
             async def ask(labels: list[int]) -> np.ndarray:
                 return await all_of(
-                    client.stream(7, seeds=range(20), class_labels=labels, truncation=0.5)
+                    client.stream(
+                        images_per_call=7, seeds=range(20), class_labels=labels, truncation=0.5
+                    )
                 )
 
             assert (await ask(labels) == reveal_pixels(latents, np.array(labels))).all()
@@ -929,7 +931,7 @@ class TestLongStreams:
             running_server(repository) as server,
             opened(kind, server) as client,
         ):
-            stream = client.stream(4, seeds=range(12))
+            stream = client.stream(images_per_call=4, seeds=range(12))
             assert (await next_of(stream) == expected_pixels(range(4))).all()
             write_artifact(repository, version=2, offset=9)
             await eventually(lambda: [v.number for v in server.repository.index.versions] == [2])
@@ -942,7 +944,7 @@ class TestLongStreams:
             Client("localhost:1") as client,
             pytest.raises(ValueError, match="images_per_call: expected at least 1, got 0"),
         ):
-            next(client.stream(0, seeds=[1]))
+            next(client.stream(images_per_call=0, seeds=[1]))
 
 
 async def all_of(stream: Any) -> np.ndarray:

@@ -193,6 +193,12 @@ def test_a_run_that_has_only_begun_has_a_report(run: RunDirectory):
     assert embedded(page) == []
 
 
+def test_a_run_whose_metrics_are_lost_is_where_its_checkpoint_is(run: RunDirectory):
+    change_config(run, total_images=4096)
+    run.metrics_file.unlink()
+    assert "Stopped at 1,024 of 4,096 images (25 %)" in report(run)
+
+
 def test_checkpoints_that_cannot_be_read_cost_the_interpolation_alone(run: RunDirectory):
     for path in run.checkpoints.iterdir():
         path.write_bytes(b"damaged")

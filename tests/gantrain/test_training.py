@@ -263,6 +263,21 @@ def test_a_run_of_another_preset_is_told_by_its_name(tmp_path: Path):
     check_same_run(run, resolve({**settings, "preset": "sine"}), facts)
 
 
+def test_a_setting_that_changes_nothing_may_differ(tmp_path: Path):
+    run, facts = RunDirectory(tmp_path), DataFacts("sha256:", 64, "test", ())
+    settings = {"data": "", "run_dir": tmp_path, "preset": "selu-dense"}
+    config = resolve(settings)  # of RMSprop, with networks of fixed sizes, not averaged
+    run.write(config, facts)
+    others = {"beta1": 0.3, "filters": 8, "kernel_size": 3, "ema_ramp_up": 0.5}
+    check_same_run(run, config.model_copy(update=others), facts)
+    with pytest.raises(RunError, match=r"a run with --rho 0\.9, asked for is 0\.5: give --rho"):
+        check_same_run(run, config.model_copy(update={**others, "rho": 0.5}), facts)
+    # What the one of two runs uses shapes the weights of that one.
+    adam = config.model_copy(update={"optimizer": "adam", "beta1": 0.3})
+    with pytest.raises(RunError, match=r"--optimizer rmsprop, .*--beta1 0\.0, asked for is 0\.3"):
+        check_same_run(run, adam, facts)
+
+
 def test_a_long_run_is_saved_at_a_status_line_once_too_much_would_be_lost(
     tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -63,6 +63,16 @@ class TrainState:
         self.rolled_back_to = values.get("rolled_back_to")  # nor did 0.15.0 this
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is that of a checkpoint, be there one or not."""
+    return path.suffix == CHECKPOINT_SUFFIX and not path.is_dir()
+
+
+def checkpoint_path(folder: Path, images_seen: int) -> Path:
+    """Where in a folder the checkpoint after so many images is."""
+    return folder / f"{images_seen:012d}{CHECKPOINT_SUFFIX}"
+
+
 def checkpoint_paths(folder: Path) -> list[Path]:
     """Checkpoints in a folder, newest first."""
     paths = [path for path in folder.glob(f"*{CHECKPOINT_SUFFIX}") if path.stem.isdigit()]
@@ -75,7 +85,7 @@ def save_checkpoint(state: TrainState, folder: Path, keep: int) -> Path:
     Raises:
         RunError: it could not be written; earlier checkpoints are untouched.
     """
-    path = folder / f"{state.images_seen:012d}{CHECKPOINT_SUFFIX}"
+    path = checkpoint_path(folder, state.images_seen)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
@@ -100,7 +110,7 @@ def set_aside(folder: Path, images_seen: int, keep: int) -> Path | None:
 
     Of those set aside before so many of the furthest are kept.
     """
-    path = folder / f"{images_seen:012d}{CHECKPOINT_SUFFIX}"
+    path = checkpoint_path(folder, images_seen)
     if not path.exists():
         return None
     aside = path.rename(f"{path}{ASTRAY_SUFFIX}")
@@ -203,3 +213,21 @@ def newest_good_checkpoint(folder: Path) -> dict[str, Any] | None:
             "--run-dir"
         )
     return None
+
+
+def chosen_checkpoint(path: Path) -> dict[str, Any]:
+    """The checkpoint of that path and no other.
+
+    Raises:
+        RunError: there is none, or it is not usable.
+    """
+    try:
+        return load_checkpoint(path)
+    except FileNotFoundError:
+        there = ", ".join(other.name for other in checkpoint_paths(path.parent)) or "none"
+        raise RunError(f"{path}: no such checkpoint; in that folder: {there}") from None
+    except (ValueError, OSError) as error:
+        raise RunError(
+            f"checkpoint {path} is not usable: {error}; name another, or the run's folder for its "
+            "newest good one"
+        ) from error

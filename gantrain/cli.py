@@ -279,17 +279,18 @@ def _make_folder(out: Path) -> None:
 def _draw_points(command: Sample, points: Any) -> None:  # noqa: ANN401 - numpy is imported late
     from gantrain.data.point_sets import POINT_SETS
     from gantrain.pictures import save_scatter
-    from gantrain.run_directory import RunDirectory
+    from gantrain.run_directory import run_of
 
     if command.interpolate:
         raise UsageError("--interpolate: this run makes points, which have no animation")
-    config, _ = RunDirectory(command.source).read()
+    config, _ = run_of(command.source).read()
     save_scatter(command.out, points, POINT_SETS[config.data]().points)
 
 
 def _evaluate(command: Evaluate) -> int:
     import torch
 
+    from gantrain.checkpoint import is_checkpoint
     from gantrain.cpus import usable_cpus
     from gantrain.evaluation.evaluate import evaluate
     from gantrain.evaluation.results import write_evaluation
@@ -308,7 +309,7 @@ def _evaluate(command: Evaluate) -> int:
     )
     print(evaluation.to_json() if command.json_ else evaluation.describe(), flush=True)
     # Last, for a folder that takes no file must not cost the numbers.
-    if command.source.is_dir():
+    if command.source.is_dir() or is_checkpoint(command.source):
         write_evaluation(evaluation, command.source)
     return 0
 

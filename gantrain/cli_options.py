@@ -35,7 +35,10 @@ _SECTIONS = {
     }
 }
 
-RunOrArtifact = Annotated[Path, Field(description="A run's folder, or an artifact (model.onnx).")]
+Source = Annotated[
+    Path,
+    Field(description="A run's folder, a checkpoint in it, or an artifact (model.onnx)."),
+]
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -138,7 +141,7 @@ class Data(BaseModel):
 class Sample(Settings):
     """Draw images from a run or an artifact."""
 
-    source: CliPositionalArg[RunOrArtifact]
+    source: CliPositionalArg[Source]
     seeds: SeedList = Field(description="One image a seed, such as 0,7,12-15.")
     out: Path = Field(description="The picture to write: .png, or .gif with --interpolate.")
     class_labels: str | None = Field(
@@ -160,7 +163,7 @@ class Sample(Settings):
 class Evaluate(Settings):
     """Measure a run or an artifact against data, and real images beside it."""
 
-    source: CliPositionalArg[RunOrArtifact]
+    source: CliPositionalArg[Source]
     data: str = Field(
         description="The data to hold it against, named as for `gantrain train --data`."
     )
@@ -208,7 +211,7 @@ class Evaluate(Settings):
 class Export(Settings):
     """Publish a run's generator as the next version of a model; print its path last."""
 
-    run: CliPositionalArg[Path] = Field(description="The run's folder.")
+    run: CliPositionalArg[Path] = Field(description="The run's folder, or a checkpoint in it.")
     repository: Path = Field(description="The folder that `ganserve serve --models` watches.")
     name: str = Field(description="The model's name.")
     precision: Precision = Field(

@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
-from gantrain.checkpoint import checkpoint_paths
+from gantrain.checkpoint import CHECKPOINT_SUFFIX, checkpoint_paths
 from gantrain.class_labels import spread_labels
 from gantrain.config import TrainConfig, flag
 from gantrain.curves import plot_curves
@@ -102,6 +102,7 @@ def write_report(run_path: Path) -> Path:
         },
         quality=quality,
         quality_problem=find_outdated(quality, newest),
+        evaluations=list_evaluations(run),
         networks={
             f"{name} ({getattr(config, name)})": counts
             for name, counts in count_weights(config, len(data.class_names)).items()
@@ -225,6 +226,13 @@ def find_outdated(quality: Evaluation | None, newest: RunGenerator | None) -> st
         f"the newest checkpoint's (after {newest.images_seen:,} images): run `gantrain evaluate` "
         "again"
     )
+
+
+def list_evaluations(run: RunDirectory) -> list[Evaluation]:
+    """Those of single checkpoints, oldest first; the checkpoints may be gone."""
+    paths = [path for path in run.checkpoints.glob("*.json") if path.stem.isdigit()]
+    found = (read_evaluation(path.with_suffix(CHECKPOINT_SUFFIX)) for path in sorted(paths))
+    return [evaluation for evaluation in found if evaluation is not None]
 
 
 def draw_interpolation(newest: RunGenerator) -> Interpolation:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from gantrain.checkpoint import checkpoint_paths
+from gantrain.checkpoint import checkpoint_paths, is_checkpoint
 from gantrain.config import TrainConfig, flag, may_change, spell
 from gantrain.config_rules import choose_lr, unused_settings
 from gantrain.durable_files import PARTIAL_SUFFIX, atomic_write
@@ -134,6 +134,11 @@ class RunDirectory:
         values = {"config": config.model_dump(mode="json"), "data": asdict(data)}
         with atomic_write(self.config_file) as file:
             file.write(json.dumps(values, indent=2).encode() + b"\n")
+
+
+def run_of(path: Path) -> RunDirectory:
+    """The run whose folder, or one of whose checkpoints, that is."""
+    return RunDirectory(path.parent.parent if is_checkpoint(path) else path)
 
 
 def _describe(error: Exception) -> str:

@@ -14,7 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gantrain.checkpoint import CHECKPOINT_SUFFIX, how_to_take_back, newest_good_checkpoint
+from gantrain.checkpoint import (
+    chosen_checkpoint,
+    how_to_take_back,
+    is_checkpoint,
+    newest_good_checkpoint,
+)
 from gantrain.class_labels import Labels, proportional_labels
 from gantrain.config import TrainConfig
 from gantrain.config_rules import build_networks, network_kinds
@@ -24,7 +29,7 @@ from gantrain.memory import lacks_memory
 from gantrain.networks import run_network
 from gantrain.pictures import Pixels
 from gantrain.publishing import MODEL_FILE
-from gantrain.run_directory import DataFacts, RunDirectory
+from gantrain.run_directory import DataFacts, RunDirectory, run_of
 from gantrain.runtime import import_runtime
 
 Latents = NDArray[np.float32]  # [n, latent_dim]
@@ -57,7 +62,7 @@ class PixelGenerator(nn.Module):
 
 @dataclass(frozen=True)
 class RunGenerator:
-    """The generator of a run's newest checkpoint and where it comes from."""
+    """The generator of a run's checkpoint and where it comes from."""
 
     generator: nn.Module  # a PixelGenerator, or latents -> points [batch, 2]
     config: TrainConfig
@@ -139,14 +144,18 @@ def _in_batches(
 
 
 def load_run_generator(path: Path) -> RunGenerator:
-    """The averaged generator of the newest good checkpoint of a run.
+    """The averaged generator of a run's newest good checkpoint, or of the checkpoint given.
+
+    Args:
+        path: the run's folder, or a checkpoint in its `checkpoints/`.
 
     Raises:
         RunError: the folder holds no run, or the run no good checkpoint.
     """
-    run = RunDirectory(path)
+    run = run_of(path)
     config, data = run.read()
-    values = newest_good_checkpoint(run.checkpoints)
+    chosen = is_checkpoint(path)
+    values = chosen_checkpoint(path) if chosen else newest_good_checkpoint(run.checkpoints)
     if values is None:
         how = how_to_take_back(run.checkpoints)
         raise RunError(f"{path} has no checkpoint yet: train until the first one is saved{how}")
@@ -182,21 +191,17 @@ def run_sampler(run: RunGenerator) -> Sampler:
 
 
 def open_sampler(path: Path) -> Sampler:
-    """The generator of a run's folder or of an artifact's file.
+    """The generator of a run's folder, of one of its checkpoints or of an artifact's file.
 
     Raises:
-        RunError: the path is neither, or cannot be used.
+        RunError: the path is none of these, or cannot be used.
     """
     if path.is_dir():
         refuse_model_folder(path)
+    if path.is_dir() or is_checkpoint(path):
         return run_sampler(load_run_generator(path))
     if not path.is_file():
         raise RunError(f"{path}: no such run folder or artifact")
-    if path.suffix == CHECKPOINT_SUFFIX:
-        raise RunError(
-            f"{path}: a checkpoint, expected a run's folder or an artifact (model.onnx); give the "
-            "run's folder, its newest checkpoint is taken"
-        )
     content = path.read_bytes()
     session = open_session(
         content, str(path), advice="; expected a run's folder or an artifact (model.onnx)"

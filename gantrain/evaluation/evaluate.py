@@ -63,7 +63,8 @@ def evaluate(
     """Measure the generator of a run or an artifact against data.
 
     Args:
-        path: a run's folder, whose newest good checkpoint is taken, or an artifact.
+        path: a run's folder, whose newest good checkpoint is taken, a checkpoint in it, or an
+            artifact.
         source: the data, as `load_source` takes them.
         samples: of each repeat; None takes 10,000 images, 26,000 stacks of Stacked-MNIST or 2,500
             points, or as many as the data allow.

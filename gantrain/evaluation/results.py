@@ -7,6 +7,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
+from gantrain.checkpoint import is_checkpoint
 from gantrain.durable_files import atomic_write
 from gantrain.errors import RunError, first_line
 
@@ -29,7 +30,7 @@ class Measurement(_Strict):
 class GeneratorFacts(_Strict):
     """What was measured."""
 
-    source: str  # the run's folder or the artifact's file
+    source: str  # the run's folder, its checkpoint's or the artifact's file
     images_seen: int
     weights: str
 
@@ -143,19 +144,24 @@ def show(value: Measurement) -> str:
     return f"{value.mean:.4g}{spread}{floor}"
 
 
-def write_evaluation(evaluation: Evaluation, run_path: Path) -> None:
-    """Keep an evaluation in a run's folder, in place of the one before; raises RunError."""
-    with atomic_write(run_path / FILE) as file:
+def evaluation_file(path: Path) -> Path:
+    """Where the newest evaluation of a run, or that of one of its checkpoints, is kept."""
+    return path.with_suffix(".json") if is_checkpoint(path) else path / FILE
+
+
+def write_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Keep an evaluation of a run or a checkpoint in place of the one before; raises RunError."""
+    with atomic_write(evaluation_file(path)) as file:
         file.write(evaluation.to_json().encode() + b"\n")
 
 
-def read_evaluation(run_path: Path) -> Evaluation | None:
-    """The evaluation in a run's folder, None where there was none.
+def read_evaluation(path: Path) -> Evaluation | None:
+    """The evaluation that is kept of a run or a checkpoint, None where there is none.
 
     Raises:
         RunError: the file is there and cannot be used.
     """
-    path = run_path / FILE
+    path = evaluation_file(path)
     try:
         return Evaluation.model_validate_json(path.read_bytes())
     except FileNotFoundError:

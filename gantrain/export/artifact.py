@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from PIL import Image
 
+from gantrain.checkpoint import checkpoint_path
 from gantrain.class_labels import spread_labels
 from gantrain.errors import RunError, UsageError
 from gantrain.evaluation.results import read_evaluation
@@ -29,6 +30,7 @@ from gantrain.export.quantization import quantize_graph
 from gantrain.export.small_maps import lower_small_maps
 from gantrain.latents import SEED_CONTRACT, draw_latents
 from gantrain.publishing import publish
+from gantrain.run_directory import RunDirectory, run_of
 from gantrain.sampling import (
     SCHEMA,
     PixelGenerator,
@@ -86,7 +88,7 @@ def export_run(
     """Publish the run's averaged generator as the next version of a model; return the file.
 
     Args:
-        run_path: the run.
+        run_path: the run's folder, whose newest good checkpoint is taken, or a checkpoint in it.
         repository: the folder of models.
         name: the model's.
         precision: of weights and arithmetic: `fp16` for GPUs, `int8` for CPUs.
@@ -118,7 +120,7 @@ def export_run(
         facts |= {} if change is None else {"frechet_distance": change}
     metadata = {
         **describe(name, run),
-        "evaluation": current_evaluation(run_path, run),
+        "evaluation": current_evaluation(run_of(run_path), run),
         "precision": facts,
     }
     artifact = write_artifact(model, latent_dim, metadata)
@@ -165,20 +167,24 @@ def describe(name: str, run: RunGenerator) -> dict[str, Any]:
     }
 
 
-def current_evaluation(run_path: Path, run: RunGenerator) -> dict[str, float]:
-    """The numbers of the run's newest evaluation, none where it is of other weights or other data.
+def current_evaluation(folder: RunDirectory, run: RunGenerator) -> dict[str, float]:
+    """The numbers of the checkpoint's evaluation or, if it is of these weights, the run's newest.
+
+    None where it is of other weights or other data.
 
     Raises:
         RunError: the evaluation cannot be read.
     """
-    evaluation = read_evaluation(run_path)
+    evaluation = read_evaluation(checkpoint_path(folder.checkpoints, run.images_seen))
+    if evaluation is None or evaluation.generator.weights != run.weights:
+        evaluation = read_evaluation(folder.path) or evaluation
     if evaluation is None:
         return {}
     if evaluation.generator.weights != run.weights:
         logger.warning(
             "the artifact carries no evaluation: %s has one after %d images, exported is the "
             "generator after %d; evaluate again",
-            run_path,
+            folder.path,
             evaluation.generator.images_seen,
             run.images_seen,
         )
@@ -187,7 +193,7 @@ def current_evaluation(run_path: Path, run: RunGenerator) -> dict[str, float]:
         logger.warning(
             "the artifact carries no evaluation: %s has one on %s, which it was not trained on; "
             "evaluate on %s",
-            run_path,
+            folder.path,
             evaluation.data.source,
             run.config.data,
         )

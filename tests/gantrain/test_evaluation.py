@@ -12,6 +12,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from gantrain.checkpoint import checkpoint_paths
 from gantrain.cli import run as gantrain
 from gantrain.data.bad_data import DatasetError
 from gantrain.data.datasets import Dataset, load_dataset
@@ -34,7 +35,7 @@ from gantrain.evaluation.results import (
 from gantrain.evaluation.yardstick import Yardstick
 from gantrain.export.artifact import export_run
 from gantrain.presets import resolve
-from gantrain.sampling import Sampler
+from gantrain.sampling import Sampler, open_session, read_artifact
 from gantrain.training.loop import train
 from tests.gantrain.conftest import SMALL
 from tests.gantrain.test_idx_files import idx
@@ -216,6 +217,38 @@ def test_an_evaluation_travels_with_the_weights_it_is_of_and_no_others(
     caplog.set_level(logging.WARNING)
     assert carried(export_run(run, tmp_path, "digits")) == {}
     assert "after 1024 images, exported is the generator after 1040" in caplog.text
+
+
+def test_each_checkpoint_keeps_its_evaluation_and_takes_it_along(
+    small_run: Path, cache: Path, tmp_path: Path, capsys, caplog
+):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    newest, earlier = checkpoint_paths(run / "checkpoints")
+    flags = ["--data=digits", "--samples=60", "--threads=1", f"--cache-dir={cache}", "--json"]
+    said = {}
+    for source in (earlier, newest, run):
+        assert gantrain(["evaluate", str(source), *flags]) == 0
+        said[source] = Evaluation.model_validate_json(capsys.readouterr().out)
+    assert means(said[newest]) == means(said[run]) != means(said[earlier])
+    assert read_evaluation(earlier) == said[earlier]
+    assert read_evaluation(run) == said[run]
+    flags = ["--repository", str(tmp_path / "models"), "--name", "digits"]
+    for number, source in enumerate((earlier, newest, run), 1):
+        assert gantrain(["export", str(source), *flags]) == 0
+        artifact = tmp_path / "models" / "digits" / str(number) / "model.onnx"
+        told = capsys.readouterr()
+        assert told.out == f"{artifact}\n"
+        assert "no evaluation" not in told.err
+        assert carried(artifact) == said[source].numbers()
+        facts = read_artifact(open_session(artifact.read_bytes()), artifact)
+        assert facts["training"]["images_seen"] == said[source].generator.images_seen
+    # The newest one's own is enough, and one of other weights is none.
+    (run / FILE).unlink()
+    assert carried(export_run(run, tmp_path / "more", "digits")) == said[newest].numbers()
+    shutil.copy(earlier.with_suffix(".json"), newest.with_suffix(".json"))
+    caplog.set_level(logging.WARNING)
+    assert carried(export_run(run, tmp_path / "more", "digits")) == {}
+    assert "carries no evaluation" in caplog.text
 
 
 def test_an_evaluation_on_other_data_does_not_travel(

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from gantrain.checkpoint import checkpoint_paths, load_checkpoint
+from gantrain.checkpoint import checkpoint_path, checkpoint_paths, load_checkpoint
 from gantrain.config import TrainConfig
 from gantrain.diagnosis.advice import steady
 from gantrain.diagnosis.diagnostics import diagnose
@@ -238,6 +238,19 @@ def test_an_evaluation_of_other_weights_is_said_to_be_so(run: RunDirectory):
             "checkpoint&#39;s (after 1,024 images): run <code>gantrain evaluate</code> again."
         )
         assert (told in report(run)) == outdated
+
+
+def test_evaluations_of_single_checkpoints_are_a_table(run: RunDirectory):
+    assert "Quality of single checkpoints" not in report(run)
+    for images_seen, distance in ((512, 7.5), (1024, 12.25)):
+        values = evaluation("small").model_dump()
+        values["generator"]["images_seen"] = images_seen
+        values["measurements"]["frechet_distance"]["mean"] = distance
+        checkpoint = checkpoint_path(run.checkpoints, images_seen)  # the first is there no more
+        write_evaluation(Evaluation.model_validate(values), checkpoint)
+    page = report(run)
+    best, last = page.index("7.5 ± 0.5 (real 1.25)"), page.index("12.25 ± 0.5 (real 1.25)")
+    assert page.index('scope="row">512</th>') < best < page.index('scope="row">1,024</th>') < last
 
 
 def evaluation(name: str) -> Evaluation:

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from gantrain.checkpoint import checkpoint_paths
 from gantrain.errors import RunError
 from gantrain.latents import draw_latents
 from gantrain.networks import Shape, create_networks
@@ -139,10 +141,40 @@ def test_what_is_neither_run_nor_artifact_is_refused(content, message: str, tmp_
         open_sampler(path)
 
 
-def test_for_a_checkpoint_the_folder_of_its_run_is_asked_for(small_run: Path):
-    checkpoint = next((small_run / "checkpoints").iterdir())
-    with pytest.raises(RunError, match=f"a checkpoint, {EXPECTED}; give the run's folder"):
-        open_sampler(checkpoint)
+def test_a_checkpoint_is_sampled_as_it_is_however_far_the_run_has_come(
+    small_run: Path, tmp_path: Path
+):
+    newest, earlier = checkpoint_paths(small_run / "checkpoints")
+    latents = draw_latents(np.arange(4, dtype=np.uint64), 8)
+    of_run = open_sampler(small_run)
+    assert np.array_equal(
+        open_sampler(newest).generate(latents, None), of_run.generate(latents, None)
+    )
+    sampler = open_sampler(earlier)
+    assert sampler.settings["images_seen"] == int(earlier.stem) < of_run.settings["images_seen"]
+    pixels = sampler.generate(latents, None)
+    assert not np.array_equal(pixels, of_run.generate(latents, None))
+    # The same as of a run that has come no further.
+    run = shutil.copytree(small_run, tmp_path / "run")
+    (run / "checkpoints" / newest.name).unlink()
+    assert np.array_equal(pixels, open_sampler(run).generate(latents, None))
+
+
+def test_a_checkpoint_that_cannot_be_used_is_not_replaced_by_another(
+    small_run: Path, tmp_path: Path
+):
+    run = shutil.copytree(small_run, tmp_path / "run")
+    newest, earlier = checkpoint_paths(run / "checkpoints")
+    with pytest.raises(
+        RunError, match=rf"no such checkpoint; in .*: {newest.name}, {earlier.name}"
+    ):
+        open_sampler(newest.with_name("7.pt"))
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    with pytest.raises(RunError, match=rf"checkpoint .*{newest.name} is not usable: "):
+        open_sampler(newest)
+    moved = newest.rename(tmp_path / "lost.pt")
+    with pytest.raises(RunError, match=r"holds no run: there is no config\.json in it"):
+        open_sampler(moved)
 
 
 def test_for_the_folder_of_a_model_its_newest_artifact_is_named(tmp_path: Path):

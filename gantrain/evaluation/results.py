@@ -95,9 +95,12 @@ class Evaluation(_Strict):
             values[f"reference_{split}_images"] = count
         return {**values, "samples": self.samples, "repeats": self.repeats}
 
-    def rows(self) -> dict[str, str]:
-        """Each measurement by its name in words, with spread and floor."""
-        return {name.replace("_", " "): show(value) for name, value in self.measurements.items()}
+    def rows(self, *, floors: bool = True) -> dict[str, str]:
+        """Each measurement by its name in words, with spread and, unless left out, floor."""
+        return {
+            name.replace("_", " "): show(value, floor=floors)
+            for name, value in self.measurements.items()
+        }
 
     def headings(self) -> dict[str, str]:
         """What was measured, on what, with how many samples."""
@@ -137,11 +140,11 @@ class Evaluation(_Strict):
         return [*lines, *([f"and {left_out} more classes, see --json"] if left_out > 0 else [])]
 
 
-def show(value: Measurement) -> str:
-    """Write `12.3 ± 0.2 (real 1.1)`."""
+def show(value: Measurement, *, floor: bool = True) -> str:
+    """Write `12.3 ± 0.2 (real 1.1)`, or without what is in brackets."""
     spread = f" ± {value.spread:.2g}" if value.spread is not None else ""
-    floor = f" (real {value.floor:.4g})" if value.floor is not None else ""
-    return f"{value.mean:.4g}{spread}{floor}"
+    real = f" (real {value.floor:.4g})" if floor and value.floor is not None else ""
+    return f"{value.mean:.4g}{spread}{real}"
 
 
 def evaluation_file(path: Path) -> Path:

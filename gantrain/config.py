@@ -284,6 +284,13 @@ class TrainConfig(Settings):
         may_change=True,
         ge=1,
     )
+    evaluate_every: int | None = _setting(
+        None,
+        "images between evaluations against the data, each of a checkpoint that is then saved; the "
+        "best one is kept as `checkpoints/best.pt`; unset: none",
+        may_change=True,
+        ge=1,
+    )
     checkpoint_every: int | None = _setting(
         None,
         "images between checkpoints; unset: a 20th of the run, and where that takes long, at the "

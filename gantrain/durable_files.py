@@ -1,6 +1,7 @@
 """Hides how a file gets to the disk whole: a reader sees all of it or what was there before."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,23 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):  # a disk that takes no writes has no partial file either
             partial.unlink(missing_ok=True)
+
+
+def atomic_link(source: Path, path: Path) -> None:
+    """Let `path` be the file at `source`, also once that name is gone; both are in one folder.
+
+    Raises:
+        RunError: it could not be written; what was at `path` is untouched.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    with writing(path):
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(source, partial)
+        except OSError:  # a disk that has no links
+            shutil.copyfile(source, partial)
+        partial.replace(path)
+        fsync_folder(path.parent)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from gantrain.checkpoint import checkpoint_paths, is_checkpoint
+from gantrain.checkpoint import CHECKPOINT_SUFFIX, checkpoint_paths, is_checkpoint
 from gantrain.config import TrainConfig, flag, may_change, spell
 from gantrain.config_rules import choose_lr, unused_settings
 from gantrain.durable_files import PARTIAL_SUFFIX, atomic_write
@@ -56,6 +56,11 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """Folder of checkpoints, named by images seen."""
         return self.path / "checkpoints"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """Another name of the checkpoint that `--evaluate-every` has found the best so far."""
+        return self.checkpoints / f"best{CHECKPOINT_SUFFIX}"
 
     @property
     def samples(self) -> Path:

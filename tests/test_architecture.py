@@ -130,7 +130,7 @@ LAYERS_WITHIN = {
     "gantrain.training": [
         {"loop"},
         {"recorded_steps", "recovery"},
-        {"steps", "run_monitor", "run_setup"},
+        {"steps", "run_monitor", "run_quality", "run_setup"},
         {"step_means", "stop_requests", "out_of_memory", "determinism"}
         | {"shared_batch_norm", "batches", "augment"},
     ],

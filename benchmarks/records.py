@@ -14,9 +14,13 @@ RESULTS = _FOLDER / "results"
 
 
 def write_record(name: str, page: str) -> Path:
-    """Keep a page under its name, the processor and the day."""
+    """Keep a page under its name, the processor and the day; a second of a day has a number."""
     hardware = re.sub(r"[^a-z0-9]+", "-", _name().lower()).strip("-")
-    path = RESULTS / f"{name}_{hardware}_{dt.date.today()}.md"
+    tail = f"{hardware}_{dt.date.today()}.md"
+    path, number = RESULTS / f"{name}_{tail}", 1
+    while path.exists():
+        number += 1
+        path = RESULTS / f"{name}-{number}_{tail}"
     path.write_text(page, encoding="utf-8")
     return path
 

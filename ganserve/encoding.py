@@ -21,7 +21,7 @@ _MOST_CHUNK_BYTES = 1024 * 1024
 _DEFAULT_JPEG_QUALITY = 90
 # A PNG of 64x64 RGB takes less time than two changes of threads.
 _INLINE_PNG_BYTES = 16 * 1024
-# Measured on 64x64 RGB: 17 to 34 times faster than Pillow's default, a sixth to a half more bytes.
+# Measured on 64x64 RGB: 20 times faster than Pillow's default, 1.3 to 1.9 times the bytes.
 _LOSSLESS_WEBP_METHOD = 0
 
 

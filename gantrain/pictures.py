@@ -22,8 +22,8 @@ _TITLE_PIXELS = 22
 _FONT_PIXELS = 16
 _SCATTER_INCHES, _DOTS_PER_INCH = 5.2, 100
 _DATA_SHOWN = 2000  # points of the data in a scatter plot
-# Of PNGs. The best compression takes 3 to 25 times as long and saves at most 7 %: of a short run it
-# took most of the time.
+# Of PNGs. The best compression takes 4 to 20 times as long and saves 1 to 9 %, or 13 % where all
+# samples are alike: of a short run it took most of the time.
 _COMPRESSION = 4
 
 

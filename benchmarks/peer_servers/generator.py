@@ -20,6 +20,7 @@ class Generator:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.enable_mem_pattern = False  # as ganserve.models.runtime has it, and why
         self._session = onnxruntime.InferenceSession(
             os.environ["PEER_MODEL"], options, providers=["CPUExecutionProvider"]
         )

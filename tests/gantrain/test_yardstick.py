@@ -40,6 +40,15 @@ def test_modes_and_reverse_kl_by_hand():
     marginals = np.array([1 / 2, 1 / 4, 1 / 4, 0])
     found = measure_classes(LABELS, marginals, stacks)
     divergence = 3 / 4 * np.log(3 / 2) + 1 / 4 * np.log(1)
-    assert found == {"modes": 2, "reverse_kl": pytest.approx(divergence)}
+    from_uniform = 3 / 4 * np.log(3) + 1 / 4 * np.log(1)
+    assert found == {
+        "modes": 2,
+        "reverse_kl": pytest.approx(divergence),
+        "reverse_kl_uniform": pytest.approx(from_uniform),
+    }
     perfect = measure_classes(np.array([2, 0, 1, 0]), marginals, stacks)
-    assert perfect == {"modes": 3, "reverse_kl": pytest.approx(0)}
+    assert perfect == {
+        "modes": 3,
+        "reverse_kl": pytest.approx(0),
+        "reverse_kl_uniform": pytest.approx(1 / 2 * np.log(2)),
+    }

@@ -27,6 +27,7 @@ from tests.deploy.spoiling import (
 )
 
 CPU, GPU = Variant("overlays/cpu"), Variant("overlays/gpu")
+DEV = Variant("overlays/dev")
 ALL = COMPONENTS[-1]
 SINGLE, DISTRIBUTED = Variant("training/single"), Variant("training/distributed")
 
@@ -95,6 +96,10 @@ CONTROLS: list[tuple[str, Callable[..., Any], Variant, Spoil, str]] = [
     (
         *("streams over memory", workload.check_resources, CPU),
         *(setting(GANSERVE_CHUNK_BYTES="1048576"), "1280 MiB"),
+    ),
+    (
+        *("no memory but for calls", workload.check_resources, DEV, limits(memory="512Mi")),
+        "the process may hold 768 MiB",
     ),
     (
         *("no limit", workload.check_resources, SINGLE),

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch.distributed.run import get_args_parser
 
 from ganserve.config import ServerConfig
+from ganserve.memory import _TRIM_THRESHOLD
 from ganserve.server import _STOP_GRACE_SECONDS
 from ganserve.transport.health import LIVENESS, READINESS
 from tests.deploy.manifests import (
@@ -38,6 +39,8 @@ IMAGES = {
 }
 _USER = 65532
 _IMAGE_BYTES = 64 * 64 * 3  # the largest that the settings allow for
+# What is there without calls: the process with its models, and freed buffers that it keeps.
+_OTHER_BYTES = 256 * 2**20 + _TRIM_THRESHOLD
 _GPU = "nvidia.com/gpu"
 _CUDA_CACHE = "CUDA_CACHE_MAXSIZE"  # the one variable that others read: CUDA's driver, in bytes
 _TORCHRUN_END_SECONDS = 10  # for what torchrun itself does after its workers have ended
@@ -162,6 +165,9 @@ def check_resources(manifests: Manifests) -> Iterator[str]:
         memory = server.server["resources"].get("limits", {}).get("memory", "0")
         if held > quantity(memory) / 2:
             yield f"{server.name}: calls may hold {held / 2**20:g} MiB, over half of {memory}"
+        if held + _OTHER_BYTES > quantity(memory):
+            needed = (held + _OTHER_BYTES) / 2**20
+            yield f"{server.name}: the process may hold {needed:g} MiB, over {memory}"
 
 
 def check_temporary_space(manifests: Manifests) -> Iterator[str]:

@@ -118,7 +118,7 @@ CONTROLS: list[tuple[str, Callable[..., Any], Variant, Spoil, str]] = [
         *(server(lambda c: c.update(image="ganserve:cpu")), "ganserve:cpu"),
     ),
     (
-        *("compiled kernels that fill /tmp", workload.check_device, GPU),
+        *("compiled kernels that fill /tmp", workload.check_temporary_space, GPU),
         *(server(lambda c: c.pop("env")), "CUDA_CACHE_MAXSIZE: expected at most half of /tmp"),
     ),
     ("taint", workload.check_device, GPU, pod(lambda s: s.pop("tolerations")), "tainted"),

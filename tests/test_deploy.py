@@ -123,6 +123,26 @@ def test_the_example_of_an_overlay_renders_and_lacks_no_policy(tmp_path: Path):
     assert any(data.get("GANSERVE_QUEUE_SIZE") == "4096" for data in settings)
 
 
+def test_the_example_of_tokens_mounts_them_where_the_server_looks(tmp_path: Path):
+    blocks = extract_blocks((ROOT / "docs/kubernetes.md").read_text())
+    (example,) = (b.code for b in blocks if "secretGenerator:" in b.code)
+    overlay = {"kind": "Kustomization", "namespace": "ganserve"}
+    overlay["resources"] = [os.path.relpath(DEPLOY / "overlays/cpu", tmp_path.resolve())]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay) + example)
+    (tmp_path / "tokens").write_text("0123456789abcdef\n")
+    manifests = list(yaml.safe_load_all(kustomize(tmp_path)))
+    (secret,) = of_kind(manifests, "Secret")
+    (server,) = servers(manifests)
+    path = workload_checks.read_settings(manifests, server).token_file
+    assert path is not None
+    mounts = {mount["mountPath"]: mount["name"] for mount in server.server["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in server.spec["volumes"]}
+    volume = volumes[mounts[str(path.parent)]]["secret"]
+    assert volume["secretName"] == secret["metadata"]["name"]
+    assert path.name in secret["data"]
+    assert volume["defaultMode"] == 0o440  # for the group that is the server's
+
+
 def test_the_example_of_a_policy_names_the_service_and_a_name_of_its_certificate():
     policy = yaml.safe_load(yaml_of("docs/kubernetes.md", "BackendTLSPolicy"))["spec"]
     manifests = render(Variant("base", ("tls", "gateway")))

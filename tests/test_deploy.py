@@ -23,6 +23,7 @@ from tests.deploy.manifests import (
     VOLUMES,
     Variant,
     kustomize,
+    name_of,
     of_kind,
     quantity,
     render,
@@ -89,6 +90,14 @@ def test_deleting_a_training_leaves_its_volumes(variant: Variant):
     assert {manifest["kind"] for manifest in volumes} == {"PersistentVolumeClaim"}
     namespaces = {m["metadata"]["namespace"] for m in [*volumes, *render(variant)]}
     assert len(namespaces) == 1
+
+
+def test_both_trainings_may_be_in_one_cluster():
+    first, second = ({name_of(one): one for one in render(variant)} for variant in TRAINING)
+    shared = first.keys() & second.keys()
+    assert shared == {"NetworkPolicy/gantrain", "ServiceAccount/gantrain"}
+    for name in shared:  # else the one that is applied last changes the other's
+        assert first[name] == second[name]
 
 
 @pytest.mark.parametrize("variant", SERVING, ids=str)

@@ -48,11 +48,14 @@ USER 65532:65532
 # Calls; metrics and probes.
 EXPOSE 50051 9090
 STOPSIGNAL SIGTERM
-# Healthy is ready: loaded, warmed up and not draining. urlopen raises for any status but 200.
+# Healthy is ready: loaded, warmed up and not draining. Not urlopen, which would ask the proxy that
+# docker's configuration may give to containers.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 CMD ["python", "-c", "\
-import os, urllib.request as request; \
-port = os.environ.get('GANSERVE_METRICS_PORT', '9090'); \
-request.urlopen(f'http://127.0.0.1:{port}/readyz', timeout=2)"]
+import os, sys, http.client; \
+port = int(os.environ.get('GANSERVE_METRICS_PORT', '9090')); \
+connection = http.client.HTTPConnection('127.0.0.1', port, timeout=2); \
+connection.request('GET', '/readyz'); \
+sys.exit(connection.getresponse().status != 200)"]
 ENTRYPOINT ["ganserve"]
 CMD ["serve"]
 ARG VERSION=unknown

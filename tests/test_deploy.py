@@ -23,6 +23,7 @@ from tests.deploy.manifests import (
     VOLUMES,
     Variant,
     kustomize,
+    name_of,
     of_kind,
     quantity,
     render,
@@ -91,6 +92,14 @@ def test_deleting_a_training_leaves_its_volumes(variant: Variant):
     assert len(namespaces) == 1
 
 
+def test_both_trainings_may_be_in_one_cluster():
+    first, second = ({name_of(one): one for one in render(variant)} for variant in TRAINING)
+    shared = first.keys() & second.keys()
+    assert shared == {"NetworkPolicy/gantrain", "ServiceAccount/gantrain"}
+    for name in shared:  # else the one that is applied last changes the other's
+        assert first[name] == second[name]
+
+
 @pytest.mark.parametrize("variant", SERVING, ids=str)
 def test_runbooks_read_the_log_of_all_replicas(variant: Variant):
     text = (ROOT / "docs/runbooks.md").read_text().replace("\\\n", " ")
@@ -121,6 +130,26 @@ def test_the_example_of_an_overlay_renders_and_lacks_no_policy(tmp_path: Path):
     assert "Certificate" not in kinds
     settings = [config["data"] for config in of_kind(manifests, "ConfigMap")]
     assert any(data.get("GANSERVE_QUEUE_SIZE") == "4096" for data in settings)
+
+
+def test_the_example_of_tokens_mounts_them_where_the_server_looks(tmp_path: Path):
+    blocks = extract_blocks((ROOT / "docs/kubernetes.md").read_text())
+    (example,) = (b.code for b in blocks if "secretGenerator:" in b.code)
+    overlay = {"kind": "Kustomization", "namespace": "ganserve"}
+    overlay["resources"] = [os.path.relpath(DEPLOY / "overlays/cpu", tmp_path.resolve())]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay) + example)
+    (tmp_path / "tokens").write_text("0123456789abcdef\n")
+    manifests = list(yaml.safe_load_all(kustomize(tmp_path)))
+    (secret,) = of_kind(manifests, "Secret")
+    (server,) = servers(manifests)
+    path = workload_checks.read_settings(manifests, server).token_file
+    assert path is not None
+    mounts = {mount["mountPath"]: mount["name"] for mount in server.server["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in server.spec["volumes"]}
+    volume = volumes[mounts[str(path.parent)]]["secret"]
+    assert volume["secretName"] == secret["metadata"]["name"]
+    assert path.name in secret["data"]
+    assert volume["defaultMode"] == 0o440  # for the group that is the server's
 
 
 def test_the_example_of_a_policy_names_the_service_and_a_name_of_its_certificate():

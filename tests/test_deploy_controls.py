@@ -27,6 +27,7 @@ from tests.deploy.spoiling import (
 )
 
 CPU, GPU = Variant("overlays/cpu"), Variant("overlays/gpu")
+DEV = Variant("overlays/dev")
 ALL = COMPONENTS[-1]
 SINGLE, DISTRIBUTED = Variant("training/single"), Variant("training/distributed")
 
@@ -97,6 +98,10 @@ CONTROLS: list[tuple[str, Callable[..., Any], Variant, Spoil, str]] = [
         *(setting(GANSERVE_CHUNK_BYTES="1048576"), "1280 MiB"),
     ),
     (
+        *("no memory but for calls", workload.check_resources, DEV, limits(memory="512Mi")),
+        "the process may hold 768 MiB",
+    ),
+    (
         *("no limit", workload.check_resources, SINGLE),
         *(pod(lambda s: s["containers"][0].pop("resources"), "Job"), "request and a limit"),
     ),
@@ -113,7 +118,7 @@ CONTROLS: list[tuple[str, Callable[..., Any], Variant, Spoil, str]] = [
         *(server(lambda c: c.update(image="ganserve:cpu")), "ganserve:cpu"),
     ),
     (
-        *("compiled kernels that fill /tmp", workload.check_device, GPU),
+        *("compiled kernels that fill /tmp", workload.check_temporary_space, GPU),
         *(server(lambda c: c.pop("env")), "CUDA_CACHE_MAXSIZE: expected at most half of /tmp"),
     ),
     ("taint", workload.check_device, GPU, pod(lambda s: s.pop("tolerations")), "tainted"),

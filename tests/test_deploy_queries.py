@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -76,12 +77,27 @@ def rounded(query: str) -> str:
     return f"round({query}, 1e-6)"
 
 
-def test_both_autoscalers_see_the_same_queue(promtool, tmp_path: Path):
+def triggers() -> tuple[str, str, str]:
+    """KEDA's queries: what waits, how long, how busy the workers are."""
     (scaler,) = of_kind(render(KEDA), "ScaledObject")
     pending, waiting, busy = (t["metadata"]["query"] for t in scaler["spec"]["triggers"])
-    shown = {name: query.text.replace("a|b", "a|b|c") for name, query in adapter_names().items()}
+    return pending, waiting, busy
+
+
+def evaluate(
+    promtool: str, folder: Path, series: Mapping[str, str], cases: Sequence[dict[str, object]]
+) -> None:
+    """Have Prometheus compare what the queries find in the series, `%s` being our labels."""
     ours = 'job="ganserve",namespace="ganserve"'
-    values = [{"series": n.replace("%s", ours), "values": v} for n, v in SERIES.items()]
+    values = [{"series": n.replace("%s", ours), "values": v} for n, v in series.items()]
+    test = {"interval": "15s", "input_series": values, "promql_expr_test": cases}
+    (folder / "test.yaml").write_text(yaml.safe_dump({"tests": [test]}))
+    run(promtool, "test", "rules", str(folder / "test.yaml"))
+
+
+def test_both_autoscalers_see_the_same_queue(promtool, tmp_path: Path):
+    pending, waiting, busy = triggers()
+    shown = {name: query.text.replace("a|b", "a|b|c") for name, query in adapter_names().items()}
     cases = [
         expect(pending, ("{}", 64)),  # KEDA divides by the number of replicas
         expect(shown["ganserve_pending_images"], ('{pod="a"}', 40), ('{pod="b"}', 24)),
@@ -93,9 +109,25 @@ def test_both_autoscalers_see_the_same_queue(promtool, tmp_path: Path):
         expect(rounded(busy), ("{}", 0.6)),
         expect(rounded(shown["ganserve_busy_share"]), ('{pod="a"}', 0.5), ('{pod="b"}', 0.1)),
     ]
-    test = {"interval": "15s", "input_series": values, "promql_expr_test": cases}
-    (tmp_path / "test.yaml").write_text(yaml.safe_dump({"tests": [test]}))
-    run(promtool, "test", "rules", str(tmp_path / "test.yaml"))
+    evaluate(promtool, tmp_path, SERIES, cases)
+
+
+# A replica that computed all the time, and then was too busy to be scraped for 45 seconds.
+UNSCRAPED = {
+    'ganserve_pending_images{%s,pod="a"}': "40x13 stale",
+    'ganserve_queue_seconds_sum{%s,pod="a"}': "0+3x13 stale",
+    'ganserve_queue_seconds_count{%s,pod="a"}': "0+10x13 stale",
+    'ganserve_compute_seconds_sum{%s,pod="a",model="m"}': "0+30x13 stale",
+    'ganserve_model_workers{%s,pod="a",model="m"}': "2x13 stale",
+    'up{%s,pod="a"}': "1x13 0x6",
+}
+
+
+def test_both_autoscalers_count_a_replica_that_is_too_busy_to_be_scraped(promtool, tmp_path: Path):
+    cases = [expect(f"({query}) > bool 0", ("{}", 1)) for query in triggers()]
+    shown = adapter_names().values()
+    cases += [expect(f"({query.text}) > bool 0", ('{pod="a"}', 1)) for query in shown]
+    evaluate(promtool, tmp_path, UNSCRAPED, cases)
 
 
 def test_the_queries_of_alerts_and_triggers_are_found():

@@ -213,6 +213,7 @@ async def test_the_health_check_tells_a_server_that_is_ready_from_one_that_is_no
     async def probe(port: int) -> int:
         command = [sys.executable, *arguments]
         variables = os.environ | {"GANSERVE_METRICS_PORT": str(port)}
+        variables["http_proxy"] = "http://127.0.0.1:9"  # docker's, which knows no server here
         done = await asyncio.create_subprocess_exec(
             *command, env=variables, stderr=subprocess.DEVNULL
         )

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch.distributed.run import get_args_parser
 
 from ganserve.config import ServerConfig
+from ganserve.memory import _TRIM_THRESHOLD
 from ganserve.server import _STOP_GRACE_SECONDS
 from ganserve.transport.health import LIVENESS, READINESS
 from tests.deploy.manifests import (
@@ -38,6 +39,8 @@ IMAGES = {
 }
 _USER = 65532
 _IMAGE_BYTES = 64 * 64 * 3  # the largest that the settings allow for
+# What is there without calls: the process with its models, and freed buffers that it keeps.
+_OTHER_BYTES = 256 * 2**20 + _TRIM_THRESHOLD
 _GPU = "nvidia.com/gpu"
 _CUDA_CACHE = "CUDA_CACHE_MAXSIZE"  # the one variable that others read: CUDA's driver, in bytes
 _TORCHRUN_END_SECONDS = 10  # for what torchrun itself does after its workers have ended
@@ -162,10 +165,13 @@ def check_resources(manifests: Manifests) -> Iterator[str]:
         memory = server.server["resources"].get("limits", {}).get("memory", "0")
         if held > quantity(memory) / 2:
             yield f"{server.name}: calls may hold {held / 2**20:g} MiB, over half of {memory}"
+        if held + _OTHER_BYTES > quantity(memory):
+            needed = (held + _OTHER_BYTES) / 2**20
+            yield f"{server.name}: the process may hold {needed:g} MiB, over {memory}"
 
 
 def check_temporary_space(manifests: Manifests) -> Iterator[str]:
-    """Every emptyDir is bounded, and all together fit the limit of the pod."""
+    """Every emptyDir is bounded, all together fit the limit of the pod, and caches fit theirs."""
     for workload in workloads(manifests):
         sizes = [volume["emptyDir"] for volume in workload.spec["volumes"] if "emptyDir" in volume]
         on_disk = [size.get("sizeLimit", "1Ti") for size in sizes if "medium" not in size]
@@ -175,6 +181,13 @@ def check_temporary_space(manifests: Manifests) -> Iterator[str]:
         )
         if sum(map(quantity, on_disk)) > limit:
             yield f"{workload.name}: emptyDirs of {on_disk} are over the limit of ephemeral-storage"
+        for container in workload.containers:
+            tmp = next(one["emptyDir"] for one in workload.spec["volumes"] if one["name"] == "tmp")
+            cache = variables(manifests, container).get(_CUDA_CACHE, 2**30)  # the driver's default
+            limits = container["resources"]["limits"]
+            has_gpu = any(name.startswith("nvidia.com/") for name in limits)
+            if has_gpu and 2 * quantity(cache) > quantity(tmp.get("sizeLimit", "1Ti")):
+                yield f"{workload.name}: {_CUDA_CACHE}: expected at most half of /tmp, got {cache}"
 
 
 def check_device(manifests: Manifests) -> Iterator[str]:
@@ -189,10 +202,6 @@ def check_device(manifests: Manifests) -> Iterator[str]:
         if has_gpu != image.endswith(":gpu"):
             yield f"{server.name}: image {image}, but limits are {resources}"
         tolerated = {toleration["key"] for toleration in server.spec.get("tolerations", ())}
-        tmp = next(one["emptyDir"] for one in server.spec["volumes"] if one["name"] == "tmp")
-        cache = variables(manifests, server.server).get(_CUDA_CACHE, 2**30)  # the driver's default
-        if has_gpu and 2 * quantity(cache) > quantity(tmp["sizeLimit"]):
-            yield f"{server.name}: {_CUDA_CACHE}: expected at most half of /tmp, got {cache}"
         if has_gpu and _GPU not in tolerated:
             yield f"{server.name}: nodes with GPUs are tainted: expected a toleration of {_GPU}"
 

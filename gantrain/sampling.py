@@ -205,7 +205,7 @@ def open_sampler(path: Path) -> Sampler:
     (latents,) = (entry for entry in session.get_inputs() if entry.name == "latents")
     (images,) = session.get_outputs()
     return Sampler(
-        lambda latents, labels: sample_session(session, latents, labels),
+        partial(sample_session, session),
         latents.shape[1],
         tuple(facts.get("class_names", ())),
         images.shape[1],

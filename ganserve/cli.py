@@ -32,6 +32,7 @@ from ganserve.flag_names import (
 )
 
 if TYPE_CHECKING:
+    from ganserve.client import Client
     from ganserve.client.channel_security import ChannelSecurity
     from ganserve.client.models import ModelInfo
     from ganserve.load_test.report import LoadReport
@@ -163,17 +164,27 @@ def _stoppable_start() -> Iterator[None]:
 
 
 def _generate(command: Generate) -> None:
-    from ganserve.client import CallError, Client
     from ganserve.saved_images import write_images
+
+    with _connected(command, command.model or "") as client:
+        print(write_images(client, command), flush=True)
+
+
+@contextlib.contextmanager
+def _connected(command: Generate | Models, model: str = "") -> Iterator["Client"]:
+    """A client of the server that a command names; what fails with it is the command's failure."""
+    from ganserve.client import CallError, Client
 
     try:
         with Client(
             command.address,
-            model=command.model or "",
+            model=model,
             timeout_seconds=command.timeout_seconds,
             security=_security(command),
         ) as client:
-            print(write_images(client, command), flush=True)
+            yield client
+    except BrokenPipeError:
+        raise  # of the output: `main` knows
     except (CallError, OSError, ValueError) as error:
         raise CommandError(str(error)) from error
 
@@ -190,22 +201,13 @@ def _security(command: Generate | Models | LoadTest) -> "ChannelSecurity":
 
 
 def _models(command: Models) -> None:
-    from ganserve.client import CallError, Client
-
-    try:
-        with Client(
-            command.address,
-            timeout_seconds=command.timeout_seconds,
-            security=_security(command),
-        ) as client:
-            models = client.models()
+    with _connected(command) as client:
+        models = client.models()
         if command.json_:
             listed = [asdict(model) | {"evaluation": dict(model.evaluation)} for model in models]
             print(json.dumps(listed, indent=2), flush=True)
         else:
             print(_render_models(models), flush=True)
-    except (CallError, OSError, ValueError) as error:
-        raise CommandError(str(error)) from error
 
 
 def _render_models(models: "Sequence[ModelInfo]") -> str:

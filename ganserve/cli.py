@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -83,8 +83,9 @@ def run(arguments: Sequence[str]) -> int:
     try:
         root = CliApp.run(Ganserve, list(arguments), _command_line())
     except ValidationError as error:
+        fields = {name: kind.model_fields for kind, (name, _) in _COMMANDS.items()}
         for details in error.errors():
-            print(describe_error(details, _fields), file=sys.stderr)
+            print(describe_error(details, fields), file=sys.stderr)
         return 2
     if root.version:
         print(f"ganserve {installed_version('ganserve')}")
@@ -97,7 +98,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         execute(command)
     except UsageError as error:
-        print(f"ganserve {name}: {spell_flags(name, str(error), _fields)}", file=sys.stderr)
+        told = spell_flags(name, str(error), type(command).model_fields)
+        print(f"ganserve {name}: {told}", file=sys.stderr)
         return 2
     except CommandError as error:
         print(f"ganserve {name}: {spell_request(name, str(error))}", file=sys.stderr)
@@ -113,12 +115,6 @@ def _command_line() -> CliSettingsSource[Any]:
     )
 
 
-def _fields(command: str) -> Collection[str]:
-    """The settings of a command."""
-    (kind,) = [kind for kind, (name, _) in _COMMANDS.items() if name == command]
-    return kind.model_fields
-
-
 def _serve(config: ServerConfig) -> None:
     with _stoppable_start():
         from ganserve.errors import StartupError
@@ -127,7 +123,8 @@ def _serve(config: ServerConfig) -> None:
         try:
             asyncio.run(serve(config))
         except (StartupError, OSError) as error:
-            raise CommandError(spell_subject("serve", str(error), _fields)) from error
+            told = spell_subject("serve", str(error), ServerConfig.model_fields)
+            raise CommandError(told) from error
 
 
 class _StartStopped(KeyboardInterrupt):

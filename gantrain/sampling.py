@@ -290,7 +290,7 @@ def run_session(
 def sample_session(
     session: Any,  # noqa: ANN401
     latents: Latents,
-    labels: Labels | None = None,
+    labels: Labels | None,
 ) -> Pixels:
     """`run_session` for any number of latents and labels, in bounded batches."""
     return np.concatenate([*_in_batches(partial(run_session, session), latents, labels)])

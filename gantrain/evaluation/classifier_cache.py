@@ -41,7 +41,7 @@ def default_cache_folder() -> Path:
 
 
 def cached_classifier(
-    train: Dataset, held_out: Dataset | None, folder: Path | None = None
+    train: Dataset, held_out: Dataset | None, folder: Path | None
 ) -> TrainedClassifier:
     """The classifier of labelled images, trained now unless the folder holds it undamaged.
 

@@ -134,9 +134,7 @@ def create_networks(
     return networks
 
 
-def run_network(
-    network: Callable[..., Tensor], inputs: Tensor, labels: Tensor | None = None
-) -> Tensor:
+def run_network(network: Callable[..., Tensor], inputs: Tensor, labels: Tensor | None) -> Tensor:
     """What a network makes of latents, images or points, and of labels [batch] if it takes them."""
     return network(inputs) if labels is None else network(inputs, labels)
 

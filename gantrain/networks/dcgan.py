@@ -115,9 +115,7 @@ class Discriminator(nn.Module):
         logits: Tensor = self.judge(features).squeeze(1)
         return logits if labels is None else logits + (self.embed(labels) * features).sum(1)
 
-    def judge_with_gradients(
-        self, images: Tensor, labels: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def judge_with_gradients(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits [batch], and the gradient of each by its image, like the images; both float32.
 
         Both can be differentiated by the weights, not by the images.

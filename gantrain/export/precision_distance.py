@@ -15,9 +15,7 @@ from gantrain.pictures import Pixels
 from gantrain.sampling import Latents, open_session, sample_session
 
 _VISIBLE = 2  # grey levels; values that are off by more are counted
-
-
-# Far from each other, from those that people look at and from those of the evaluation.
+# Seeds, far from each other, from those that people look at and from those of the evaluation.
 CALIBRATION: Final = np.arange(2**62, 2**62 + 256, dtype=np.uint64)
 MEASURED: Final = CALIBRATION + np.uint64(2**32)
 

@@ -39,6 +39,7 @@ from ganserve.models.runtime import open_session
 from gantrain.export.artifact import export_run, reduce_precision
 from gantrain.export.onnx_graph import to_onnx
 from gantrain.export.precision import MIN_PSNR, Precision
+from gantrain.export.precision_distance import Inputs
 from gantrain.latents import draw_latents
 from gantrain.networks import Shape, create_networks
 from gantrain.presets import resolve
@@ -167,7 +168,7 @@ def untrained_2015() -> tuple[dict[str, bytes], int]:
     graph = to_onnx(PixelGenerator(generator).eval(), shape.latent_dim)
     made: dict[str, bytes] = {}
     for precision in PRECISIONS:
-        model, _ = reduce_precision(graph, shape.latent_dim, 0, precision, MIN_PSNR)
+        model, _ = reduce_precision(graph, Inputs(shape.latent_dim), precision, MIN_PSNR)
         made[precision] = model.SerializeToString()
     return made, shape.latent_dim
 

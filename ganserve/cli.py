@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -32,6 +32,7 @@ from ganserve.flag_names import (
 )
 
 if TYPE_CHECKING:
+    from ganserve.client import Client
     from ganserve.client.channel_security import ChannelSecurity
     from ganserve.client.models import ModelInfo
     from ganserve.load_test.report import LoadReport
@@ -82,8 +83,9 @@ def run(arguments: Sequence[str]) -> int:
     try:
         root = CliApp.run(Ganserve, list(arguments), _command_line())
     except ValidationError as error:
+        fields = {name: kind.model_fields for kind, (name, _) in _COMMANDS.items()}
         for details in error.errors():
-            print(describe_error(details, _fields), file=sys.stderr)
+            print(describe_error(details, fields), file=sys.stderr)
         return 2
     if root.version:
         print(f"ganserve {installed_version('ganserve')}")
@@ -96,7 +98,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         execute(command)
     except UsageError as error:
-        print(f"ganserve {name}: {spell_flags(name, str(error), _fields)}", file=sys.stderr)
+        told = spell_flags(name, str(error), type(command).model_fields)
+        print(f"ganserve {name}: {told}", file=sys.stderr)
         return 2
     except CommandError as error:
         print(f"ganserve {name}: {spell_request(name, str(error))}", file=sys.stderr)
@@ -112,12 +115,6 @@ def _command_line() -> CliSettingsSource[Any]:
     )
 
 
-def _fields(command: str) -> Collection[str]:
-    """The settings of a command."""
-    (kind,) = [kind for kind, (name, _) in _COMMANDS.items() if name == command]
-    return kind.model_fields
-
-
 def _serve(config: ServerConfig) -> None:
     with _stoppable_start():
         from ganserve.errors import StartupError
@@ -126,7 +123,8 @@ def _serve(config: ServerConfig) -> None:
         try:
             asyncio.run(serve(config))
         except (StartupError, OSError) as error:
-            raise CommandError(spell_subject("serve", str(error), _fields)) from error
+            told = spell_subject("serve", str(error), ServerConfig.model_fields)
+            raise CommandError(told) from error
 
 
 class _StartStopped(KeyboardInterrupt):
@@ -163,17 +161,27 @@ def _stoppable_start() -> Iterator[None]:
 
 
 def _generate(command: Generate) -> None:
-    from ganserve.client import CallError, Client
     from ganserve.saved_images import write_images
+
+    with _connected(command, command.model or "") as client:
+        print(write_images(client, command), flush=True)
+
+
+@contextlib.contextmanager
+def _connected(command: Generate | Models, model: str = "") -> Iterator["Client"]:
+    """A client of the server that a command names; what fails with it is the command's failure."""
+    from ganserve.client import CallError, Client
 
     try:
         with Client(
             command.address,
-            model=command.model or "",
+            model=model,
             timeout_seconds=command.timeout_seconds,
             security=_security(command),
         ) as client:
-            print(write_images(client, command), flush=True)
+            yield client
+    except BrokenPipeError:
+        raise  # of the output: `main` knows
     except (CallError, OSError, ValueError) as error:
         raise CommandError(str(error)) from error
 
@@ -190,22 +198,13 @@ def _security(command: Generate | Models | LoadTest) -> "ChannelSecurity":
 
 
 def _models(command: Models) -> None:
-    from ganserve.client import CallError, Client
-
-    try:
-        with Client(
-            command.address,
-            timeout_seconds=command.timeout_seconds,
-            security=_security(command),
-        ) as client:
-            models = client.models()
+    with _connected(command) as client:
+        models = client.models()
         if command.json_:
             listed = [asdict(model) | {"evaluation": dict(model.evaluation)} for model in models]
             print(json.dumps(listed, indent=2), flush=True)
         else:
             print(_render_models(models), flush=True)
-    except (CallError, OSError, ValueError) as error:
-        raise CommandError(str(error)) from error
 
 
 def _render_models(models: "Sequence[ModelInfo]") -> str:

@@ -36,7 +36,7 @@ def usable_cpus(cgroups: Path = _CGROUPS, own_cgroup: Path = _OWN_CGROUP) -> int
     return max(1, math.ceil(min(allowed, cgroup_quota(cgroups, own_cgroup))))
 
 
-def cgroup_quota(cgroups: Path = _CGROUPS, own_cgroup: Path = _OWN_CGROUP) -> float:
+def cgroup_quota(cgroups: Path, own_cgroup: Path) -> float:
     """Read the CPUs that the process's cgroup and all above it leave; infinity for no limit."""
     quotas = [math.inf]
     for line in _read(own_cgroup).splitlines():

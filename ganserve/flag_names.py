@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pydantic_core import ErrorDetails
 
@@ -23,8 +23,6 @@ _REQUEST_FLAGS = {
 }
 # What a message is about, such as `seed_range.count: `.
 _SUBJECT = re.compile(r"(?<![\w.-])([a-z_]+)(\.\w+)*(?=: )")
-
-FieldsOf = Callable[[str], Collection[str]]  # the settings of a command
 
 
 def parse_arguments(
@@ -54,13 +52,13 @@ def _flags_meant(parser: argparse.ArgumentParser, words: Sequence[str]) -> str:
     return f"; {'is' if len(near) == 1 else 'are'} {', '.join(near)} meant?" if near else ""
 
 
-def describe_error(details: ErrorDetails, fields_of: FieldsOf) -> str:
-    """One line about what is wrong on a command line."""
+def describe_error(details: ErrorDetails, fields: Mapping[str, Collection[str]]) -> str:
+    """One line about what is wrong on a command line; `fields` are the settings by command."""
     command, *field = [str(part) for part in details["loc"]]
     command = command.replace("_", "-")
     message = _say_mismatch(details)
     if not field:  # a check of several fields together, whose message names them
-        return f"ganserve {command}: {spell_flags(command, message, fields_of)}"
+        return f"ganserve {command}: {spell_flags(command, message, fields[command])}"
     flag = _spell_flag(command, field[0])
     if details["type"] == "missing":
         return f"ganserve {command}: {flag} is required"
@@ -77,9 +75,8 @@ def _say_mismatch(details: ErrorDetails) -> str:
     return f"{message}, got {details['input']!r}"
 
 
-def spell_flags(command: str, message: str, fields_of: FieldsOf) -> str:
+def spell_flags(command: str, message: str, fields: Collection[str]) -> str:
     """Name the flags where a message about several settings names their fields."""
-    fields = fields_of(command)
 
     def spell_named(match: re.Match[str]) -> str:
         return _spell_flag(command, match[0]) if match[0] in fields else match[0]
@@ -93,11 +90,11 @@ def spell_flags(command: str, message: str, fields_of: FieldsOf) -> str:
     return _NAME.sub(spell_named, subject) + colon + _NAME.sub(spell_other, rest)
 
 
-def spell_subject(command: str, message: str, fields_of: FieldsOf) -> str:
+def spell_subject(command: str, message: str, fields: Collection[str]) -> str:
     """Name the flags where a message is about settings; about a file or a package it stays."""
     subject, is_about, _ = message.partition(": ")
-    if is_about and set(subject.split(", ")) <= set(fields_of(command)):
-        return spell_flags(command, message, fields_of)
+    if is_about and set(subject.split(", ")) <= {*fields}:
+        return spell_flags(command, message, fields)
     return message
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from gantrain.durable_files import atomic_write
 from gantrain.errors import RunError, first_line
 
-_FORMAT = 1
+CHECKPOINT_FORMAT = 1
 CHECKPOINT_SUFFIX = ".pt"
 ASTRAY_SUFFIX = ".astray"  # after the other, so that it counts as a checkpoint no more
 _DAMAGED_SUFFIX = ".damaged"  # likewise
@@ -45,7 +45,7 @@ class TrainState:
             for group in parts[name]["param_groups"]:
                 group |= {"lr": float(group["lr"]), "capturable": False}
         return {
-            "format": _FORMAT,
+            "format": CHECKPOINT_FORMAT,
             "images_seen": self.images_seen,
             "seconds": self.seconds,
             "rollbacks": self.rollbacks,
@@ -169,8 +169,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file makes zipfile and torch raise many kinds
         raise ValueError(first_line(error)) from error
     found = values.get("format") if isinstance(values, dict) else None
-    if found != _FORMAT:
-        raise ValueError(f"expected format {_FORMAT}, got {found}")
+    if found != CHECKPOINT_FORMAT:
+        raise ValueError(f"expected format {CHECKPOINT_FORMAT}, got {found}")
     return values
 
 

@@ -30,7 +30,7 @@ _POINTS_PENALTY = 0.04
 _OF_ADAM, _OF_RMSPROP = ("beta1", "beta2"), ("rho",)
 
 
-def find_contradiction(config: TrainConfig, given: Collection[str] = ()) -> str | None:
+def find_contradiction(config: TrainConfig, given: Collection[str]) -> str | None:
     """Say which settings contradict each other, or None; `given` are those of the command line."""
     return (
         _contradiction_of_networks(config)

@@ -141,7 +141,7 @@ def plot_chart(rows: Rows, chart: Chart) -> str:
     return _svg(figure, axes, chart.title)
 
 
-def plot_shares(rows: Rows, key: str, class_names: Sequence[str] = ()) -> str:
+def plot_shares(rows: Rows, key: str, class_names: Sequence[str]) -> str:
     """A list of shares over images seen as a map: one line a class, the brighter the more.
 
     Beside each class stands its share in the data, where `<key>_data` tells it.

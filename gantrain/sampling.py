@@ -210,7 +210,7 @@ def open_sampler(path: Path) -> Sampler:
     (latents,) = (entry for entry in session.get_inputs() if entry.name == "latents")
     (images,) = session.get_outputs()
     return Sampler(
-        lambda latents, labels: sample_session(session, latents, labels),
+        partial(sample_session, session),
         latents.shape[1],
         tuple(facts.get("class_names", ())),
         images.shape[1],
@@ -295,7 +295,7 @@ def run_session(
 def sample_session(
     session: Any,  # noqa: ANN401
     latents: Latents,
-    labels: Labels | None = None,
+    labels: Labels | None,
 ) -> Pixels:
     """`run_session` for any number of latents and labels, in bounded batches."""
     return np.concatenate([*_in_batches(partial(run_session, session), latents, labels)])

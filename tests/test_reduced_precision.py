@@ -17,6 +17,7 @@ from ganserve.models.loading import load_model  # noqa: E402
 from ganserve.server import running  # noqa: E402
 from gantrain.export.artifact import export_run  # noqa: E402
 from gantrain.export.precision_distance import MEASURED, measure_distance  # noqa: E402
+from gantrain.latents import draw_latents  # noqa: E402
 from gantrain.presets import resolve  # noqa: E402
 from gantrain.sampling import generate, load_run_generator  # noqa: E402
 from gantrain.training.loop import train  # noqa: E402
@@ -49,7 +50,7 @@ async def test_what_is_exported_is_served_to_the_bit_under_any_load(
     )
     model = load_model(path, "cpu", threads=1)  # checks the golden images too
     assert model.spec.precision == precision
-    latents = MEASURED.latents(LATENT_DIM)
+    latents = draw_latents(MEASURED, LATENT_DIM)
     expected = generate(load_run_generator(run_dir).generator, latents)
     assert measure_distance(model.run_batch(latents), expected).psnr >= MIN_PSNR
 

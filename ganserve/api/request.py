@@ -164,7 +164,7 @@ def check_one_reply(field: str, generation: GenerationRequest, spec: ModelSpec) 
         )
 
 
-def check_files(field: str, files: Sequence[bytes]) -> None:
+def check_files(files: Sequence[bytes]) -> None:
     """Refuse more encoded images than one message can hold; that shows only once they are made.
 
     Raises:
@@ -173,7 +173,7 @@ def check_files(field: str, files: Sequence[bytes]) -> None:
     size = sum(map(len, files)) + (_LENGTH_BYTES + _SEED_BYTES) * len(files)
     if size > _LARGEST_REPLY_BYTES:
         raise InvalidRequest(
-            field,
+            "format",
             f"expected files of at most {_LARGEST_REPLY_BYTES} bytes in one reply, got {size}: "
             "StreamImages sends more",
         )

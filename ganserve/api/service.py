@@ -176,7 +176,7 @@ class ImageGenerationService(ImageGenerationServiceServicer):
             started = time.perf_counter()
             images = await self._encoder.encode(generated.pixels, image_format, generation.quality)
             encode_seconds = time.perf_counter() - started
-            check_files("format", images)
+            check_files(images)
         trace = current_trace()
         if trace is not None and trace.exemplar is not None and images:
             trace.add_stage("encode", time.monotonic() - encode_seconds, encode_seconds)

@@ -67,13 +67,7 @@ class AsyncClient:
         """
         security = security or ChannelSecurity()
         self._settings = ClientSettings(
-            address=address,
-            model=model,
-            timeout_seconds=timeout_seconds,
-            security=security,
-            retries=retries,
-            round_robin=round_robin,
-            hedge_after_seconds=hedge_after_seconds,
+            address, model, timeout_seconds, security, retries, round_robin, hedge_after_seconds
         )
         self._metadata = security.metadata()
         self._channel = open_async_channel(address, security, self._settings.channel_options())

@@ -14,7 +14,7 @@ from ganserve.client.patience import MOST_ATTEMPTS, Patience
 _LONGEST_TIMEOUT = 1e9  # seconds, 31 years; gRPC's clock ends somewhere beyond
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ClientSettings:
     """The arguments of `Client` and `AsyncClient`, which tell what they mean.
 

@@ -6,7 +6,7 @@ the histograms of several processes add up without a further error.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -70,7 +70,8 @@ class LatencyHistogram:
         """All times of all of them."""
         merged = cls()
         for histogram in histograms:
-            _add(merged.counts, histogram.counts)
+            for bucket, count in histogram.counts.items():
+                merged.counts[bucket] = merged.counts.get(bucket, 0) + count
             merged.total += histogram.total
             merged.sum += histogram.sum
             merged.longest = max(merged.longest, histogram.longest)
@@ -86,8 +87,3 @@ def _last_of(bucket: int) -> int:
     """The longest time of a bucket."""
     shift = max(0, (bucket >> _BITS) - 1)
     return ((bucket - (shift << _BITS) + 1) << shift) - 1
-
-
-def _add(target: dict[int, int], counts: Mapping[int, int]) -> None:
-    for bucket, count in counts.items():
-        target[bucket] = target.get(bucket, 0) + count

@@ -21,6 +21,8 @@ from ganserve.load_test.offering import connected, offer_share
 from ganserve.load_test.plan import LoadPlan, LoadTally
 
 _PLAN, _TALLY = TypeAdapter(LoadPlan), TypeAdapter(LoadTally)
+# What a process may end with, in the order in which they are told apart.
+_FAILURES = (ConnectionError, OSError, ValueError)
 _LONGEST_LINE_BYTES = 1 << 27
 # For the order to begin to reach all processes before the moment comes.
 _LEAD_SECONDS = 0.05
@@ -108,7 +110,7 @@ async def _hear(worker: Process, expected: str) -> Any:  # noqa: ANN401 - JSON
         code = await worker.wait()
         raise ChildProcessError(f"a process of the load test ended early, with exit code {code}")
     said = json.loads(line)
-    for kind in (ConnectionError, OSError, ValueError):
+    for kind in _FAILURES:
         if kind.__name__ in said:
             raise kind(said[kind.__name__])
     return said[expected]
@@ -155,12 +157,9 @@ def main() -> None:
         asyncio.run(_work(plan))
     except BrokenPipeError:  # nobody listens any more
         os._exit(1)  # at its end Python would try to write what is left
-    except ConnectionError as error:
-        _say("ConnectionError", str(error))
-    except OSError as error:
-        _say("OSError", str(error))
-    except ValueError as error:
-        _say("ValueError", str(error))
+    except _FAILURES as error:
+        kind = next(kind for kind in _FAILURES if isinstance(error, kind))
+        _say(kind.__name__, str(error))
 
 
 if __name__ == "__main__":

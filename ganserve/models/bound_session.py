@@ -6,7 +6,7 @@ and writes the addresses that it was captured with.
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from ganserve.models.runtime import Session
 
 # By name: latents [n, latent_dim] and, of conditional models, labels [n].
 Feeds = Mapping[str, NDArray[Any]]
-_Arguments = ParamSpec("_Arguments")
+_Arguments = TypeVarTuple("_Arguments")
 _Result = TypeVar("_Result")
 
 # Untyped in ONNX Runtime.
@@ -71,16 +71,11 @@ class BoundSession:
         """From now on every call is made by the executor, which must have a single thread."""
         self._executor = executor
 
-    def call(
-        self,
-        function: Callable[_Arguments, _Result],
-        *arguments: _Arguments.args,
-        **settings: _Arguments.kwargs,
-    ) -> _Result:
+    def call(self, function: Callable[[*_Arguments], _Result], *arguments: *_Arguments) -> _Result:
         """Call a function in the thread that owns this session now, and wait for it."""
         if self._executor is None:
-            return function(*arguments, **settings)
-        return self._executor.submit(function, *arguments, **settings).result()
+            return function(*arguments)
+        return self._executor.submit(function, *arguments).result()
 
     def run(self, names: Sequence[str], feeds: Feeds) -> list[NDArray[np.uint8]]:
         """Generate images [n, height, width, channels], one a row, in an array of the caller's."""

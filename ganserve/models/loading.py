@@ -2,7 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,51 +52,46 @@ def load_model(
         UnreadableModel: it cannot be read, which may pass.
         ProviderUnavailable: it could, but not on this device.
     """
+    with _failures_naming(path):
+        wanted = resolve_device(device)
+        file = read_checked_file(path, max_bytes)
+        # On the CPU first, wherever it is to run: a GPU's options depend on what the graph says.
+        session = open_session(file, "cpu", threads)
+        metadata = parse_metadata(session.get_modelmeta().custom_metadata_map.get("gan"))
+        spec = read_spec(session, metadata, hashlib.sha256(file.content).hexdigest())
+        if wanted != "cpu":
+            assert gpu is not None, wanted
+            try:
+                on_gpu = replace(spec, provider=FIRST_PROVIDERS[wanted])
+                sizes = warm_batch_sizes(on_gpu.provider)
+                wanted_there = GpuModel(file, on_gpu, metadata.golden, wanted, sizes, threads)
+                return load_on_gpu(wanted_there, gpu)
+            except ProviderUnavailable as error:
+                if device != "auto":
+                    raise
+                logger.warning("%s; device auto falls back to the CPU", error)
+        model = Model(spec, session)
+        check_golden(model, metadata.golden)
+        strict = gpu is None or gpu.reproducibility == "strict"
+        sizes = warm_batch_sizes(spec.provider)
+        warm_up(model, sizes, strict=strict)
+        if lone_threads <= threads:
+            return model
+        lone_session = open_lone_session(
+            file, spec, session, threads=lone_threads, largest_batch=max(sizes)
+        )
+        return replace(model, lone_session=lone_session)
+
+
+@contextmanager
+def _failures_naming(path: Path) -> Iterator[None]:
+    """Let whatever is wrong with a model be a `ModelError` that names its file."""
     try:
-        return _load(path, device, threads, lone_threads, warm_batch_sizes, max_bytes, gpu)
+        yield
     except ModelError as error:
         raise type(error)(error.problem, path) from error
     except Exception as error:  # the file is not ours to trust, ONNX Runtime raises many kinds
         raise ModelError(f"cannot be run: {one_line(error)}", path) from error
-
-
-def _load(
-    path: Path,
-    device: Device,
-    threads: int,
-    lone_threads: int,
-    warm_batch_sizes: Callable[[str], Sequence[int]],
-    max_bytes: int,
-    gpu: GpuSettings | None,
-) -> Model:
-    wanted = resolve_device(device)
-    file = read_checked_file(path, max_bytes)
-    # On the CPU first, wherever it is to run: a GPU's options depend on what the graph says.
-    session = open_session(file, "cpu", threads)
-    metadata = parse_metadata(session.get_modelmeta().custom_metadata_map.get("gan"))
-    spec = read_spec(session, metadata, hashlib.sha256(file.content).hexdigest())
-    if wanted != "cpu":
-        assert gpu is not None, wanted
-        try:
-            on_gpu = replace(spec, provider=FIRST_PROVIDERS[wanted])
-            sizes = warm_batch_sizes(on_gpu.provider)
-            wanted_there = GpuModel(file, on_gpu, metadata.golden, wanted, sizes, threads)
-            return load_on_gpu(wanted_there, gpu)
-        except ProviderUnavailable as error:
-            if device != "auto":
-                raise
-            logger.warning("%s; device auto falls back to the CPU", error)
-    model = Model(spec, session)
-    check_golden(model, metadata.golden)
-    strict = gpu is None or gpu.reproducibility == "strict"
-    sizes = warm_batch_sizes(spec.provider)
-    warm_up(model, sizes, strict=strict)
-    if lone_threads <= threads:
-        return model
-    lone_session = open_lone_session(
-        file, spec, session, threads=lone_threads, largest_batch=max(sizes)
-    )
-    return replace(model, lone_session=lone_session)
 
 
 def read_checked_file(path: Path, max_bytes: int) -> SplitFile:

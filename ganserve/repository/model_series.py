@@ -59,9 +59,9 @@ class ModelSeries:
         known = {(other.name, other.number) for other in others}
         self._counted.append((version.name, version.number))
         while len(self._counted) > _COUNTED_VERSIONS:
-            oldest = self._counted.popleft()
+            name, number = oldest = self._counted.popleft()
             if oldest not in known and oldest not in self._counted:
-                self._forget_images(*oldest)
+                self._metrics.images.remove_by_labels({"model": name, "version": str(number)})
         if version.name not in names and all(name != version.name for name, _ in known):
             self.forget_model(version.name)
 
@@ -75,9 +75,6 @@ class ModelSeries:
             metrics.model_failed_versions,
         ):
             metric.remove_by_labels({"model": name})
-
-    def _forget_images(self, name: str, number: int) -> None:
-        self._metrics.images.remove_by_labels({"model": name, "version": str(number)})
 
 
 def _info_labels(version: Version) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ Refresh = Callable[[str, list[Candidate]], Awaitable[None]]
 class ModelTasks:
     """One task for each model with work to do, which takes up the newest scan and no older one."""
 
-    def __init__(self, refresh: Refresh, on_idle: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, refresh: Refresh, on_idle: Callable[[], None]) -> None:
         """`refresh` is called with a model's name and what a scan found of it.
 
         `on_idle` is called whenever the last of the models that were busy is up to date.

@@ -72,7 +72,6 @@ def load_source(
     image_size: int | None = None,
     channels: int | None = None,
     skip_bad_files: bool = False,
-    split: str = "train",
     limit: int | None = None,
 ) -> Dataset | PointSet:
     """Load what `load_dataset` knows, or a point set by its name: `sine`, `ring8`, `grid25`.
@@ -90,14 +89,12 @@ def load_source(
         )
         if problem:
             raise DatasetError(problem)
-        refuse_test_split(source, split)
         return POINT_SETS[source]()
     return load_dataset(
         source,
         image_size=image_size,
         channels=channels,
         skip_bad_files=skip_bad_files,
-        split=split,
         limit=limit,
     )
 

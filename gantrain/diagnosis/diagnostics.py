@@ -15,6 +15,7 @@ from gantrain.config import TrainConfig
 from gantrain.config_rules import has_penalty
 from gantrain.diagnosis import advice
 from gantrain.diagnosis.evidence import EARLY_STEPS, Evidence, Row
+from gantrain.losses import create_loss
 
 _EARLY_SHARE: Final = 0.05  # of the run, unless it has had
 _ENOUGH_STEPS: Final = 2_000
@@ -41,7 +42,6 @@ _GROWING: Final = 2.0
 _EXPLODING: Final = 30.0
 _ACCURACY_SWING: Final = 0.5
 _LOSS_SWING: Final = 3.0
-_PAIRED: Final = ("relativistic", "wasserstein")  # only differences of logits mean something
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _lost_bounds(row: Row, config: TrainConfig) -> str:
 
 def _logit_size(row: Row, config: TrainConfig) -> float:
     """How large logits are, or where only their differences mean something, how far apart."""
-    if config.loss in _PAIRED and "real_logits" in row and "fake_logits" in row:
+    if create_loss(config.loss).threshold is None and {"real_logits", "fake_logits"} <= row.keys():
         return abs(float(row["real_logits"]) - float(row["fake_logits"]))
     return float(row.get("logit_size", 0.0))
 

@@ -28,7 +28,7 @@ def try_values(config: TrainConfig, changes: Changes, word: str = "try", why: st
     return f"{told}, with {_spell(beside)}{why}" if beside else f"{told}{why}"
 
 
-def give_flags(config: TrainConfig, changes: Changes, present: str, why: str = "") -> str:
+def give_flags(config: TrainConfig, changes: Changes, present: str, why: str) -> str:
     """What the run has at present, and all flags for something else, or nothing if refused."""
     changes = {**changes, **_needed_beside(config, changes)}
     return f"{present}: use {_spell(changes)}{why}" if _is_accepted(config, changes) else ""

@@ -10,14 +10,13 @@ from typing import Final
 import numpy as np
 import torch
 
-from gantrain.checkpoint import load_checkpoint
+from gantrain.checkpoint import CHECKPOINT_FORMAT, load_checkpoint
 from gantrain.data.datasets import Dataset
 from gantrain.durable_files import atomic_write
 from gantrain.errors import RunError
 from gantrain.evaluation.classifier import RECIPE, Classifier, recognise, train_classifier
 
 VARIABLE: Final = "GANTRAIN_CACHE_DIR"
-_FORMAT: Final = 1  # the one that load_checkpoint reads
 _HELD_OUT: Final = 0.2  # share of data without a test split that measures the accuracy
 
 logger = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ def default_cache_folder() -> Path:
 
 
 def cached_classifier(
-    train: Dataset, held_out: Dataset | None, folder: Path | None = None
+    train: Dataset, held_out: Dataset | None, folder: Path | None
 ) -> TrainedClassifier:
     """The classifier of labelled images, trained now unless the folder holds it undamaged.
 
@@ -96,7 +95,7 @@ def write_classifier(path: Path, trained: TrainedClassifier, name: str) -> None:
     """Write a classifier so that a reader sees all of it or none; raises RunError."""
     network = trained.network
     values = {
-        "format": _FORMAT,
+        "format": CHECKPOINT_FORMAT,
         "name": name,
         "shape": list(network.shape),
         "network": network.state_dict(),

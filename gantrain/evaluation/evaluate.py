@@ -228,15 +228,9 @@ def measure_memory(
     measured = [training.measure(pool_examples(some, np.arange(len(some)))) for some in kept]
     if not measured[0]:
         return {}
-    values = [{name: as_number(each[name]) for name in _MEMORISED} for each in measured]
-    floors = {name: as_number(measured[0][f"{name}_data"]) for name in _MEMORISED}
+    values = [{name: each[name] for name in _MEMORISED} for each in measured]
+    floors = {name: measured[0][f"{name}_data"] for name in _MEMORISED}
     return combine(values, floors)
-
-
-def as_number(value: float | list[float]) -> float:
-    """A measurement of the doctor's that is a number."""
-    assert isinstance(value, float)
-    return value
 
 
 def recognised_as_asked(

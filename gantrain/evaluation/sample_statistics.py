@@ -186,7 +186,7 @@ class TrainingExamples:
             nearest.repeat_interleave(weights), second.repeat_interleave(weights)
         )
 
-    def measure(self, samples: Tensor) -> Measurements:
+    def measure(self, samples: Tensor) -> dict[str, float]:
         """What concerns the nearest training example, of samples and of held-out reals."""
         if not self._usable:
             return {}

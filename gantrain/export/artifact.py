@@ -17,18 +17,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gantrain.checkpoint import checkpoint_path
-from gantrain.class_labels import spread_labels
 from gantrain.errors import RunError, UsageError
 from gantrain.evaluation.results import read_evaluation
 from gantrain.export.frechet_change import frechet_change
 from gantrain.export.half_precision import to_half
 from gantrain.export.onnx_graph import to_onnx
 from gantrain.export.precision import FRECHET_SAMPLES, MIN_PSNR, Precision
-from gantrain.export.precision_distance import measure_distance, measured_images, refuse_below
+from gantrain.export.precision_distance import (
+    Inputs,
+    measure_distance,
+    measured_images,
+    refuse_below,
+)
 from gantrain.export.proof import prove
 from gantrain.export.quantization import quantize_graph
 from gantrain.export.small_maps import lower_small_maps
-from gantrain.latents import SEED_CONTRACT, draw_latents
+from gantrain.latents import SEED_CONTRACT
 from gantrain.publishing import publish
 from gantrain.run_directory import RunDirectory, run_of
 from gantrain.sampling import (
@@ -112,9 +116,9 @@ def export_run(
             f"{run_path} makes two-dimensional points: an artifact holds images, so there is "
             "nothing to export; `gantrain sample` draws its points"
         )
-    latent_dim, classes = run.config.latent_dim, len(run.class_names)
-    model = to_onnx(run.generator, latent_dim, classes)
-    model, facts = reduce_precision(model, latent_dim, classes, precision, min_psnr)
+    inputs = Inputs(run.config.latent_dim, len(run.class_names))
+    model = to_onnx(run.generator, inputs.latent_dim, inputs.classes)
+    model, facts = reduce_precision(model, inputs, precision, min_psnr)
     if precision != "fp32" and frechet_samples:
         change = frechet_change(run, model.SerializeToString(), frechet_samples)
         facts |= {} if change is None else {"frechet_distance": change}
@@ -123,14 +127,14 @@ def export_run(
         "evaluation": current_evaluation(run_of(run_path), run),
         "precision": facts,
     }
-    artifact = write_artifact(model, latent_dim, metadata)
+    artifact = write_artifact(model, inputs, metadata)
     threshold = None if precision == "fp32" else min_psnr
-    prove(artifact, run.generator, latent_dim, classes, threshold)
+    prove(artifact, run.generator, inputs, threshold)
     return publish(artifact, repository, name)
 
 
 def reduce_precision(
-    model: onnx.ModelProto, latent_dim: int, classes: int, precision: Precision, min_psnr: float
+    model: onnx.ModelProto, inputs: Inputs, precision: Precision, min_psnr: float
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """The graph in that precision, and what its artifact's metadata say of it.
 
@@ -140,12 +144,11 @@ def reduce_precision(
     if precision == "fp32":
         return lower_small_maps(model), {"kind": "fp32"}
     if precision == "int8":
-        quantized = quantize_graph(model, latent_dim, classes, min_psnr)
+        quantized = quantize_graph(model, inputs, min_psnr)
         facts = {**quantized.facts(), "distance": quantized.distance.to_json()}
         return quantized.model, {"kind": "int8", **facts}
     half = to_half(model)
-    expected = measured_images(model, latent_dim, classes)
-    distance = measure_distance(measured_images(half, latent_dim, classes), expected)
+    distance = measure_distance(measured_images(half, inputs), measured_images(model, inputs))
     logger.info("in float16: %s", distance)
     refuse_below(distance, min_psnr, "fp16")
     return half, {"kind": "fp16", "distance": distance.to_json()}
@@ -201,14 +204,13 @@ def current_evaluation(folder: RunDirectory, run: RunGenerator) -> dict[str, flo
     return evaluation.numbers()
 
 
-def write_artifact(model: onnx.ModelProto, latent_dim: int, metadata: dict[str, Any]) -> bytes:
+def write_artifact(model: onnx.ModelProto, inputs: Inputs, metadata: dict[str, Any]) -> bytes:
     """The file of a graph, with metadata and golden images."""
-    classes = len(metadata["class_names"])
     tolerance = _TOLERANCES[metadata["precision"]["kind"]]
     session = open_session(model.SerializeToString())
     seeds = np.array(_GOLDEN_SEEDS, np.uint64)
-    labels = spread_labels(classes, len(seeds)) if classes else None
-    pixels = run_session(session, draw_latents(seeds, latent_dim), labels)
+    latents, labels = inputs.draw(seeds)
+    pixels = run_session(session, latents, labels)
     of_class = [{}] * len(seeds) if labels is None else [{"label": int(label)} for label in labels]
     golden = {
         "tolerance": tolerance.to_json(pixels[0].size),

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import statistics
+from functools import partial
 
 from gantrain.data.bad_data import DatasetError
 from gantrain.errors import RunError
@@ -55,9 +56,7 @@ def frechet_change(
         return found
 
     session = open_session(artifact)
-    reduced = dataclasses.replace(
-        whole, generate=lambda latents, labels: sample_session(session, latents, labels)
-    )
+    reduced = dataclasses.replace(whole, generate=partial(sample_session, session))
     logger.info("measuring the Frechet distance of 2 x %d x %d samples", _REPEATS, count)
     was, became = distances(whole), distances(reduced)
     return {

@@ -1,12 +1,12 @@
 """How far images of a graph of lower precision are from those of the float32 one."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from gantrain.class_labels import Labels, spread_labels
 from gantrain.errors import RunError
@@ -14,37 +14,23 @@ from gantrain.latents import draw_latents
 from gantrain.pictures import Pixels
 from gantrain.sampling import Latents, open_session, sample_session
 
-_BATCH = 64
 _VISIBLE = 2  # grey levels; values that are off by more are counted
+# Seeds, far from each other, from those that people look at and from those of the evaluation.
+CALIBRATION: Final = np.arange(2**62, 2**62 + 256, dtype=np.uint64)
+MEASURED: Final = CALIBRATION + np.uint64(2**32)
 
 
 @dataclass(frozen=True)
-class Seeds:
-    """Latents of consecutive seeds, with labels spread over the classes if there are any."""
+class Inputs:
+    """What a generator takes: latents and, if there are classes, labels."""
 
-    first: int
-    count: int
+    latent_dim: int
+    classes: int = 0
 
-    def latents(self, latent_dim: int) -> Latents:
-        """[count, latent_dim]."""
-        seeds = np.arange(self.first, self.first + self.count, dtype=np.uint64)
-        return draw_latents(seeds, latent_dim)
-
-    def labels(self, classes: int) -> Labels | None:
-        """[count], None of an unconditional generator."""
-        return spread_labels(classes, self.count) if classes else None
-
-    def batches(self, latent_dim: int, classes: int) -> Iterator[dict[str, Any]]:
-        """The graph's inputs, some rows at a time."""
-        latents, labels = self.latents(latent_dim), self.labels(classes)
-        for at in range(0, self.count, _BATCH):
-            rows = slice(at, at + _BATCH)
-            yield {"latents": latents[rows]} | ({} if labels is None else {"labels": labels[rows]})
-
-
-# Far from each other, from those that people look at and from those of the evaluation.
-CALIBRATION: Final = Seeds(2**62, 256)
-MEASURED: Final = Seeds(2**62 + 2**32, 256)
+    def draw(self, seeds: NDArray[np.uint64]) -> tuple[Latents, Labels | None]:
+        """Latents [n, latent_dim] of seeds [n], and labels [n] spread over the classes."""
+        labels = spread_labels(self.classes, len(seeds)) if self.classes else None
+        return draw_latents(seeds, self.latent_dim), labels
 
 
 @dataclass(frozen=True)
@@ -83,7 +69,7 @@ def measure_distance(pixels: Pixels, expected: Pixels) -> Distance:
         share_different=float(np.mean(difference > 0)),
         max_difference=int(difference.max()),
         images=len(pixels),
-        first_seed=MEASURED.first,
+        first_seed=int(MEASURED[0]),
     )
 
 
@@ -97,8 +83,7 @@ def refuse_below(distance: Distance, min_psnr: float, what: str) -> None:
 
 
 def measured_images(
-    model: onnx.ModelProto, latent_dim: int, classes: int, seeds: Seeds = MEASURED
+    model: onnx.ModelProto, inputs: Inputs, seeds: NDArray[np.uint64] = MEASURED
 ) -> Pixels:
     """The images that distances are measured on."""
-    session = open_session(model.SerializeToString())
-    return sample_session(session, seeds.latents(latent_dim), seeds.labels(classes))
+    return sample_session(open_session(model.SerializeToString()), *inputs.draw(seeds))

@@ -4,10 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from gantrain.class_labels import Labels, spread_labels
+from gantrain.class_labels import Labels
 from gantrain.errors import RunError
-from gantrain.export.precision_distance import MEASURED, measure_distance, refuse_below
-from gantrain.latents import draw_latents
+from gantrain.export.precision_distance import MEASURED, Inputs, measure_distance, refuse_below
 from gantrain.pictures import Pixels
 from gantrain.sampling import (
     Latents,
@@ -28,8 +27,7 @@ _PROOF_DIFFERENCE, _PROOF_SHARE = 1, 1e-3
 def prove(
     artifact: bytes,
     generator: PixelGenerator,
-    latent_dim: int,
-    classes: int = 0,
+    inputs: Inputs,
     min_psnr: float | None = None,
 ) -> None:
     """Compare the artifact with the PyTorch generator, and its batches with each other.
@@ -43,8 +41,7 @@ def prove(
     """
     session = open_session(artifact)
     seeds = np.arange(max(PROOF_BATCHES), dtype=np.uint64)
-    latents = draw_latents(seeds, latent_dim)
-    labels = spread_labels(classes, len(seeds)) if classes else None
+    latents, labels = inputs.draw(seeds)
     pixels = run_session(session, latents, labels)
     expected = generate(generator, latents, labels)
     if pixels.shape != expected.shape:
@@ -56,7 +53,7 @@ def prove(
         for batch in PROOF_BATCHES:
             compare(pixels[:batch], expected[:batch], batch)
     else:
-        prove_distance(session, generator, latent_dim, classes, min_psnr)
+        prove_distance(session, generator, inputs, min_psnr)
     prove_reproducible(session, latents, labels, pixels)
 
 
@@ -75,12 +72,11 @@ def compare(pixels: Pixels, expected: Pixels, batch: int) -> None:
 def prove_distance(
     session: Any,  # noqa: ANN401 - untyped library
     generator: PixelGenerator,
-    latent_dim: int,
-    classes: int,
+    inputs: Inputs,
     min_psnr: float,
 ) -> None:
     """Raise RunError where an artifact's images are not within `min_psnr` of the generator's."""
-    latents, labels = MEASURED.latents(latent_dim), MEASURED.labels(classes)
+    latents, labels = inputs.draw(MEASURED)
     pixels = sample_session(session, latents, labels)
     distance = measure_distance(pixels, generate(generator, latents, labels))
     refuse_below(distance, min_psnr, "the artifact, held against the generator,")

@@ -15,7 +15,7 @@ from gantrain.export.precision_distance import (
     CALIBRATION,
     MEASURED,
     Distance,
-    Seeds,
+    Inputs,
     measure_distance,
     measured_images,
     refuse_below,
@@ -25,7 +25,8 @@ from gantrain.sampling import open_session
 
 logger = logging.getLogger(__name__)
 
-_TRIED_ON = Seeds(MEASURED.first, 64)  # enough to tell which layer costs most
+_BATCH = 64
+_TRIED_ON = MEASURED[:64]  # enough to tell which layer costs most
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,11 @@ class Quantized:
             "weight_bits": WEIGHT_BITS,
             "layers": self.layers,
             "work_share": self.work_share,
-            "calibration": {"first_seed": CALIBRATION.first, "images": CALIBRATION.count},
+            "calibration": {"first_seed": int(CALIBRATION[0]), "images": len(CALIBRATION)},
         }
 
 
-def quantize_graph(
-    model: onnx.ModelProto, latent_dim: int, classes: int, min_psnr: float
-) -> Quantized:
+def quantize_graph(model: onnx.ModelProto, inputs: Inputs, min_psnr: float) -> Quantized:
     """Put as much work into integers as keeps the images within `min_psnr` of the float graph's.
 
     All layers that have an integer form start in it; as long as the images are too far off, the one
@@ -65,13 +64,13 @@ def quantize_graph(
             "--precision int8: this generator has no layer that would gain by it; export it as "
             "fp32; nothing was published"
         )
-    ranges = calibrate(model, layers, latent_dim, classes)
-    expected = measured_images(model, latent_dim, classes)
+    ranges = calibrate(model, layers, inputs)
+    expected = measured_images(model, inputs)
     work = {layer: layer.work(ranges) for layer in layers}
-    chosen, trial = list(layers), _Trial(model, ranges, latent_dim, classes)
+    chosen, trial = list(layers), _Trial(model, ranges, inputs)
     while True:
         quantized = to_integers(model, chosen, ranges)
-        distance = measure_distance(measured_images(quantized, latent_dim, classes), expected)
+        distance = measure_distance(measured_images(quantized, inputs), expected)
         logger.info("%d of %d layers in integers: %s", len(chosen), len(layers), distance)
         if distance.psnr >= min_psnr or len(chosen) == 1:
             break
@@ -91,13 +90,12 @@ class _Trial:
 
     model: onnx.ModelProto
     ranges: Mapping[str, Range]
-    latent_dim: int
-    classes: int
+    inputs: Inputs
 
     @cached_property
     def expected(self) -> Pixels:
         """The float graph's images."""
-        return measured_images(self.model, self.latent_dim, self.classes, _TRIED_ON)
+        return measured_images(self.model, self.inputs, _TRIED_ON)
 
     def worst(self, chosen: Sequence[Layer], work: Mapping[Layer, int]) -> Layer:
         """The layer whose return to float takes away most of the error for its work."""
@@ -113,12 +111,12 @@ class _Trial:
     def _error(self, chosen: Collection[Layer]) -> float:
         """Mean squared error, grey levels squared."""
         quantized = to_integers(self.model, chosen, self.ranges)
-        pixels = measured_images(quantized, self.latent_dim, self.classes, _TRIED_ON)
+        pixels = measured_images(quantized, self.inputs, _TRIED_ON)
         return float(np.mean((pixels.astype(np.float64) - self.expected) ** 2))
 
 
 def calibrate(
-    model: onnx.ModelProto, layers: Collection[Layer], latent_dim: int, classes: int
+    model: onnx.ModelProto, layers: Collection[Layer], inputs: Inputs
 ) -> dict[str, Range]:
     """Lowest and highest values and means of what goes into the layers and comes out of them."""
     names = sorted({name for layer in layers for name in layer.tensors})
@@ -130,14 +128,15 @@ def calibrate(
     lowest = dict.fromkeys(names, np.inf)
     highest = dict.fromkeys(names, -np.inf)
     sums = dict.fromkeys(names, np.zeros((), np.float64))
-    for inputs in CALIBRATION.batches(latent_dim, classes):
-        for name, values in zip(names, session.run(names, inputs), strict=True):
+    latents, labels = inputs.draw(CALIBRATION)
+    for at in range(0, len(latents), _BATCH):
+        rows = slice(at, at + _BATCH)
+        feeds = {"latents": latents[rows]} | ({} if labels is None else {"labels": labels[rows]})
+        for name, values in zip(names, session.run(names, feeds), strict=True):
             lowest[name] = min(lowest[name], float(values.min()))
             highest[name] = max(highest[name], float(values.max()))
             sums[name] = sums[name] + values.sum(axis=0, dtype=np.float64)
     return {
-        name: Range(
-            lowest[name], highest[name], (sums[name] / CALIBRATION.count).astype(np.float32)
-        )
+        name: Range(lowest[name], highest[name], (sums[name] / len(CALIBRATION)).astype(np.float32))
         for name in names
     }

@@ -65,7 +65,7 @@ class Axis:
     stride: int
     pad: int  # at the beginning
 
-    def phases(self, shift: int = 0) -> list[Phase]:
+    def phases(self, shift: int) -> list[Phase]:
         """The phases of the axis, with `shift` outputs more at its beginning."""
         pad = self.pad - shift
         found = []
@@ -76,7 +76,7 @@ class Axis:
             found.append(Phase(last - len(kernel) + 1, kernel))
         return found
 
-    def positions(self, shift: int = 0) -> int:
+    def positions(self, shift: int) -> int:
         """Windows that it takes to make all outputs."""
         return -(-(self.outputs + shift) // self.stride)
 

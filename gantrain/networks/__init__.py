@@ -64,7 +64,7 @@ _WIDTH = frozenset({"filters"})
 _WIDTH_AND_KERNEL = frozenset({"filters", "kernel_size"})
 
 GENERATORS: dict[str, GeneratorKind] = {
-    "dcgan": GeneratorKind(dcgan.build_generator, leaves_open=_WIDTH, takes_labels=True),
+    "dcgan": GeneratorKind(dcgan.Generator, leaves_open=_WIDTH, takes_labels=True),
     "dcgan-2015": GeneratorKind(dcgan_2015.Generator, dcgan_2015.misfit, leaves_open=_WIDTH),
     "keras-mlp": GeneratorKind(mlp.keras_mlp_generator),
     "keras-conv": GeneratorKind(
@@ -78,7 +78,7 @@ GENERATORS: dict[str, GeneratorKind] = {
 }
 
 DISCRIMINATORS: dict[str, DiscriminatorKind] = {
-    "dcgan": DiscriminatorKind(dcgan.build_discriminator, leaves_open=_WIDTH, takes_labels=True),
+    "dcgan": DiscriminatorKind(dcgan.Discriminator, leaves_open=_WIDTH, takes_labels=True),
     "dcgan-2015": DiscriminatorKind(
         dcgan_2015.Discriminator, dcgan_2015.misfit, batch_norm=True, leaves_open=_WIDTH
     ),
@@ -134,9 +134,7 @@ def create_networks(
     return networks
 
 
-def run_network(
-    network: Callable[..., Tensor], inputs: Tensor, labels: Tensor | None = None
-) -> Tensor:
+def run_network(network: Callable[..., Tensor], inputs: Tensor, labels: Tensor | None) -> Tensor:
     """What a network makes of latents, images or points, and of labels [batch] if it takes them."""
     return network(inputs) if labels is None else network(inputs, labels)
 

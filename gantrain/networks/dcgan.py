@@ -37,18 +37,6 @@ def widths(image_size: int, filters: int) -> list[int]:
     return [filters * min(2**depth, _MAX_WIDENING) for depth in range(len(pyramid(image_size)) - 1)]
 
 
-def build_generator(shape: Shape) -> nn.Module:
-    """The generator of images of that shape."""
-    channels, size, _ = shape.image
-    return Generator(size, channels, shape.latent_dim, shape.filters, shape.classes)
-
-
-def build_discriminator(shape: Shape) -> nn.Module:
-    """The discriminator of images of that shape."""
-    channels, size, _ = shape.image
-    return Discriminator(size, channels, shape.filters, shape.classes)
-
-
 class Generator(nn.Module):
     """latents [batch, latent_dim] -> images [batch, channels, size, size] in [-1, 1].
 
@@ -61,14 +49,13 @@ class Generator(nn.Module):
     in Mirza and Osindero, "Conditional generative adversarial nets", 2014.
     """
 
-    def __init__(
-        self, image_size: int, channels: int, latent_dim: int, filters: int, classes: int = 0
-    ) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
+        channels, image_size, _ = shape.image
         sizes = pyramid(image_size)[::-1]
-        maps = [*widths(image_size, filters)[::-1], channels]
+        maps = [*widths(image_size, shape.filters)[::-1], channels]
         self.smallest = (maps[0], sizes[0], sizes[0])
-        self.project = nn.Linear(latent_dim, maps[0] * sizes[0] ** 2, bias=False)
+        self.project = nn.Linear(shape.latent_dim, maps[0] * sizes[0] ** 2, bias=False)
         layers: list[nn.Module] = []
         for depth, (size, next_size) in enumerate(pairwise(sizes)):
             last = depth == len(sizes) - 2
@@ -82,8 +69,8 @@ class Generator(nn.Module):
             )
         self.layers = nn.Sequential(*layers, nn.Tanh())
         self.apply(_initialize)
-        if classes:
-            self.embed = nn.Embedding(classes, self.project.out_features)
+        if shape.classes:
+            self.embed = nn.Embedding(shape.classes, self.project.out_features)
             # As large as what the latents bring, so that neither drowns the other at first.
             nn.init.normal_(self.embed.weight, std=nn.init.calculate_gain("leaky_relu", _LEAK))
 
@@ -107,18 +94,19 @@ class Discriminator(nn.Module):
     discriminator", 2018, here without pooling the map, as the plain logit is made of all of it too.
     """
 
-    def __init__(self, image_size: int, channels: int, filters: int, classes: int = 0) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
-        maps = [channels, *widths(image_size, filters)]
+        channels, size, _ = shape.image
+        maps = [channels, *widths(size, shape.filters)]
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(maps):
             layers.append(Convolution(inputs, outputs))
             layers.append(nn.LeakyReLU(_LEAK, inplace=True))
         self.layers = nn.Sequential(*layers)
-        self.judge = nn.Linear(maps[-1] * pyramid(image_size)[-1] ** 2, 1)
+        self.judge = nn.Linear(maps[-1] * pyramid(size)[-1] ** 2, 1)
         self.apply(_initialize)
-        if classes:
-            self.embed = nn.Embedding(classes, self.judge.in_features)
+        if shape.classes:
+            self.embed = nn.Embedding(shape.classes, self.judge.in_features)
             nn.init.kaiming_normal_(self.embed.weight, a=_LEAK)  # as the weights of `judge`
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -127,9 +115,7 @@ class Discriminator(nn.Module):
         logits: Tensor = self.judge(features).squeeze(1)
         return logits if labels is None else logits + (self.embed(labels) * features).sum(1)
 
-    def judge_with_gradients(
-        self, images: Tensor, labels: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def judge_with_gradients(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits [batch], and the gradient of each by its image, like the images; both float32.
 
         Both can be differentiated by the weights, not by the images.

@@ -12,14 +12,13 @@ def load_batch(
     indices: Tensor,
     flip: bool,
     noise: torch.Generator,
-    lowest: float = -1.0,
-    share: slice | None = None,
+    lowest: float,
+    share: slice,
 ) -> Tensor:
-    """Examples at indices [batch] as a network's input; with a `share`, only that of them.
+    """Examples at indices [batch] as a network's input, of them a `share`.
 
     With `flip` an image is mirrored by chance, which does not depend on the share.
     """
-    share = share or slice(None)
     batch = examples[indices[share]]
     if flip:
         mirrored = torch.rand(len(indices), generator=noise, device=batch.device)[share] < 0.5

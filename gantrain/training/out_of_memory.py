@@ -13,7 +13,7 @@ from gantrain.memory import lacks_memory
 
 
 @contextmanager
-def memory_errors_explained(config: TrainConfig, ranks: int = 1) -> Iterator[None]:
+def memory_errors_explained(config: TrainConfig, ranks: int) -> Iterator[None]:
     """Turn a lack of memory into an error that says what would take less.
 
     Raises:

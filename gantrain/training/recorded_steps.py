@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gantrain.checkpoint import TrainState
-from gantrain.errors import RunError
+from gantrain.errors import RunError, first_line
 from gantrain.training.steps import StepResults
 
 Step = Callable[[Tensor], list[StepResults]]  # of the indices of its batches
@@ -155,9 +155,8 @@ class RecordedStep:
             raise
         except RuntimeError as error:
             raise RunError(
-                "the step could not be recorded as a CUDA graph "
-                f"({str(error).strip().partition(chr(10))[0]}): give the same command with "
-                "--no-cuda-graph, which trains more slowly"
+                f"the step could not be recorded as a CUDA graph ({first_line(error)}): give the "
+                "same command with --no-cuda-graph, which trains more slowly"
             ) from error
         self._gradients = [(weights, weights.grad) for weights in self._weights()]
 

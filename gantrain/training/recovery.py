@@ -118,7 +118,7 @@ def roll_back(
     run: RunDirectory,
     config: TrainConfig,
     diverged: Diverged,
-    class_count: int = 0,
+    class_count: int,
 ) -> None:
     """Return to the newest good checkpoint, to go on with half the learning rate.
 

@@ -665,14 +665,23 @@ def test_whoever_reads_may_have_enough():
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-async def test_whoever_reads_a_load_test_may_have_enough_too(repository, running_server):
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["load-test", "--seconds", "0.3", "--warm-up-seconds", "0"],
+        ["models"],
+        ["generate", "--seeds", "1", "--out", "image.png"],
+    ],
+    ids=lambda command: command[0],
+)
+async def test_whoever_reads_of_a_server_may_have_enough_too(
+    command, tmp_path, repository, running_server
+):
     reader, writer = os.pipe()
     os.close(reader)
-    flags = ["--seconds", "0.3", "--warm-up-seconds", "0"]
     async with running_server(repository) as server:
-        command = [sys.executable, "-m", "ganserve", "load-test", "--address", server.address]
-        done = await asyncio.to_thread(
-            subprocess.run, [*command, *flags], stdout=writer, stderr=subprocess.PIPE, check=False
-        )
+        words = [sys.executable, "-m", "ganserve", *command, "--address", server.address]
+        pipes = {"stdout": writer, "stderr": subprocess.PIPE}
+        done = await asyncio.to_thread(subprocess.run, words, **pipes, cwd=tmp_path, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")

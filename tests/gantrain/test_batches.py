@@ -36,14 +36,15 @@ def test_epochs_and_seeds_differ():
 
 def test_batches_reach_from_minus_one_to_one():
     images = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1)
-    batch = load_batch(images, torch.tensor([1, 0]), flip=False, noise=torch.Generator())
+    chosen = torch.tensor([1, 0])
+    batch = load_batch(images, chosen, False, torch.Generator(), -1.0, slice(None))
     assert batch.flatten().tolist() == [1.0, -1.0]
 
 
 def test_flips_mirror_about_half_of_the_images_left_to_right():
     images = torch.tensor([[0, 255], [0, 255]], dtype=torch.uint8).expand(400, 1, 2, 2)
     noise = torch.Generator().manual_seed(0)
-    batch = load_batch(images, torch.arange(400), flip=True, noise=noise)
+    batch = load_batch(images, torch.arange(400), True, noise, -1.0, slice(None))
     mirrored = batch[:, 0, 0, 0] == 1
     assert 150 < mirrored.sum() < 250
     assert (batch[mirrored] == torch.tensor([1.0, -1.0])).all()

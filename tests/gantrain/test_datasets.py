@@ -359,9 +359,8 @@ def test_a_point_set_is_loaded_by_its_name(name):
         ({"channels": 1}, "--channels: sine holds points, not images; leave it out"),
         ({"skip_bad_files": True}, "--skip-bad-files: sine holds points, not images; leave it out"),
         ({"limit": 100}, "--max-data-images: sine holds points, not images; leave it out"),
-        ({"split": "test"}, "sine: has no test split; .*"),
     ],
-    ids=["image_size", "no_size", "channels", "skip_bad_files", "limit", "split"],
+    ids=["image_size", "no_size", "channels", "skip_bad_files", "limit"],
 )
 def test_what_only_images_have_is_refused_for_points_by_name(settings, message):
     with pytest.raises(DatasetError, match=f"^{message}$"):
@@ -380,7 +379,7 @@ def test_a_source_of_images_is_loaded_with_all_settings(spoiled):
     assert [bad.name for bad in dataset.bad_files] == ["cat/empty.png"]  # the third file
     assert dataset.fingerprint() == load_dataset(spoiled, **arguments).fingerprint()
     with pytest.raises(DatasetError, match="digits: has no test split"):
-        load_source("digits", split="test")
+        load_dataset("digits", split="test")
 
 
 # Only the first images

@@ -13,6 +13,7 @@ from PIL import Image
 
 from gantrain.errors import RunError, UsageError
 from gantrain.export.artifact import export_run
+from gantrain.export.precision_distance import Inputs
 from gantrain.export.proof import PROOF_BATCHES, compare, prove
 from gantrain.latents import draw_latents
 from gantrain.presets import resolve
@@ -170,7 +171,7 @@ def test_a_graph_that_mixes_up_its_classes_is_found(
     with torch.no_grad():
         embed.weight.copy_(embed.weight[[0, 2, 1]])
     with pytest.raises(RunError, match="differ from the generator's in a batch of 2"):
-        prove(conditional_artifact.read_bytes(), other.generator, 8, classes=3)
+        prove(conditional_artifact.read_bytes(), other.generator, Inputs(8, 3))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ def test_a_failed_proof_publishes_nothing(
     with torch.no_grad():
         other.generator.generator.project.weight += 0.5
     with pytest.raises(RunError, match=r"differ from the generator's in a batch of 1: by up to"):
-        prove(artifact.read_bytes(), other.generator, 8)
+        prove(artifact.read_bytes(), other.generator, Inputs(8))
     # The same through the whole command: an exporter whose graph is not the generator's.
     monkeypatch.setattr("gantrain.export.artifact.to_onnx", lambda *_: onnx.load(artifact))
     monkeypatch.setattr("gantrain.export.artifact.load_run_generator", lambda _: other)

@@ -45,11 +45,12 @@ def same_values(one: nn.Module, other: nn.Module) -> bool:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", range(8, 129, 4))
 def test_every_multiple_of_four_has_networks_of_its_size(size: int, channels: int):
-    generator = Generator(size, channels, latent_dim=5, filters=2)
+    shape = Shape(image_size=size, channels=channels, latent_dim=5, filters=2, kernel_size=5)
+    generator = Generator(shape)
     images = generator(torch.randn(3, 5))
     assert images.shape == (3, channels, size, size)
     assert images.abs().max() <= 1
-    assert Discriminator(size, channels, filters=2)(images).shape == (3,)
+    assert Discriminator(shape)(images).shape == (3,)
 
 
 @pytest.mark.parametrize("size", [8, 28, 32, 100, 124, 128])
@@ -59,7 +60,8 @@ def test_the_discriminator_mirrors_the_generators_maps(size: int):
     def record(network: str):
         return lambda _module, _inputs, output: maps[network].append(tuple(output.shape[1:]))
 
-    generator, discriminator = Generator(size, 1, 5, 4), Discriminator(size, 1, 4)
+    shape = replace(SMALL_IMAGE, image_size=size, channels=1)
+    generator, discriminator = Generator(shape), Discriminator(shape)
     for module in generator.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.register_forward_hook(record("generator"))
@@ -138,7 +140,7 @@ def test_the_discriminator_may_have_a_capacity_of_its_own():
 
 def test_the_flagship_draws_its_weights_as_it_always_did():
     torch.manual_seed(7)
-    expected = Generator(16, 3, 5, 4), Discriminator(16, 3, 4)
+    expected = Generator(SMALL_IMAGE), Discriminator(SMALL_IMAGE)
     for network, same in zip(
         create_networks("dcgan", "dcgan", SMALL_IMAGE, seed=7), expected, strict=True
     ):

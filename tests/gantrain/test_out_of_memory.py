@@ -55,7 +55,7 @@ def test_data_that_do_not_fit_on_the_gpu_are_told_apart(monkeypatch: pytest.Monk
     assert upload(examples, torch.device("cpu")) is examples
     monkeypatch.setattr(torch.Tensor, "to", refuse)
     config = resolve({"data": "digits", "run_dir": "unused"})
-    with pytest.raises(RunError) as raised, memory_errors_explained(config):
+    with pytest.raises(RunError) as raised, memory_errors_explained(config, ranks=1):
         upload(examples, torch.device("cuda"))
     told = str(raised.value)
     assert "the data take 0.003 GB" in told

@@ -15,7 +15,12 @@ from gantrain.export.artifact import export_run
 from gantrain.export.frechet_change import frechet_change
 from gantrain.export.integer_graph import Layer, find_layers, to_integers
 from gantrain.export.onnx_graph import to_onnx
-from gantrain.export.precision_distance import MEASURED, measure_distance, measured_images
+from gantrain.export.precision_distance import (
+    MEASURED,
+    Inputs,
+    measure_distance,
+    measured_images,
+)
 from gantrain.export.proof import prove
 from gantrain.export.quantization import calibrate, quantize_graph
 from gantrain.latents import draw_latents
@@ -74,9 +79,9 @@ def test_the_artifact_tells_its_precision_and_its_distance(
     assert precision["kind"] == kind
     assert "frechet_distance" not in precision
     distance = precision["distance"]
-    assert (distance["first_seed"], distance["images"]) == (MEASURED.first, MEASURED.count)
+    assert (distance["first_seed"], distance["images"]) == (2**62 + 2**32, 256)
     # What it says is so, whoever measures it: here against the generator in PyTorch.
-    latents = MEASURED.latents(8)
+    latents = draw_latents(MEASURED, 8)
     expected = generate(load_run_generator(run_dir).generator, latents)
     made = open_sampler(path).generate(latents, None)
     error = float(((made.astype(float) - expected) ** 2).mean())
@@ -120,18 +125,18 @@ def test_exporting_twice_gives_the_same_bytes(
 
 
 def test_layers_go_back_to_float_until_the_images_are_near_enough(graph: onnx.ModelProto):
-    whole = quantize_graph(graph, 8, 0, min_psnr=20)
+    whole = quantize_graph(graph, Inputs(8), min_psnr=20)
     assert set(whole.layers.values()) == {"int8"}
     assert whole.work_share == 1
     wanted = whole.distance.psnr + 0.5
-    part = quantize_graph(graph, 8, 0, min_psnr=wanted)
+    part = quantize_graph(graph, Inputs(8), min_psnr=wanted)
     assert sorted(part.layers.values()) == ["fp32", "int8"]
     assert part.distance.psnr >= wanted
     assert 0 < part.work_share < 1
     kept = [name for name, kind in part.layers.items() if kind == "fp32"]
     floats = {node.input[1] for node in part.model.graph.node if node.op_type == "ConvTranspose"}
     assert {f"generator.{name}.weight" for name in kept} <= floats
-    ranges = calibrate(graph, find_layers(graph), 8, 0).values()
+    ranges = calibrate(graph, find_layers(graph), Inputs(8)).values()
     for seen in ranges:
         assert seen.lowest <= seen.means.min() < seen.means.max() <= seen.highest
     assert whole.facts()["calibration"] == {"first_seed": 2**62, "images": 256}
@@ -152,13 +157,13 @@ def test_the_layer_that_costs_most_for_its_work_goes_back(kind: str, size: int, 
     config = resolve({**SMALL, "run_dir": "", "conditional": classes > 0})
     finished = finished_generator(generator, config, (1,) * classes)
     assert isinstance(finished, PixelGenerator)
-    graph = to_onnx(finished, 8, classes)
+    graph, inputs = to_onnx(finished, 8, classes), Inputs(8, classes)
     layers = find_layers(graph)
-    ranges = calibrate(graph, layers, 8, classes)
-    expected = measured_images(graph, 8, classes).astype(float)
+    ranges = calibrate(graph, layers, inputs)
+    expected = measured_images(graph, inputs).astype(float)
 
     def error(chosen: list[Layer]) -> float:
-        pixels = measured_images(to_integers(graph, chosen, ranges), 8, classes)
+        pixels = measured_images(to_integers(graph, chosen, ranges), inputs)
         return float(((pixels - expected) ** 2).mean())
 
     costs = {
@@ -166,8 +171,8 @@ def test_the_layer_that_costs_most_for_its_work_goes_back(kind: str, size: int, 
         / layer.work(ranges)
         for layer in layers
     }
-    whole = quantize_graph(graph, 8, classes, min_psnr=20)
-    part = quantize_graph(graph, 8, classes, min_psnr=whole.distance.psnr + 0.1)
+    whole = quantize_graph(graph, inputs, min_psnr=20)
+    part = quantize_graph(graph, inputs, min_psnr=whole.distance.psnr + 0.1)
     assert [name for name, kind in part.layers.items() if kind == "fp32"] == [
         max(costs, key=lambda name: costs[name])
     ]
@@ -188,13 +193,13 @@ def test_the_proof_holds_the_artifact_against_the_generator_by_its_own_rule(
 ):
     run = load_run_generator(run_dir)
     artifact = reduced[1].read_bytes()
-    prove(artifact, run.generator, 8, min_psnr=40)
+    prove(artifact, run.generator, Inputs(8), min_psnr=40)
     with pytest.raises(RunError, match="differ from the generator's in a batch of"):
-        prove(artifact, run.generator, 8)  # it is no float32 artifact
+        prove(artifact, run.generator, Inputs(8))  # it is no float32 artifact
     with torch.no_grad():
         run.generator.generator.project.weight += 0.5
     with pytest.raises(RunError, match=r"held against the generator, is .* dB below the 40 dB"):
-        prove(artifact, run.generator, 8, min_psnr=40)
+        prove(artifact, run.generator, Inputs(8), min_psnr=40)
 
 
 def test_a_graph_whose_images_depend_on_the_batch_is_refused(run_dir: Path, graph: onnx.ModelProto):
@@ -209,7 +214,7 @@ def test_a_graph_whose_images_depend_on_the_batch_is_refused(run_dir: Path, grap
     nodes.insert(at, onnx.helper.make_node("DynamicQuantizeLinear", [source], ["u", "s", "z"]))
     run = load_run_generator(run_dir)
     with pytest.raises(RunError, match=r"in a batch of \d+ differ from those in a batch of 64"):
-        prove(dependent.SerializeToString(), run.generator, 8, min_psnr=20)
+        prove(dependent.SerializeToString(), run.generator, Inputs(8), min_psnr=20)
 
 
 def test_the_change_of_the_frechet_distance_is_measured_where_the_data_are(
@@ -272,7 +277,7 @@ def test_a_generator_with_nothing_to_gain_is_refused(graph: onnx.ModelProto):
         if node.op_type == "ConvTranspose":
             node.attribute.append(onnx.helper.make_attribute("auto_pad", "SAME_UPPER"))
     with pytest.raises(RunError, match="no layer that would gain by it; export it as fp32"):
-        quantize_graph(images, 8, 0, min_psnr=45)
+        quantize_graph(images, Inputs(8), min_psnr=45)
 
 
 def test_distance_is_what_its_names_say():

@@ -243,7 +243,7 @@ async def test_a_server_that_vanishes_and_comes_back_is_in_the_report(settings):
     assert report.latency_seconds
 
 
-@pytest.mark.parametrize("settings", [{"rate": 50}, {"concurrency": 2}], ids=["open", "closed"])
+@pytest.mark.parametrize("settings", [{"rate": 5}, {"concurrency": 2}], ids=["open", "closed"])
 async def test_a_test_that_is_stopped_reports_the_time_so_far(settings):
     service = SlowService(seconds=60)
     stop = asyncio.Event()
@@ -257,7 +257,7 @@ async def test_a_test_that_is_stopped_reports_the_time_so_far(settings):
     assert report.interrupted
     assert 0 < report.seconds < 50
     assert report.calls == 0
-    # Of an open loop a call may be on its way to the server in that moment.
+    # Of an open loop a call may be on its way to the server in that moment; hardly two, so slow.
     on_the_way = report.unfinished - len(service.requests)
     assert on_the_way in ((0, 1) if "rate" in settings else (0,))
 

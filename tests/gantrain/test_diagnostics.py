@@ -364,3 +364,21 @@ def test_evidence_tells_numbers():
 def test_rows_without_measurements_or_accuracies_are_judged_by_what_they_have():
     rows = [{"images_seen": row["images_seen"], "lr": 0.002} for row in make_rows()]
     assert diagnose(rows, settings()).state == "healthy"
+    guessing = {"discriminator_accuracy_real": 0.5, "discriminator_accuracy_fake": 0.5}
+    assert diagnose([row | guessing for row in rows], settings()).state == "healthy"
+
+
+def test_a_look_at_the_very_start_is_no_second_one():
+    rows = make_rows(class_coverage=0.6, class_distance=0.4, energy_distance=0.03)
+    unseen, last = [row for row in rows if "energy_distance" not in row], rows[-1]
+    for first, findings in ((9_000, []), (11_000, ["partial mode collapse"])):
+        diagnosis = diagnose([{**last, "images_seen": first}, *unseen, last], settings())
+        assert names(diagnosis) == findings
+
+
+def test_points_far_from_all_of_the_data_do_not_pass_for_it():
+    for share, state in ((0.4, "healthy"), (0.6, "still learning")):
+        rows = make_rows(far_from_training=share)
+        for row in rows:
+            row.pop("dead_pixels", None)  # only images have them
+        assert diagnose(rows, settings()).state == state

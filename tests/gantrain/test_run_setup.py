@@ -41,6 +41,11 @@ def test_gradients_are_penalised_unasked_where_the_loss_needs_it(loss: str, weig
     assert (config.r1_weight, config.r2_weight) == (weight, weight)
 
 
+@pytest.mark.parametrize(("channels", "flip"), [(1, "off"), (3, "on")], ids=["grey", "colour"])
+def test_images_are_mirrored_unasked_unless_they_may_be_letters(channels: int, flip: str):
+    assert settle_config(resolve({"data": "", "run_dir": ""}), images(32, channels)).flip == flip
+
+
 def test_the_width_that_counts_is_the_discriminators():
     config = resolve({"data": "", "run_dir": "", "filters": 64, "discriminator_filters": 32})
     assert settle_config(config, images(28, 1)).lr == 2e-3

@@ -341,6 +341,9 @@ def test_the_ten_minutes_to_a_checkpoint_start_anew_with_each_one(
     saved = [int(path.stem) // 16 for path in checkpoint_paths(tmp_path / "run" / "checkpoints")]
     # The ten minutes are over when the sixth row after a checkpoint is due.
     assert sorted(saved) == [row for row in range(1, rows + 1) if row % 8 in (6, 0)]
+    train(resolve({**settings, "total_images": 16 * (rows + 5), "keep_checkpoints": rows}))
+    saved = [int(path.stem) // 16 for path in checkpoint_paths(tmp_path / "run" / "checkpoints")]
+    assert sorted(saved)[-2:] == [rows, rows + 5], "not at once where a run is resumed"
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(tmp_path: Path):

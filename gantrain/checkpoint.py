@@ -12,6 +12,7 @@ from torch import nn
 
 from gantrain.durable_files import atomic_write
 from gantrain.errors import RunError, first_line
+from gantrain.memory import lacks_memory
 
 CHECKPOINT_FORMAT = 1
 CHECKPOINT_SUFFIX = ".pt"
@@ -154,6 +155,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is torn, damaged, packed or of another format.
         OSError: it cannot be read, so it may be good.
+        MemoryError: there is too little for it, so it may be good.
     """
     content = io.BytesIO(path.read_bytes())  # then what fails below is about what it holds
     try:
@@ -164,9 +166,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise ValueError(f"{damaged} is damaged")
         content.seek(0)
         values: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
     except Exception as error:  # a damaged file makes zipfile and torch raise many kinds
+        if lacks_memory(error):
+            raise MemoryError(first_line(error)) from error
         raise ValueError(first_line(error)) from error
     found = values.get("format") if isinstance(values, dict) else None
     if found != CHECKPOINT_FORMAT:

@@ -31,10 +31,11 @@ def test_a_saved_state_comes_back(tmp_path: Path):
 
 
 def test_the_oldest_go_and_the_newest_stay(tmp_path: Path):
+    (tmp_path / "mine.pt").write_bytes(b"")
     for images_seen in (64, 128, 192):
         save_checkpoint(state_at(images_seen), tmp_path, keep=2)
     assert [path.stem.lstrip("0") for path in checkpoint_paths(tmp_path)] == ["192", "128"]
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_damaged_one_further_on_never_costs_the_one_just_saved(tmp_path: Path):
@@ -129,6 +130,23 @@ def test_one_that_cannot_be_read_is_not_taken_for_damaged(tmp_path: Path):
     newest.unlink()
     newest.symlink_to(newest)  # whose modes bind root, too
     with pytest.raises(RunError, match=f"checkpoint {newest} cannot be read: Too many levels"):
+        newest_good_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        pytest.param(lambda: torch.empty(2**58), id="of-pytorch"),
+        pytest.param(lambda: bytearray(2**62), id="of-python"),
+    ],
+)
+def test_a_lack_of_memory_is_not_taken_for_damage(
+    allocate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for images_seen in (64, 128):
+        save_checkpoint(state_at(images_seen), tmp_path, keep=2)
+    monkeypatch.setattr(torch, "load", lambda *_, **__: allocate())
+    with pytest.raises(MemoryError):
         newest_good_checkpoint(tmp_path)
 
 

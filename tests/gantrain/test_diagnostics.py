@@ -17,8 +17,11 @@ def settings(**changes):
 PLAIN = {"loss": "bce", "discriminator": "dcgan"}
 
 
-def constant(value):
-    return lambda _share: value
+OVERWHELMED = {
+    "discriminator_accuracy_real": 0.99,
+    "discriminator_accuracy_fake": 0.99,
+    "energy_distance": 0.1,
+}
 
 
 def make_rows(count=100, every=1000, **values):
@@ -93,6 +96,21 @@ def test_the_start_of_a_run_is_no_alarm():
     assert diagnose(rows, settings()).state == "too early to tell"
 
 
+@pytest.mark.parametrize(
+    ("images", "total_images", "early"),
+    [
+        pytest.param(15_000, 100_000, True, id="under-250-steps"),
+        pytest.param(20_000, 100_000, False, id="a-fifth"),
+        pytest.param(20_000, 1_000_000, True, id="a-fiftieth"),
+        pytest.param(130_000, 10_000_000, False, id="over-2000-steps"),
+    ],
+)
+def test_it_is_too_early_for_a_twentieth_of_a_run_or_2000_steps(images, total_images, early):
+    config = settings(total_images=total_images, batch_size=64)
+    state = diagnose(make_rows(images // 1000, **OVERWHELMED), config).state
+    assert state == ("too early to tell" if early else "discriminator overwhelms")
+
+
 def test_a_run_that_ended_so_early_is_told_how_long_it_must_be():
     rows, config = make_rows(12, 1000), settings(total_images=12_000, batch_size=64)
     diagnosis = diagnose(rows, config)
@@ -119,6 +137,8 @@ def test_samples_near_the_data_without_some_of_their_classes_are_still_learning(
 def test_gradients_that_grow_from_next_to_nothing_are_no_alarm():
     rows = make_rows(generator_gradient=lambda share: 1e-4 if share < 0.6 else 0.1)
     assert diagnose(rows, settings()).state == "healthy"
+    rows = make_rows(generator_gradient=lambda share: 0.1 if share < 0.6 else 2.0)
+    assert diagnose(rows, settings()).state == "healthy", "twentyfold is little, too"
 
 
 @pytest.mark.parametrize("loss", ["bce", "hinge", "least-squares", "relativistic"])
@@ -139,6 +159,7 @@ def test_a_critic_may_be_right_while_samples_improve():
     config = settings(loss="wasserstein", gradient_penalty_weight=10.0)
     improving = make_rows(**right, energy_distance=lambda share: 0.2 - 0.15 * share)
     assert diagnose(improving, config).findings == ()
+    assert diagnose(make_rows(energy_distance=0.2), config).findings == (), "nor is it always"
 
 
 def test_a_critic_that_is_right_about_samples_that_improve_no_more_is_not_blamed():
@@ -162,6 +183,8 @@ def test_guessing_about_bad_samples_is_a_stall_and_about_good_ones_an_equilibriu
     guessing = {"discriminator_accuracy_real": 0.5, "discriminator_accuracy_fake": 0.5}
     assert diagnose(make_rows(**guessing, energy_distance=0.2), settings()).state == "stalled"
     assert diagnose(make_rows(**guessing), settings()).state == "healthy"
+    better = make_rows(**guessing, energy_distance=lambda share: 0.2 - 0.15 * share)
+    assert diagnose(better, settings()).state == "still learning"
 
 
 def test_a_passing_spell_is_no_evidence():
@@ -178,10 +201,18 @@ def test_a_passing_spell_is_no_evidence():
         pytest.param({"diversity": 0.2}, id="pixels-alike"),
         pytest.param({"feature_diversity": 0.2}, id="features-alike"),
         pytest.param({"class_coverage": 0.3, "energy_distance": 0.1}, id="most-classes-missing"),
+        pytest.param(
+            {"duplicates": 0.9, "energy_distance": lambda share: 0.2 - 0.15 * share},
+            id="though-they-improve",
+        ),
     ],
 )
 def test_samples_that_are_alike_are_a_collapse(changes):
     assert diagnose(make_rows(**changes), settings()).state == "mode collapse"
+
+
+def test_near_the_data_even_most_classes_missing_are_a_part():
+    assert diagnose(make_rows(class_coverage=0.3), settings()).state == "partial mode collapse"
 
 
 def test_missing_classes_are_named_once_they_do_not_come():
@@ -200,6 +231,8 @@ def test_classes_that_take_turns_are_rotation():
 
     rows = make_rows(class_histogram=histogram, class_distance=0.55)
     assert diagnose(rows, settings()).state == "rotating among classes"
+    near = make_rows(class_histogram=histogram, class_distance=0.1)
+    assert diagnose(near, settings()).findings == ()
     steady = make_rows(class_histogram=[0.8, 0.1, 0.05, 0.05], class_distance=0.55)
     assert diagnose(steady, settings()).findings == ()
 
@@ -243,6 +276,9 @@ def test_a_loss_that_swings_is_oscillation():
     rows = make_rows(generator_loss=lambda share: 4 + 3.9 * math.sin(150 * share) ** 3)
     rows = [{**row, "generator_loss": row["generator_loss"] ** 3} for row in rows]
     assert names(diagnose(rows, settings(**PLAIN))) == ["oscillating"]
+    assert names(diagnose(rows, settings(loss="hinge"))) == [], "it may be near 0 at rest"
+    slight = make_rows(generator_loss=lambda share: 0.95 + 0.5 * math.sin(150 * share))
+    assert names(diagnose(slight, settings(**PLAIN))) == []
 
 
 def test_copies_of_training_images_are_memorisation():
@@ -250,6 +286,10 @@ def test_copies_of_training_images_are_memorisation():
     assert diagnose(make_rows(near_training=0.5), settings()).state == "memorising"
     repeated = make_rows(copies=0.6, copies_data=0.6, near_training=0.6, near_training_data=0.6)
     assert diagnose(repeated, settings()).state == "healthy"
+    of_two_distinct = make_rows()
+    for row in of_two_distinct:
+        row.pop("copies", None)
+    assert diagnose(of_two_distinct, settings()).state == "healthy"
 
 
 def test_dots_that_stay_are_dead_pixels():
@@ -272,11 +312,6 @@ def test_several_findings_make_one_state():
     assert state == "discriminator overwhelms; mode collapse; memorising"
 
 
-OVERWHELMED = {
-    "discriminator_accuracy_real": 0.99,
-    "discriminator_accuracy_fake": 0.99,
-    "energy_distance": 0.1,
-}
 FOOLED = {
     "discriminator_accuracy_real": 0.1,
     "discriminator_accuracy_fake": 0.1,
@@ -364,3 +399,24 @@ def test_evidence_tells_numbers():
 def test_rows_without_measurements_or_accuracies_are_judged_by_what_they_have():
     rows = [{"images_seen": row["images_seen"], "lr": 0.002} for row in make_rows()]
     assert diagnose(rows, settings()).state == "healthy"
+    guessing = {"discriminator_accuracy_real": 0.5, "discriminator_accuracy_fake": 0.5}
+    assert diagnose([row | guessing for row in rows], settings()).state == "healthy"
+    right = {"discriminator_accuracy_real": 0.99, "discriminator_accuracy_fake": 0.99}
+    critic = settings(loss="wasserstein", gradient_penalty_weight=10.0)
+    assert diagnose([row | right for row in rows], critic).state == "healthy"
+
+
+def test_a_look_at_the_very_start_is_no_second_one():
+    rows = make_rows(class_coverage=0.6, class_distance=0.4, energy_distance=0.03)
+    unseen, last = [row for row in rows if "energy_distance" not in row], rows[-1]
+    for first, findings in ((9_000, []), (11_000, ["partial mode collapse"])):
+        diagnosis = diagnose([{**last, "images_seen": first}, *unseen, last], settings())
+        assert names(diagnosis) == findings
+
+
+def test_points_far_from_all_of_the_data_do_not_pass_for_it():
+    for share, state in ((0.4, "healthy"), (0.6, "still learning")):
+        rows = make_rows(far_from_training=share, copies=0.9)  # among points that is no wonder
+        for row in rows:
+            row.pop("dead_pixels", None)  # only images have them
+        assert diagnose(rows, settings()).state == state

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from gantrain.errors import RunError, UsageError
-from gantrain.export.artifact import export_run
+from gantrain.export.artifact import export_run, png_bytes
 from gantrain.export.precision_distance import Inputs
 from gantrain.export.proof import PROOF_BATCHES, compare, prove
 from gantrain.latents import draw_latents
@@ -100,6 +100,13 @@ def test_golden_images_are_those_of_the_graph(artifact: Path, model: onnx.ModelP
         with Image.open(io.BytesIO(base64.b64decode(entry["png"]))) as image:
             assert np.array_equal(np.asarray(image), pixels[:, :, 0])
     assert {entry["seed"] for entry in golden["images"]} == {0, 1, 2**32, 2**64 - 1}
+
+
+@pytest.mark.parametrize("channels", [1, 3], ids=["grey", "colour"])
+def test_a_golden_image_comes_back_from_its_png(channels: int):
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, channels), np.uint8)
+    with Image.open(io.BytesIO(png_bytes(image))) as picture:
+        assert np.array_equal(np.asarray(picture).reshape(image.shape), image)
 
 
 def test_nothing_tells_of_the_machine_that_exported(artifact: Path, small_run: Path):

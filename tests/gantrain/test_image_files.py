@@ -339,8 +339,9 @@ def test_common_formats_are_known_by_their_first_bytes(image_format):
     assert looks_like_image(encode(NOISE, image_format)[:12])
 
 
-def test_text_is_not_taken_for_an_image():
-    assert not looks_like_image(b"BM, GIF, RIFF")
+@pytest.mark.parametrize("start", [b"BM, GIF, RIFF", b"RIFF\x24\0\0\0AVI "], ids=["text", "video"])
+def test_what_only_begins_alike_is_not_taken_for_an_image(start: bytes):
+    assert not looks_like_image(start)
 
 
 def test_enlarging_digits_leaves_the_background_black_and_draws_no_rings():

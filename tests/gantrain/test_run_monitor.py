@@ -1,5 +1,7 @@
 """What a run shows of itself is of the weights that it has."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from gantrain.config import TrainConfig
 from gantrain.data.datasets import Dataset
 from gantrain.presets import resolve
 from gantrain.run_directory import open_run
+from gantrain.run_log import Stopwatch
 from gantrain.training.loop import train
 from gantrain.training.run_monitor import RunMonitor
 from gantrain.training.run_setup import create_state, settle_config
@@ -102,3 +105,60 @@ def test_scores_of_a_loss_that_only_compares_do_not_depend_on_where_its_logits_l
             monitor.save_samples(state)
             sheets.append(grid(next(run.sheets.iterdir())))
     assert (sheets[0] == sheets[1]) == relative
+
+
+def test_a_look_at_a_run_changes_nothing_that_it_learns(tmp_path: Path):
+    config, data = begin(tmp_path / "run", loss="hinge", spectral_norm=True)
+    state = create_state(config, torch.device("cpu"), class_count=0)
+    networks = (state.generator, state.discriminator, state.generator_ema)
+    before = [copy.deepcopy(network.state_dict()) for network in networks]
+    with open_run(config.run_dir) as run:
+        RunMonitor(run, config, data, 0).save_samples(state)
+    for network, values in zip(networks, before, strict=True):
+        after = network.state_dict()
+        assert all(torch.equal(after[name], value) for name, value in values.items())
+        assert all(module.training for module in network.modules())
+
+
+def test_the_sheet_of_a_conditional_run_pairs_images_of_one_class(tmp_path: Path):
+    sheets = []
+    for labels in ([0, 1] * 8, [0] * 8 + [1] * 8):
+        config, data = begin(tmp_path / str(labels), conditional=True, loss="bce")
+        state = create_state(config, torch.device("cpu"), class_count=2)
+        with open_run(config.run_dir) as run:
+            monitor = RunMonitor(run, config, replace(data, labels=np.array(labels)), 0)
+            monitor.save_samples(state)
+            with Image.open(next(run.sheets.iterdir())) as sheet:
+                sheets.append(np.asarray(sheet))
+    height, width = len(sheets[0]), 96 + 8  # a column's, with its margin
+    ours, others = (sheet[:, -8 * width :].reshape(height, 8, width, 3) for sheet in sheets)
+    differs = (ours != others).any((2, 3))  # [height, 8]
+    fakes, scores_of_reals = (
+        differs[height // 2 - width : height // 2],
+        differs[height // 2 : -width],
+    )
+    for part in (fakes, scores_of_reals):
+        assert part.any(0).tolist() == [False, True] * 4
+
+
+def test_a_run_is_judged_by_all_its_rows(tmp_path: Path):
+    config, data = begin(tmp_path / "run", total_images=4000)
+    state = create_state(config, torch.device("cpu"), class_count=0)
+    with open_run(config.run_dir) as run:
+        monitor = RunMonitor(run, config, data, 0)
+        for index in range(100):
+            accuracy = 0.1 if index % 2 else 0.9
+            row = {"images_seen": 40 * (index + 1), "discriminator_accuracy_real": accuracy}
+            monitor.record(row)
+        found = monitor.diagnose(state, row, Stopwatch(4000, 0.0), urgent=True)
+    assert "oscillating" in found["diagnosis"]
+
+
+@pytest.mark.parametrize(("flip", "copied"), [("on", 1.0), ("off", 0.0)])
+def test_a_mirrored_image_is_a_copy_where_training_mirrors(
+    flip: str, copied: float, tmp_path: Path
+):
+    config, data = begin(tmp_path / "run", count=64, flip=flip)
+    with open_run(config.run_dir) as run:
+        reference = RunMonitor(run, config, data, 0)._create_reference()
+    assert reference.measure(data.images[..., ::-1])["copies"] == copied

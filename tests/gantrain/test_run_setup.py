@@ -33,6 +33,19 @@ def test_the_default_learning_rate_falls_as_layers_get_wider(size, filters, lr):
     assert settle_config(config, images(size, 3)).lr == pytest.approx(lr)
 
 
+@pytest.mark.parametrize(
+    ("loss", "weight"), [("relativistic", 0.5), ("hinge", 0.0), ("wasserstein", 0.0)]
+)
+def test_gradients_are_penalised_unasked_where_the_loss_needs_it(loss: str, weight: float):
+    config = settle_config(resolve({"data": "", "run_dir": "", "loss": loss}), images(32, 3))
+    assert (config.r1_weight, config.r2_weight) == (weight, weight)
+
+
+@pytest.mark.parametrize(("channels", "flip"), [(1, "off"), (3, "on")], ids=["grey", "colour"])
+def test_images_are_mirrored_unasked_unless_they_may_be_letters(channels: int, flip: str):
+    assert settle_config(resolve({"data": "", "run_dir": ""}), images(32, channels)).flip == flip
+
+
 def test_the_width_that_counts_is_the_discriminators():
     config = resolve({"data": "", "run_dir": "", "filters": 64, "discriminator_filters": 32})
     assert settle_config(config, images(28, 1)).lr == 2e-3

@@ -32,6 +32,7 @@ def test_each_step_counts_alike_in_what_is_made_of_logits(steps: int):
         right = torch.full((4,), 1.0 if step < 256 else -1.0)
         means.add({"real_logits": right, "fake_logits": -right, "generator_loss": right.mean()})
         means.add({"generator_logits": right})
+    assert all(len(kept) < 256 for kept in means._logits.values()), "a long run fits into memory"
     row = means.take()
     share = min(steps, 256) / steps
     sigmoids = torch.sigmoid(torch.tensor([1.0, -1.0])).tolist()

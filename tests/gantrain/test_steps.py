@@ -154,6 +154,16 @@ def test_the_learning_rate_decays_as_in_keras_and_each_gradient_element_is_clipp
     assert seen == pytest.approx([0.5, 0.5 / 1.25, 0.5 / 1.5])
 
 
+def test_the_learning_rate_of_each_network_falls_with_its_own_updates():
+    more = {"discriminator_step": "two-steps", "discriminator_updates": 3, "generator_updates": 2}
+    config = configure("dcgan", filters=4, loss="bce", lr=0.5, lr_decay=0.25, **more)
+    state = create_state(config, CPU, class_count=0)
+    for _ in range(2):
+        set_rates(state, config)
+    assert state.generator_optimizer.param_groups[0]["lr"] == 0.5 / (1 + 0.25 * 2)
+    assert state.discriminator_optimizer.param_groups[0]["lr"] == 0.5 / (1 + 0.25 * 3 * 2)
+
+
 def test_the_learning_rate_goes_on_falling_from_checkpoints_that_do_not_note_the_updates():
     config = configure("selu-dense", lr=0.5, lr_decay=0.25)
     state = create_state(config, CPU, class_count=0)
@@ -336,8 +346,19 @@ def test_the_penalty_between_reals_and_fakes_is_that_of_their_class():
     assert penalties[1] > 100 * penalties[0]
 
 
-@pytest.mark.parametrize("kind", ["joint", "separate", "two-steps"])
-def test_losses_and_penalties_have_their_weights_however_the_discriminator_steps(kind: str):
+@pytest.mark.parametrize(
+    ("kind", "r1_weight", "r2_weight"),
+    [
+        pytest.param("joint", 0.1, 0.3, id="joint"),
+        pytest.param("separate", 0.1, 0.3, id="separate"),
+        pytest.param("two-steps", 0.1, 0.3, id="two-steps"),
+        pytest.param("joint", 0.1, 0.0, id="r1-alone"),
+        pytest.param("joint", 0.0, 0.3, id="r2-alone"),
+    ],
+)
+def test_losses_and_penalties_have_their_weights_however_the_discriminator_steps(
+    kind: str, r1_weight: float, r2_weight: float
+):
     """With plain gradient descent, for Adam hides a factor of everything."""
     between = 0.0 if kind == "two-steps" else 10.0
     config = configure(
@@ -347,11 +368,12 @@ def test_losses_and_penalties_have_their_weights_however_the_discriminator_steps
         latent_dim=4,
         lr=0.01,
         loss="bce",
-        r1_weight=0.1,
-        r2_weight=0.3,
+        r1_weight=r1_weight,
+        r2_weight=r2_weight,
         gradient_penalty_weight=between,
         discriminator_step=kind,
         discriminator_loss_weight=0.25,
+        label_smoothing=0.1,
     )
     state = create_state(config, CPU, class_count=0)
     weights = state.discriminator.parameters()
@@ -360,7 +382,7 @@ def test_losses_and_penalties_have_their_weights_however_the_discriminator_steps
     discriminator.eval()  # of PyTorch's own layers, which can be differentiated twice
     descent = torch.optim.SGD(discriminator.parameters(), lr=0.01)
     reals, fakes = real_images(2, size=8)
-    discriminator_step(state, reals, fakes, config, torch.Generator().manual_seed(7))
+    results = discriminator_step(state, reals, fakes, config, torch.Generator().manual_seed(7))
 
     def slopes(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         images = images.clone().requires_grad_()
@@ -368,10 +390,13 @@ def test_losses_and_penalties_have_their_weights_however_the_discriminator_steps
         (slope,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
         return logits, slope.flatten(1).norm(dim=1)
 
+    penalties: list[torch.Tensor] = []  # of the reals, then of the fakes
+
     def half(images: torch.Tensor, labels: torch.Tensor, weight: float) -> torch.Tensor:
         logits, slope = slopes(images)
         loss = binary_cross_entropy(torch.sigmoid(logits), labels)
-        return 0.25 * loss + weight / 2 * slope.square().mean()
+        penalties.append(slope.square().mean())
+        return 0.25 * loss + weight / 2 * penalties[-1]
 
     def descend(loss: torch.Tensor) -> None:
         descent.zero_grad()
@@ -379,16 +404,30 @@ def test_losses_and_penalties_have_their_weights_however_the_discriminator_steps
         descent.step()
 
     if kind == "two-steps":
-        descend(half(reals, ONES, 0.1))
-        descend(half(fakes, ZEROS, 0.3))
+        descend(half(reals, 0.9 * ONES, r1_weight))
+        descend(half(fakes, ZEROS, r2_weight))
     else:
         mix = torch.rand(BATCH, generator=torch.Generator().manual_seed(7))[:, None, None, None]
         _, slope = slopes(mix * reals + (1 - mix) * fakes)
         penalty = 10 * (slope - 1).square().mean()
-        descend(half(reals, ONES, 0.1) + half(fakes, ZEROS, 0.3) + penalty)
+        descend(half(reals, 0.9 * ONES, r1_weight) + half(fakes, ZEROS, r2_weight) + penalty)
     for name, expected in discriminator.named_parameters():
         values = state.discriminator.get_parameter(name)
         torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-6)
+    reported = torch.stack([results["r1_penalty"], results["r2_penalty"]])
+    torch.testing.assert_close(reported, torch.stack(penalties).detach())
+
+
+@pytest.mark.parametrize("preset", ["dcgan", "dcgan-2015"])
+def test_images_and_logits_are_in_float32_whatever_the_products_are_in(preset: str):
+    config = configure(preset, filters=4, precision="bf16", r1_weight=0.0, r2_weight=0.0)
+    state = create_state(config, CPU, class_count=0)
+    noise = torch.Generator().manual_seed(0)
+    (reals,) = real_images(1)
+    fakes = generate_fakes(state, config, noise, with_gradient=True)
+    results = discriminator_step(state, reals, fakes, config, noise)
+    results |= generator_step(state, reals, fakes, config, noise)
+    assert {values.dtype for values in (fakes, *results.values())} == {torch.float32}
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from gantrain.training import loop
 from gantrain.training.loop import create_step, train
 from gantrain.training.recovery import Diverged, check_bounds
 from gantrain.training.run_setup import choose_device, create_state, load_labels
+from gantrain.training.step_means import gradient_norm
 from gantrain.training.steps import discriminator_step, generate_fakes, generator_step
 from tests.gantrain.conftest import (
     IMAGES,
@@ -160,6 +161,19 @@ def test_a_run_whose_terminal_vanishes_saves_although_it_can_say_nothing_more(
     assert 0 < final_weights(tmp_path / "run")["images_seen"] < 1_000_000
 
 
+def test_a_stop_that_comes_with_the_last_step_finds_the_run_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def update_and_stop(state: TrainState, config) -> None:
+        update_ema(state, config)
+        if state.images_seen == 64:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(loop, "update_ema", update_and_stop)
+    train(resolve({**SMALL, "run_dir": tmp_path, "total_images": 64}))
+    assert final_weights(tmp_path)["images_seen"] == 64
+
+
 def test_a_run_under_nohup_outlives_its_terminal(start: Start, tmp_path: Path):
     process = start(["nohup", *command(tmp_path / "run", "--total-images=1000000")])
     wait_for_checkpoint(process, tmp_path / "run")
@@ -230,10 +244,20 @@ def test_a_torn_checkpoint_is_not_kept_in_the_place_of_a_good_one(tmp_path: Path
     assert newest.with_name(f"{newest.name}.damaged").exists()
 
 
-@pytest.mark.parametrize("replaced", [False, True], ids=["moved", "replaced"])
+@pytest.mark.parametrize(
+    ("replaced", "due"),
+    [
+        pytest.param(False, "log_every", id="moved"),
+        pytest.param(True, "log_every", id="replaced"),
+        pytest.param(True, "sample_every", id="replaced-before-samples"),
+        pytest.param(True, "diagnose_every", id="replaced-before-a-diagnosis"),
+        pytest.param(True, "checkpoint_every", id="replaced-before-a-checkpoint"),
+    ],
+)
 def test_a_run_whose_folder_is_not_its_own_any_more_ends_and_harms_no_other(
-    replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    replaced: bool, due: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    rare = dict.fromkeys(("log_every", "sample_every", "diagnose_every", "checkpoint_every"), 10**6)
     run_dir, other = tmp_path / "run", tmp_path / "other"
     train(resolve({**SMALL, "run_dir": other, "total_images": 64, "seed": 5}))
     before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
@@ -247,7 +271,7 @@ def test_a_run_whose_folder_is_not_its_own_any_more_ends_and_harms_no_other(
 
     monkeypatch.setattr(loop, "update_ema", update_and_move)
     with pytest.raises(RunError, match="was removed, moved or replaced while this process trained"):
-        train(resolve({**SMALL, "run_dir": run_dir, "total_images": 640, "log_every": 64}))
+        train(resolve({**SMALL, "run_dir": run_dir, "total_images": 640, **rare, due: 16}))
     if replaced:
         run_dir.rename(other)
     assert {path: path.read_bytes() for path in before} == before
@@ -317,6 +341,9 @@ def test_the_ten_minutes_to_a_checkpoint_start_anew_with_each_one(
     saved = [int(path.stem) // 16 for path in checkpoint_paths(tmp_path / "run" / "checkpoints")]
     # The ten minutes are over when the sixth row after a checkpoint is due.
     assert sorted(saved) == [row for row in range(1, rows + 1) if row % 8 in (6, 0)]
+    train(resolve({**settings, "total_images": 16 * (rows + 5), "keep_checkpoints": rows}))
+    saved = [int(path.stem) // 16 for path in checkpoint_paths(tmp_path / "run" / "checkpoints")]
+    assert sorted(saved)[-2:] == [rows, rows + 5], "not at once where a run is resumed"
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(tmp_path: Path):
@@ -481,9 +508,11 @@ def test_each_step_leaves_the_other_network_alone():
     discriminator_step(state, real_images, fakes, config, noise)
     assert all(map(torch.equal, generator, weights(state.generator)))
     discriminator = weights(state.discriminator)
+    norm = gradient_norm(state.discriminator)
     fakes = generate_fakes(state, config, noise, with_gradient=True)
     generator_step(state, real_images, fakes, config, noise)
     assert all(map(torch.equal, discriminator, weights(state.discriminator)))
+    assert gradient_norm(state.discriminator) == norm, "of its own step, as a row reports it"
     assert all(values.requires_grad for values in state.discriminator.parameters())
 
 
@@ -705,6 +734,13 @@ def test_a_broken_weight_is_named():
         check_bounds({"discriminator_loss": 0.1}, state)
 
 
+def test_logits_that_no_image_deserves_are_out_of_bounds_though_finite():
+    state = create_state(settled(), torch.device("cpu"), class_count=0)
+    check_bounds({"logit_size": 0.9e6}, state)
+    with pytest.raises(Diverged, match=r"^logit_size became 1\.1e\+06 by 0 images"):
+        check_bounds({"logit_size": 1.1e6}, state)
+
+
 def test_broken_statistics_are_named_too():
     state = create_state(settled(ema_half_life_images=0), torch.device("cpu"), class_count=0)
     (name, mean), *_ = (
@@ -715,16 +751,31 @@ def test_broken_statistics_are_named_too():
         check_bounds({"discriminator_loss": 0.1}, state)
 
 
-def test_weights_that_leave_the_reals_before_a_loss_does_reach_no_checkpoint(tmp_path: Path):
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({"total_images": 80}, id="at-the-end"),
+        pytest.param(
+            {
+                "total_images": 160,
+                "checkpoint_every": 16,
+                "log_every": 160,
+                "diagnose_every": 160,
+            },
+            id="between-rows",
+        ),
+    ],
+)
+def test_weights_that_leave_the_reals_before_a_loss_does_reach_no_checkpoint(more, tmp_path: Path):
     settings = {**SMALL, "run_dir": tmp_path / "run"}
     train(resolve({**settings, "total_images": 64}))
     newest = checkpoint_paths(tmp_path / "run" / "checkpoints")[0]
     values = load_checkpoint(newest)
     values["generator_optimizer"]["state"][0]["exp_avg_sq"] *= torch.nan
     torch.save(values, newest)
-    # One step, whose losses are still finite, ends the run and would be saved.
+    # One step, whose losses are still finite, would be saved.
     with pytest.raises(RunError, match=r"became nan.* by 80 images.*generator\.project\.weight"):
-        train(resolve({**settings, "total_images": 80}))
+        train(resolve({**settings, **more}))
     assert checkpoint_paths(tmp_path / "run" / "checkpoints")[0] == newest
 
 
@@ -780,7 +831,7 @@ def test_what_a_killed_process_had_half_written_is_cleared_away(tmp_path: Path):
     run = RunDirectory(tmp_path / "run")
     with open_run(run.path):
         pass
-    for folder in (run.path, run.checkpoints, run.samples):
+    for folder in (run.path, run.checkpoints, run.samples, run.sheets):
         (folder / ".file.123.partial").write_text("ha")
     with open_run(run.path):
         assert not list(run.path.rglob("*.partial"))
@@ -831,6 +882,9 @@ def test_a_conditional_run_learns_which_class_is_which(conditional_run: Path):
     run = load_run_generator(conditional_run)
     assert run.class_names == tuple(SHADES)
     assert run.data.class_counts == tuple(IMAGES.values())
+    shares = np.array(run.data.class_counts) / run.data.count
+    histogram = read_metrics(conditional_run)[-1]["class_histogram"]
+    assert histogram == pytest.approx(shares, abs=0.1), "a look at it has the data's proportions"
     latents = draw_latents(np.arange(64, dtype=np.uint64), run.config.latent_dim)
     for label, (name, shade) in enumerate(SHADES.items()):
         pixels = generate(run.generator, latents, np.full(64, label))

@@ -749,6 +749,7 @@ async def test_an_error_that_nobody_waits_for_any_more_is_silent():
     loop.set_exception_handler(lambda _, context: told.append(context))
     entry = Entry(rows(1), None, 1.0, 0.0, loop.create_future())
     fail(entry, DeadlineExceeded("too late"))
+    fail(entry, DeadlineExceeded("told twice, as where two batches with rows of it fail"))
     del entry
     gc.collect()
     assert told == []

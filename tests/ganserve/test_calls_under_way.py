@@ -35,10 +35,12 @@ async def test_new_calls_are_refused_and_the_last_one_is_waited_for():
     calls = at_most(2)
     await calls.wait_until_idle()
     calls.begin()
+    calls.begin()
     calls.check()
     calls.refuse_new()
     with pytest.raises(ShuttingDown):
         calls.check()
+    calls.end()
     idle = asyncio.ensure_future(calls.wait_until_idle())
     await asyncio.sleep(0)
     assert not idle.done()

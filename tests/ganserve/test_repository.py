@@ -454,6 +454,8 @@ async def test_an_old_version_stays_until_the_last_of_its_calls_ends(tmp_path):
     write_artifact(tmp_path)
     async with opened(tmp_path) as repository:
         await repository.refresh()
+        with repository.index.use("tiny", None):
+            pass  # the last of its calls for now
         with repository.index.use("tiny", None) as (version, served):
             with repository.index.use("tiny", None):
                 write_artifact(tmp_path, version=2, offset=50)
@@ -582,18 +584,26 @@ async def test_a_call_that_came_early_waits_for_the_first_models(tmp_path):
     write_artifact(tmp_path, "a")
     write_artifact(tmp_path, "b")
     load = GatedLoad(held_from=2)
-    async with opened(tmp_path, load) as repository:
+    async with opened(tmp_path, load, default_model="a") as repository:
         early = asyncio.ensure_future(repository.index.wait_for_first_scan("b", None))
         refreshing = asyncio.ensure_future(repository.refresh())
         await eventually(lambda: load.loads == 2)
         assert serving(repository, "a") == 1
-        await asyncio.wait_for(repository.index.wait_for_first_scan("a", None), 1)  # serves
+        for name in ("a", ""):  # serves, and is the default
+            await asyncio.wait_for(repository.index.wait_for_first_scan(name, None), 1)
         assert not early.done()
         load.release()
         await refreshing
         await early
         assert serving(repository, "b") == 1
         await asyncio.wait_for(repository.index.wait_for_first_scan("c", None), 1)  # never again
+
+
+async def test_a_call_that_came_early_goes_on_when_it_has_waited_long_enough(tmp_path, monkeypatch):
+    monkeypatch.setattr("ganserve.repository.model_index._FIRST_SCAN_SECONDS", 0.02)
+    async with opened(tmp_path) as repository:
+        await asyncio.wait_for(repository.index.wait_for_first_scan("tiny", None), 10)
+        assert not repository.index.first_scan_over.is_set()
 
 
 async def test_a_caller_that_leaves_in_the_moment_the_first_scan_ends_has_left(tmp_path):

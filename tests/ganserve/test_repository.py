@@ -424,6 +424,7 @@ async def test_a_removed_model_is_unknown_and_leaves_the_metrics(tmp_path):
         await repository.refresh()
         with pytest.raises(UnknownModel, match="'tiny': expected one of other"):
             repository.index.use("tiny", None).__enter__()
+        await eventually(lambda: list(repository.index._versions) == ["other"])
         assert sample(repository, "ganserve_model_ready", model="tiny") is None
         assert sample(repository, "ganserve_model_failed_versions", model="tiny") is None
         info = [
@@ -531,6 +532,8 @@ async def test_while_the_first_version_loads_callers_are_told_so(tmp_path):
         assert sample(repository, "ganserve_model_ready", model="tiny") == 0
         with pytest.raises(Loading, match="'tiny': is being loaded"):
             repository.index.use("tiny", None).__enter__()
+        with pytest.raises(Loading, match="no model has been loaded yet"):
+            repository.index.use("other", None).__enter__()
         load.release()
         await refreshing
         assert serving(repository) == 1

@@ -374,6 +374,20 @@ async def test_files_that_went_since_the_scan_take_out_nothing(tmp_path, caplog)
         assert "version 3 cannot be served until its file can be read" in caplog.text
 
 
+async def test_a_file_that_went_since_the_first_scan_holds_up_no_other(tmp_path):
+    write_artifact(tmp_path)
+    newest = write_artifact(tmp_path, version=2)
+
+    def load_after_a_removal(path):
+        if path == newest:
+            remove(path)
+        return LOAD(path)
+
+    async with opened(tmp_path, load_after_a_removal) as repository:
+        await repository.refresh()
+        assert serving(repository) == 1
+
+
 @pytest.mark.parametrize("inner", [False, True], ids=["root", "model"])
 async def test_folders_that_are_replaced_during_a_scan_take_out_nothing(
     tmp_path, inner, monkeypatch, caplog
@@ -853,6 +867,16 @@ class TestAVersionThatCannotBeRead:
             write_artifact(tmp_path, version=3)
             await repository.refresh()
             assert serving(repository) == 3
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="files have leases on Linux")
+    async def test_holds_up_none_that_came_with_it(self, tmp_path):
+        write_artifact(tmp_path)
+        async with opened(tmp_path) as repository:
+            await repository.refresh()
+            write_artifact(tmp_path, version=2)
+            with leased(write_artifact(tmp_path, version=3)):
+                await repository.refresh()
+            assert serving(repository) == 2
 
     @pytest.mark.skipif(sys.platform != "linux", reason="files have leases on Linux")
     async def test_whose_file_can_be_read_again_is_loaded_though_it_is_the_same(

@@ -343,6 +343,8 @@ async def test_the_same_file_again_is_not_loaded_again(tmp_path):
         await repository.refresh()
         assert load.loads == 3  # two before, and the new model
         assert repository.index.versions_of("tiny") == before
+        # So that no later scan reads the files again.
+        assert [version.candidate for version in before] == scan(root)[0]["tiny"]
         for version in (1, 2):
             remove(second / "tiny" / str(version) / "model.onnx")
         publish(second, "tiny", 1, b"rubbish")  # in the place of the one that was not loaded

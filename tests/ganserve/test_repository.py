@@ -451,6 +451,17 @@ async def test_a_removed_model_is_unknown_and_leaves_the_metrics(tmp_path):
         assert info == ["other"]
 
 
+async def test_a_model_of_which_only_a_failed_version_is_left_is_shown_as_not_ready(tmp_path):
+    path = write_artifact(tmp_path)
+    publish(tmp_path, "tiny", 2, b"rubbish")
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        assert sample(repository, "ganserve_model_ready", model="tiny") == 1
+        remove(path)
+        await repository.refresh()
+        assert sample(repository, "ganserve_model_ready", model="tiny") == 0
+
+
 async def test_an_old_version_answers_its_last_calls_before_it_goes(tmp_path):
     write_artifact(tmp_path)
     async with opened(tmp_path) as repository:

@@ -982,8 +982,8 @@ async def test_every_change_is_announced(tmp_path):
         assert seen[0] == [("tiny", 1, "LOADING")]
         assert seen[-1] == [("tiny", 1, "READY")]
         write_artifact(tmp_path, version=2)
-        await repository.refresh()
-        await settle()
+        await repository.refresh(timeout_seconds=0)  # also where no scan waits for it
+        await eventually(lambda: seen[-1] == [("tiny", 2, "READY")])
     assert [("tiny", 2, "READY"), ("tiny", 1, "RETIRING")] in seen
     assert seen[-1] == []
 

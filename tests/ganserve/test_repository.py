@@ -1115,6 +1115,28 @@ class TestSeriesOfVersions:
             labels = {"model": "tiny", "version": "4"}
             assert sample(repository, "ganserve_images_total", **labels) == 5
 
+    async def test_images_of_a_number_that_serves_stay_counted_whatever_was_retired_under_it(
+        self, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr("ganserve.repository.model_series._COUNTED_VERSIONS", 1)
+        path = write_artifact(tmp_path)
+        async with opened(tmp_path, version_policy="all") as repository:
+            await repository.refresh()
+            remove(path)
+            write_artifact(tmp_path, offset=9)  # another file in its place
+            await repository.refresh()
+            with repository.index.use("tiny", 1) as (_, served):
+                served.count_images(3)
+            for number in (2, 3):
+                path = write_artifact(tmp_path, version=number)
+                await repository.refresh()
+                remove(path)
+                await repository.refresh()
+                await eventually(lambda: len(repository.index.versions) == 1)
+            labels = {"model": "tiny", "version": "1"}
+            assert sample(repository, "ganserve_images_total", **labels) == 3
+            await eventually(lambda: not repository._retirements)
+
     async def test_a_model_that_went_leaves_no_series(self, tmp_path):
         path = write_artifact(tmp_path)
         write_artifact(tmp_path, "other")

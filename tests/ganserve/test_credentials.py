@@ -72,6 +72,18 @@ class TestCertificates:
             )
             assert abs(expiry - time.time() - days * DAY) < 60
 
+    def test_of_several_authorities_the_first_to_expire_is_shown(
+        self, authority, metrics, tmp_path
+    ):
+        both = tmp_path / "both.pem"
+        other = Authority(tmp_path / "other", "other", days=60)
+        both.write_bytes(authority.ca.read_bytes() + other.ca.read_bytes())
+        ServerCertificate(*authority.issue(), both, metrics)
+        expiry = sample(
+            metrics, "ganserve_certificate_expiry_timestamp_seconds", certificate="client_ca"
+        )
+        assert abs(expiry - time.time() - 60 * DAY) < 60
+
     def test_without_a_certificate_no_expiry_is_shown(self, metrics):
         text = [family.samples for family in metrics.registry.collect()]
         assert not any("expiry" in sample.name for samples in text for sample in samples)

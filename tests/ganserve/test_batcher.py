@@ -877,13 +877,17 @@ async def test_what_arrives_in_one_turn_of_the_event_loop_shares_a_call():
     assert [len(batch) for batch in model.batches] == [4]
 
 
-async def test_a_caller_that_leaves_before_it_is_queued_never_reaches_the_model():
+@pytest.mark.parametrize("inline_seconds", [0, 60], ids=["worker", "inline"])
+async def test_a_caller_that_leaves_before_it_is_queued_never_reaches_the_model(inline_seconds):
     model = SeenModel()
-    async with running(model) as batcher:
+    async with running(model, inline_seconds=inline_seconds) as batcher:
+        await become_quick(batcher)
+        model.batches.clear()
         leaver, stayer = submit(batcher, seeds(1)), submit(batcher, seeds(2))
         await asyncio.sleep(0)  # both have arrived, neither is queued
         leaver.cancel()
         await stayer
+    assert leaver.cancelled()
     assert [len(batch) for batch in model.batches] == [1]
     assert sample(batcher, "ganserve_abandoned_images_total", reason="cancelled") == 1
     assert sample(batcher, "ganserve_pending_images") == 0

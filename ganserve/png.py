@@ -59,7 +59,7 @@ def filter_rows(pixels: Bytes) -> Bytes:  # [n, height, width, channels]
     flat, row = padded.reshape(-1), (width + 1) * channels
     first = row + channels  # the first byte with all neighbours, the first of the first image
     here, left = flat[first:], flat[first - channels : -channels]
-    above, corner = flat[first - row : -row], flat[: -first or None]
+    above, corner = flat[first - row : -row], flat[:-first]
     differences = np.zeros_like(flat)
     np.subtract(here, _predict(left, above, corner), out=differences[first:])
     rows = np.empty((count, height, 1 + width * channels), np.uint8)

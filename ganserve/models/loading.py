@@ -108,6 +108,5 @@ def read_checked_file(path: Path, max_bytes: int) -> SplitFile:
     check_onnx_fields(content)
     file = split_weights(content)
     check_onnx_file(file.outline)
-    for handed_over in (file.graph, file.content):  # other bytes than those looked through
-        check_format(handed_over)
+    check_format(file.graph)  # which is handed over, and is other bytes than those looked through
     return file

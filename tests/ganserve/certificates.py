@@ -26,13 +26,13 @@ AROUND = [
 class Authority:
     """Signs certificates; its own is the file `ca` in its folder."""
 
-    def __init__(self, folder: Path, name: str = "authority") -> None:
+    def __init__(self, folder: Path, name: str = "authority", *, days: float = 3650) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._name = _name(name)
         self._key = ec.generate_private_key(ec.SECP256R1())
         basic = x509.BasicConstraints(ca=True, path_length=None)
-        certificate = self._sign(self._name, self._key.public_key(), 3650, basic)
+        certificate = self._sign(self._name, self._key.public_key(), days, basic)
         self.ca = folder / f"{name}.pem"
         self.ca.write_bytes(certificate)
 

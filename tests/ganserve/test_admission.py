@@ -1,7 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
+from prometheus_client import CollectorRegistry
 
 from ganserve.errors import Overloaded, RateLimited
-from ganserve.security.admission import RateLimiter, client_address
+from ganserve.metrics import Metrics
+from ganserve.security.admission import Admission, RateLimiter, client_address
+from ganserve.security.credentials import Tokens
 
 
 class Clock:
@@ -114,6 +119,31 @@ def test_the_table_is_bounded_and_forgets_who_was_silent_for_longest(clock):
     limiter.take("d", 1)
     assert list(limiter._shares) == ["c", "a", "d"]
     limiter.take("b", 4)  # forgotten, so its share is whole
+
+
+def test_there_is_nothing_to_give_back_to_who_was_forgotten(clock):
+    limiter = RateLimiter(1.0, 4, most_clients=1, clock=clock)
+
+    def find_no_room():
+        limiter.take("b", 1)
+        raise Overloaded("the queue is full", retry_seconds=1)
+
+    with pytest.raises(Overloaded), limiter.taking("a", 4):
+        find_no_room()
+    limiter.take("a", 4)
+
+
+def test_a_token_taken_off_the_list_within_its_call_counts_as_its_address(tmp_path, clock):
+    (tmp_path / "tokens").write_text("the-only-token-that-is-left\n")
+    tokens = Tokens(tmp_path / "tokens", Metrics(CollectorRegistry()))
+    limiter = RateLimiter(1.0, 4, clock=clock)
+    call = SimpleNamespace(
+        invocation_metadata=lambda: (("authorization", "Bearer one-that-was-taken-off"),),
+        peer=lambda: "ipv4:10.1.2.3:50000",
+    )
+    with Admission(tokens, limiter).taking_images(call, 4):
+        pass
+    refused(limiter, "10.1.2.3", 1)
 
 
 @pytest.mark.parametrize(

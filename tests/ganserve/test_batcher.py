@@ -749,6 +749,7 @@ async def test_an_error_that_nobody_waits_for_any_more_is_silent():
     loop.set_exception_handler(lambda _, context: told.append(context))
     entry = Entry(rows(1), None, 1.0, 0.0, loop.create_future())
     fail(entry, DeadlineExceeded("too late"))
+    fail(entry, DeadlineExceeded("told twice, as where two batches with rows of it fail"))
     del entry
     gc.collect()
     assert told == []
@@ -843,6 +844,32 @@ async def test_seeds_of_a_split_request_are_drawn_once_each():
     assert (np.concatenate(model.batches) == draw_latents(seeds(*range(10)), 2)).all()
 
 
+async def test_rows_from_within_requests_keep_their_order_labels_and_truncation():
+    loop = asyncio.get_running_loop()
+
+    def part(rows, start, stop, truncation=1.0):
+        labels = np.arange(len(rows)) + 10 * int(rows.flat[0])
+        return Part(Entry(rows, labels, truncation, 0.0, loop.create_future()), start, stop)
+
+    parts = [
+        part(seeds(1, 2, 3, 4), 2, 4),
+        part(rows(5, 6, 7), 1, 2),
+        part(seeds(8, 9, 10), 1, 3, truncation=0.5),
+        part(seeds(11), 0, 1),
+    ]
+    latents, labels = gather(parts, 2)
+    expected = [
+        draw_latents(seeds(3, 4), 2),
+        rows(6),
+        truncate(draw_latents(seeds(9, 10), 2), 0.5),
+        draw_latents(seeds(11), 2),
+    ]
+    assert (latents == np.concatenate(expected)).all()
+    assert labels.tolist() == [12, 13, 51, 81, 82, 110]
+    padded = np.empty((8, *SHAPE), np.uint8)
+    assert Batch(parts, padded, 0.0, 0.0).rows == 6
+
+
 async def test_what_arrives_in_one_turn_of_the_event_loop_shares_a_call():
     model = SeenModel()
     async with running(model) as batcher:
@@ -850,13 +877,17 @@ async def test_what_arrives_in_one_turn_of_the_event_loop_shares_a_call():
     assert [len(batch) for batch in model.batches] == [4]
 
 
-async def test_a_caller_that_leaves_before_it_is_queued_never_reaches_the_model():
+@pytest.mark.parametrize("inline_seconds", [0, 60], ids=["worker", "inline"])
+async def test_a_caller_that_leaves_before_it_is_queued_never_reaches_the_model(inline_seconds):
     model = SeenModel()
-    async with running(model) as batcher:
+    async with running(model, inline_seconds=inline_seconds) as batcher:
+        await become_quick(batcher)
+        model.batches.clear()
         leaver, stayer = submit(batcher, seeds(1)), submit(batcher, seeds(2))
         await asyncio.sleep(0)  # both have arrived, neither is queued
         leaver.cancel()
         await stayer
+    assert leaver.cancelled()
     assert [len(batch) for batch in model.batches] == [1]
     assert sample(batcher, "ganserve_abandoned_images_total", reason="cancelled") == 1
     assert sample(batcher, "ganserve_pending_images") == 0

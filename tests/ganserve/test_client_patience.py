@@ -9,6 +9,7 @@ Code = grpc.StatusCode
 def failure(code=Code.RESOURCE_EXHAUSTED, **metadata):
     """What a call raises."""
     pairs = [(name.replace("_", "-"), value) for name, value in metadata.items()]
+    pairs.insert(0, ("x-request-id", "7"))  # which servers send along
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*pairs), "said")
 
 
@@ -31,6 +32,13 @@ def test_what_would_fail_again_is_raised(error):
     with pytest.raises(grpc.RpcError) as raised:
         Patience(60, attempts=5).pause_after(error)
     assert raised.value is error
+
+
+def test_no_time_is_left_once_it_is_over():
+    patience = Patience(0, attempts=5)
+    assert patience.remaining_seconds == 0
+    with pytest.raises(grpc.RpcError):
+        patience.pause_after(failure(grpc_retry_pushback_ms="1"))
 
 
 def test_attempts_are_counted():

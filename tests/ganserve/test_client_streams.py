@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from ganserve.client.failures import CallError
-from ganserve.client.streams import StreamProgress
+from ganserve.client.messages import count_images
+from ganserve.client.streams import StreamProgress, build_messages
 from ganserve.v1 import image_generation_pb2 as pb
 
 Code = grpc.StatusCode
@@ -48,6 +49,20 @@ def goes_on(call, error):
     except grpc.RpcError:
         return False
     return True
+
+
+def test_each_message_of_a_long_stream_asks_the_same_model():
+    request = {"seeds": range(5), "model": "faces", "version": 3, "truncation": 0.5}
+    messages = list(build_messages(request, "", 2))
+    assert [count_images(message) for message in messages] == [2, 2, 1]
+    for message in messages:
+        assert (message.model_name, message.model_version) == ("faces", "3")
+        assert (message.truncation, message.format) == (0.5, pb.IMAGE_FORMAT_RAW)
+
+
+def test_a_walk_is_one_message_however_long_it_is():
+    (message,) = build_messages({"interpolation": [1, 2], "frames_per_segment": 9}, "", 4)
+    assert count_images(message) == 10
 
 
 def test_another_attempt_leaves_out_what_has_come_and_nothing_else():

@@ -3,6 +3,7 @@ import logging
 import time
 from pathlib import Path
 
+import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from prometheus_client import CollectorRegistry
@@ -71,6 +72,18 @@ class TestCertificates:
             )
             assert abs(expiry - time.time() - days * DAY) < 60
 
+    def test_of_several_authorities_the_first_to_expire_is_shown(
+        self, authority, metrics, tmp_path
+    ):
+        both = tmp_path / "both.pem"
+        other = Authority(tmp_path / "other", "other", days=60)
+        both.write_bytes(authority.ca.read_bytes() + other.ca.read_bytes())
+        ServerCertificate(*authority.issue(), both, metrics)
+        expiry = sample(
+            metrics, "ganserve_certificate_expiry_timestamp_seconds", certificate="client_ca"
+        )
+        assert abs(expiry - time.time() - 60 * DAY) < 60
+
     def test_without_a_certificate_no_expiry_is_shown(self, metrics):
         text = [family.samples for family in metrics.registry.collect()]
         assert not any("expiry" in sample.name for samples in text for sample in samples)
@@ -89,6 +102,25 @@ class TestCertificates:
         )
         assert abs(expiry - time.time() - 60 * DAY) < 60
         assert caplog.text.count("the certificates were read anew") == 1
+
+    def test_each_port_gets_a_new_one_once_when_handshakes_that_have_begun_are_over(
+        self, authority, metrics, monkeypatch
+    ):
+        ports = []
+        monkeypatch.setattr(
+            grpc, "dynamic_ssl_server_credentials", lambda _, fetch, **__: ports.append(fetch)
+        )
+        certificate = ServerCertificate(*authority.issue(), None, metrics)
+        for _ in range(2):
+            certificate.make_credentials()
+        assert [fetch() for fetch in ports] == [None, None]
+        authority.issue(days=60)
+        certificate.refresh()
+        began = time.monotonic()
+        newest = ports[0]()
+        assert newest is not None
+        assert time.monotonic() - began >= 0.05
+        assert [fetch() for fetch in ports] == [None, newest]
 
     @pytest.mark.parametrize("around", AROUND)
     def test_what_stands_around_a_new_one_is_no_matter(self, authority, metrics, around):

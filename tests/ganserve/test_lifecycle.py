@@ -47,15 +47,16 @@ class Gate:
     """Holds back every call of a model until it is opened; counts the rows that came through."""
 
     def __init__(self, monkeypatch):
-        self.rows = 0
+        self.calls = self.rows = 0
         self.error = None
-        self._entered, self._open = threading.Event(), threading.Event()
+        self._entered, self._open = threading.Event(), threading.Semaphore(0)
         run_batch = load_model.__globals__["Model"].run_batch
 
         def held(model, rows, *others):
             if threading.current_thread().name.startswith("tiny"):  # a worker; not the warm-up
+                self.calls += 1
                 self._entered.set()
-                assert self._open.wait(60)
+                assert self._open.acquire(timeout=60)
                 self.rows += len(rows)
                 if self.error is not None:
                     raise self.error
@@ -66,8 +67,8 @@ class Gate:
     async def entered(self):
         assert await asyncio.to_thread(self._entered.wait, 20)
 
-    def open(self):
-        self._open.set()
+    def open(self, calls=10_000):
+        self._open.release(calls)
 
 
 @pytest.fixture
@@ -118,6 +119,28 @@ class TestModelQueue:
             gate.open()
             assert await first is await waiting is Code.OK
             assert await code_of(stub.GenerateImages(request(8))) is Code.OK
+            await check_clean(server)
+
+    async def test_a_stream_that_was_admitted_is_never_refused(
+        self, repository, running_server, gate
+    ):
+        settings = {"queue_size": 8, "max_images_per_request": 8, "instances": 1}
+        settings |= {"max_batch_size": 2, "chunk_bytes": 4 * 48}  # two batches a message
+        async with running_server(repository, **settings) as server, connected(server) as stub:
+            stream = stub.StreamImages(request(8))
+            first = asyncio.ensure_future(stream.read())
+            await gate.entered()
+            gate.open(1)
+            await eventually(lambda: gate.calls == 2)
+            waiting = asyncio.ensure_future(code_of(stub.GenerateImages(request(8))))
+            await eventually(lambda: server.metrics.pending_images._value.get() == 8)
+            gate.open(1)
+            await eventually(lambda: gate.calls == 3)
+            assert (await first).count == 4  # so the next message is asked for, without room
+            assert server.metrics.pending_images._value.get() == 6
+            gate.open()
+            assert (await stream.read()).count == 4
+            assert await stream.code() is await waiting is Code.OK
             await check_clean(server)
 
     async def test_each_model_has_a_queue_of_its_own(self, repository, running_server, gate):

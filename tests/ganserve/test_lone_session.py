@@ -1,14 +1,16 @@
 """A second session for batches that come alone: where it pays, and never with other bytes."""
 
+import numpy as np
 import pytest
 
+from ganserve.latents import draw_latents
 from ganserve.models import lone_session
 from ganserve.models.loading import load_model, read_checked_file
 from ganserve.models.lone_session import open_lone_session
 from ganserve.models.onnx_weights import SplitFile
 from tests.ganserve.conftest import connected
 from tests.ganserve.test_reproducibility import images, seeds
-from tests.ganserve.tiny import write_artifact
+from tests.ganserve.tiny import reveal_pixels, write_artifact
 
 
 @pytest.fixture
@@ -36,6 +38,14 @@ def threads_of(session):
 def test_it_has_the_threads_that_were_asked_for(tmp_path):
     model = load(write_artifact(tmp_path, network="convolutional"), lone_threads=3)
     assert (threads_of(model.session), threads_of(model.lone_session)) == (1, 3)
+
+
+@pytest.mark.usefixtures("however_fast")
+def test_its_images_are_those_of_their_labels(tmp_path):
+    model = load(write_artifact(tmp_path, class_names=["cat", "dog"]))
+    latents = draw_latents(np.arange(3, dtype=np.uint64), 4)
+    labels = np.array([0, 1, 1], np.int64)
+    assert (model.run_lone_batch(latents, labels) == reveal_pixels(latents, labels)).all()
 
 
 @pytest.mark.usefixtures("however_fast")

@@ -231,6 +231,7 @@ async def test_a_failed_version_is_tried_again_only_when_its_file_changes(tmp_pa
         await repository.refresh()
         await repository.refresh()
         assert load.loads == 1
+        assert repository.index.versions[0].retry_at == float("inf")
         content = write_artifact(tmp_path / "elsewhere").read_bytes()
         remove(path)
         publish(tmp_path, "tiny", 1, content)
@@ -262,6 +263,7 @@ async def test_what_memory_was_short_for_is_tried_again_after_a_pause(tmp_path, 
         assert load.loads == 1
         assert states(repository) == [("tiny", 1, "FAILED")]
         assert "until memory and threads suffice, tried again in 60 s: " in caplog.text
+        assert 0 < repository.index.versions[0].retry_at - time.monotonic() <= 60
         repository.index.versions[0].retry_at = time.monotonic()
         await repository.refresh()
         assert load.loads == 2
@@ -275,7 +277,7 @@ async def test_the_pause_is_longer_where_loading_takes_long(tmp_path, monkeypatc
     async with opened(tmp_path, ShortOfMemory(seconds=0.2)) as repository:
         began = time.monotonic()
         await repository.refresh()
-        assert repository.index.versions[0].retry_at >= began + 2
+        assert began + 2 <= repository.index.versions[0].retry_at < float("inf")
 
 
 async def test_a_file_replaced_by_one_that_cannot_be_loaded_serves_on(tmp_path):
@@ -343,6 +345,8 @@ async def test_the_same_file_again_is_not_loaded_again(tmp_path):
         await repository.refresh()
         assert load.loads == 3  # two before, and the new model
         assert repository.index.versions_of("tiny") == before
+        # So that no later scan reads the files again.
+        assert [version.candidate for version in before] == scan(root)[0]["tiny"]
         for version in (1, 2):
             remove(second / "tiny" / str(version) / "model.onnx")
         publish(second, "tiny", 1, b"rubbish")  # in the place of the one that was not loaded
@@ -372,6 +376,20 @@ async def test_files_that_went_since_the_scan_take_out_nothing(tmp_path, caplog)
         await repository.refresh()
         assert states(repository) == [("tiny", 2, "READY")]
         assert "version 3 cannot be served until its file can be read" in caplog.text
+
+
+async def test_a_file_that_went_since_the_first_scan_holds_up_no_other(tmp_path):
+    write_artifact(tmp_path)
+    newest = write_artifact(tmp_path, version=2)
+
+    def load_after_a_removal(path):
+        if path == newest:
+            remove(path)
+        return LOAD(path)
+
+    async with opened(tmp_path, load_after_a_removal) as repository:
+        await repository.refresh()
+        assert serving(repository) == 1
 
 
 @pytest.mark.parametrize("inner", [False, True], ids=["root", "model"])
@@ -424,6 +442,7 @@ async def test_a_removed_model_is_unknown_and_leaves_the_metrics(tmp_path):
         await repository.refresh()
         with pytest.raises(UnknownModel, match="'tiny': expected one of other"):
             repository.index.use("tiny", None).__enter__()
+        await eventually(lambda: list(repository.index._versions) == ["other"])
         assert sample(repository, "ganserve_model_ready", model="tiny") is None
         assert sample(repository, "ganserve_model_failed_versions", model="tiny") is None
         info = [
@@ -432,6 +451,17 @@ async def test_a_removed_model_is_unknown_and_leaves_the_metrics(tmp_path):
             for s in family.samples
         ]
         assert info == ["other"]
+
+
+async def test_a_model_of_which_only_a_failed_version_is_left_is_shown_as_not_ready(tmp_path):
+    path = write_artifact(tmp_path)
+    publish(tmp_path, "tiny", 2, b"rubbish")
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        assert sample(repository, "ganserve_model_ready", model="tiny") == 1
+        remove(path)
+        await repository.refresh()
+        assert sample(repository, "ganserve_model_ready", model="tiny") == 0
 
 
 async def test_an_old_version_answers_its_last_calls_before_it_goes(tmp_path):
@@ -454,6 +484,8 @@ async def test_an_old_version_stays_until_the_last_of_its_calls_ends(tmp_path):
     write_artifact(tmp_path)
     async with opened(tmp_path) as repository:
         await repository.refresh()
+        with repository.index.use("tiny", None):
+            pass  # the last of its calls for now
         with repository.index.use("tiny", None) as (version, served):
             with repository.index.use("tiny", None):
                 write_artifact(tmp_path, version=2, offset=50)
@@ -529,6 +561,8 @@ async def test_while_the_first_version_loads_callers_are_told_so(tmp_path):
         assert sample(repository, "ganserve_model_ready", model="tiny") == 0
         with pytest.raises(Loading, match="'tiny': is being loaded"):
             repository.index.use("tiny", None).__enter__()
+        with pytest.raises(Loading, match="no model has been loaded yet"):
+            repository.index.use("other", None).__enter__()
         load.release()
         await refreshing
         assert serving(repository) == 1
@@ -582,18 +616,26 @@ async def test_a_call_that_came_early_waits_for_the_first_models(tmp_path):
     write_artifact(tmp_path, "a")
     write_artifact(tmp_path, "b")
     load = GatedLoad(held_from=2)
-    async with opened(tmp_path, load) as repository:
+    async with opened(tmp_path, load, default_model="a") as repository:
         early = asyncio.ensure_future(repository.index.wait_for_first_scan("b", None))
         refreshing = asyncio.ensure_future(repository.refresh())
         await eventually(lambda: load.loads == 2)
         assert serving(repository, "a") == 1
-        await asyncio.wait_for(repository.index.wait_for_first_scan("a", None), 1)  # serves
+        for name in ("a", ""):  # serves, and is the default
+            await asyncio.wait_for(repository.index.wait_for_first_scan(name, None), 1)
         assert not early.done()
         load.release()
         await refreshing
         await early
         assert serving(repository, "b") == 1
         await asyncio.wait_for(repository.index.wait_for_first_scan("c", None), 1)  # never again
+
+
+async def test_a_call_that_came_early_goes_on_when_it_has_waited_long_enough(tmp_path, monkeypatch):
+    monkeypatch.setattr("ganserve.repository.model_index._FIRST_SCAN_SECONDS", 0.02)
+    async with opened(tmp_path) as repository:
+        await asyncio.wait_for(repository.index.wait_for_first_scan("tiny", None), 10)
+        assert not repository.index.first_scan_over.is_set()
 
 
 async def test_a_caller_that_leaves_in_the_moment_the_first_scan_ends_has_left(tmp_path):
@@ -842,6 +884,16 @@ class TestAVersionThatCannotBeRead:
             assert serving(repository) == 3
 
     @pytest.mark.skipif(sys.platform != "linux", reason="files have leases on Linux")
+    async def test_holds_up_none_that_came_with_it(self, tmp_path):
+        write_artifact(tmp_path)
+        async with opened(tmp_path) as repository:
+            await repository.refresh()
+            write_artifact(tmp_path, version=2)
+            with leased(write_artifact(tmp_path, version=3)):
+                await repository.refresh()
+            assert serving(repository) == 2
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="files have leases on Linux")
     async def test_whose_file_can_be_read_again_is_loaded_though_it_is_the_same(
         self, tmp_path, caplog
     ):
@@ -924,6 +976,20 @@ async def test_the_wrong_provider_at_start_is_an_error_of_the_start(tmp_path):
             await repository.refresh()
 
 
+async def test_a_provider_that_is_lost_later_fails_the_versions_that_come(tmp_path):
+    write_artifact(tmp_path)
+
+    def load(path):
+        raise ProviderUnavailable("expected CUDAExecutionProvider", path)
+
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        repository._load = load
+        write_artifact(tmp_path, version=2)
+        await repository.refresh()
+        assert states(repository) == [("tiny", 2, "FAILED"), ("tiny", 1, "READY")]
+
+
 async def test_every_change_is_announced(tmp_path):
     write_artifact(tmp_path)
     seen = []
@@ -932,8 +998,8 @@ async def test_every_change_is_announced(tmp_path):
         assert seen[0] == [("tiny", 1, "LOADING")]
         assert seen[-1] == [("tiny", 1, "READY")]
         write_artifact(tmp_path, version=2)
-        await repository.refresh()
-        await settle()
+        await repository.refresh(timeout_seconds=0)  # also where no scan waits for it
+        await eventually(lambda: seen[-1] == [("tiny", 2, "READY")])
     assert [("tiny", 2, "READY"), ("tiny", 1, "RETIRING")] in seen
     assert seen[-1] == []
 
@@ -1048,6 +1114,28 @@ class TestSeriesOfVersions:
                 served.count_images(1)
             labels = {"model": "tiny", "version": "4"}
             assert sample(repository, "ganserve_images_total", **labels) == 5
+
+    async def test_images_of_a_number_that_serves_stay_counted_whatever_was_retired_under_it(
+        self, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr("ganserve.repository.model_series._COUNTED_VERSIONS", 1)
+        path = write_artifact(tmp_path)
+        async with opened(tmp_path, version_policy="all") as repository:
+            await repository.refresh()
+            remove(path)
+            write_artifact(tmp_path, offset=9)  # another file in its place
+            await repository.refresh()
+            with repository.index.use("tiny", 1) as (_, served):
+                served.count_images(3)
+            for number in (2, 3):
+                path = write_artifact(tmp_path, version=number)
+                await repository.refresh()
+                remove(path)
+                await repository.refresh()
+                await eventually(lambda: len(repository.index.versions) == 1)
+            labels = {"model": "tiny", "version": "1"}
+            assert sample(repository, "ganserve_images_total", **labels) == 3
+            await eventually(lambda: not repository._retirements)
 
     async def test_a_model_that_went_leaves_no_series(self, tmp_path):
         path = write_artifact(tmp_path)

@@ -4,7 +4,13 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ganserve.api.request import parse_request, parse_version, rows_of
+from ganserve.api.request import (
+    check_files,
+    check_one_reply,
+    parse_request,
+    parse_version,
+    rows_of,
+)
 from ganserve.encoding import ImageFormat
 from ganserve.errors import InvalidRequest
 from ganserve.latents import interpolate_latents
@@ -257,6 +263,25 @@ def test_a_version_is_read(text, number):
 def test_a_version_that_is_no_positive_integer_is_refused(text):
     with pytest.raises(InvalidRequest, match=r"^version: expected a positive integer"):
         parse_version("version", text)
+
+
+def test_only_pixels_are_limited_to_one_message_before_they_are_made():
+    large = ModelSpec(3, 9000, 9000, 3, (), "contract", "digest", "provider", {})
+    check_one_reply("format", parse(format=pb.IMAGE_FORMAT_RAW, **with_seeds(*range(8))), large)
+    more = with_seeds(*range(9))
+    with pytest.raises(InvalidRequest, match="at most 8 images of this model as pixels"):
+        check_one_reply("format", parse(max_images=9, format=pb.IMAGE_FORMAT_RAW, **more), large)
+    check_one_reply("format", parse(max_images=9, format=pb.IMAGE_FORMAT_PNG, **more), large)
+
+
+def test_files_go_into_one_message_with_their_seeds_and_lengths(monkeypatch):
+    files = [bytes(30)] * 21
+    reply = pb.GenerateImagesResponse(images=files, seeds=[LARGEST] * len(files))
+    monkeypatch.setattr("ganserve.api.request._LARGEST_REPLY_BYTES", reply.ByteSize() - 1)
+    with pytest.raises(InvalidRequest, match=f"got {len(files) * (30 + 16)}: "):
+        check_files("format", files)
+    monkeypatch.setattr("ganserve.api.request._LARGEST_REPLY_BYTES", len(files) * (30 + 16))
+    check_files("format", files)
 
 
 @settings(max_examples=200, deadline=None)

@@ -111,12 +111,17 @@ async def test_ranges_latents_and_interpolations_are_generated(repository, runni
 async def test_a_conditional_model_takes_labels(tmp_path, running_server):
     write_artifact(tmp_path, class_names=["cat", "dog"])
     latents = draw_latents(np.array([1, 2], np.uint64), 4)
-    async with running_server(tmp_path) as server, connected(server) as stub:
+    async with running_server(tmp_path, chunk_bytes=48) as server, connected(server) as stub:
         each = await stub.GenerateImages(request(1, 2, class_labels=[0, 1]))
+        chunks = [reply async for reply in stub.StreamImages(request(1, 2, class_labels=[0, 1]))]
         one = [reply async for reply in stub.StreamImages(request(1, 2, class_labels=[1]))]
         code, details = await refusal(stub.GenerateImages(request(1, class_labels=[2])))
     assert (pixels_of(each) == reveal_pixels(latents, np.array([0, 1]))).all()
-    assert (pixels_of(one[0]) == reveal_pixels(latents, np.array([1, 1]))).all()
+    assert len(chunks) == 2
+    assert b"".join(chunk.pixels for chunk in chunks) == each.pixels
+    assert b"".join(chunk.pixels for chunk in one) == (
+        reveal_pixels(latents, np.array([1, 1])).tobytes()
+    )
     assert (code, details.split(":")[0]) == ("INVALID_ARGUMENT", "class_labels")
 
 

@@ -52,3 +52,19 @@ async def test_a_refusal_that_fails_is_not_the_last():
     unfinished.start()
     await eventually(lambda: later.refused)
     unfinished.close()
+
+
+async def test_of_too_many_the_oldest_are_refused(monkeypatch):
+    monkeypatch.setattr("ganserve.transport.unfinished_requests._MANY", 2)
+    monkeypatch.setattr("ganserve.transport.unfinished_requests._LONG_SECONDS", 0.0)
+    monkeypatch.setattr("ganserve.transport.unfinished_requests._BETWEEN_LOOKS", 0.02)
+    told, calls = [], [UnfinishedCall() for _ in range(5)]
+    unfinished = UnfinishedRequests(60, told.append)
+    for call in calls:
+        unfinished.add(call)
+    unfinished.start()
+    await eventually(lambda: told)
+    assert [call.refused for call in calls] == [True, True, True, False, False]
+    assert (told, len(unfinished)) == ([3], 2)
+    unfinished.close()
+    assert all(call.refused for call in calls)

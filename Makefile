@@ -18,9 +18,10 @@ help:  ## list the targets
 demo: $(INSTALLED)  ## train on digits, export, serve, ask for images: writes demo/grid.png
 	$(BIN)/python demo/demo.py
 
-# Two at a time, for most wait for something; more would slow down those that watch the time.
+# Two at a time, for most wait for something; more would slow down those that watch the time. Where
+# both train, threads that wait must not spin: they would take the CPUs from those they wait for.
 test: $(INSTALLED)  ## run every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: check-deploy  ## lint, types, proto lint, generated code up to date
 	$(BIN)/ruff check .

@@ -279,9 +279,9 @@ def test_files_go_into_one_message_with_their_seeds_and_lengths(monkeypatch):
     reply = pb.GenerateImagesResponse(images=files, seeds=[LARGEST] * len(files))
     monkeypatch.setattr("ganserve.api.request._LARGEST_REPLY_BYTES", reply.ByteSize() - 1)
     with pytest.raises(InvalidRequest, match=f"got {len(files) * (30 + 16)}: "):
-        check_files("format", files)
+        check_files(files)
     monkeypatch.setattr("ganserve.api.request._LARGEST_REPLY_BYTES", len(files) * (30 + 16))
-    check_files("format", files)
+    check_files(files)
 
 
 @settings(max_examples=200, deadline=None)

@@ -167,7 +167,7 @@ def see_more(config: TrainConfig) -> Advice:
         and give_flags(
             config,
             {"evaluate_every": max(config.total_images // 20, 1)},
-            "copies come late in a run, and its last checkpoint is not its best",
+            "copies come late in a run, and its last checkpoint may not be its best",
             why=", which keeps the best one",
         ),
     )

@@ -77,17 +77,27 @@ def load_real_data(
     skip = skip_bad_files or bool(sampler.settings.get("skip_bad_files", False))
     train, trained_on = load_training_images(source, sampler, resize, skip)
     tell_left_out(train)
-    held_out = None
-    if has_test_split(source):
-        held_out = load_dataset(
-            source,
-            image_size=sampler.image_size,
-            channels=sampler.channels,
-            skip_bad_files=skip,
-            split="test",
-        )
-        tell_left_out(held_out)
-    return RealData(source, train, held_out, trained_on)
+    return RealData(source, train, load_held_out(source, train, skip), trained_on)
+
+
+def load_held_out(source: str, train: Dataset, skip_bad_files: bool) -> Dataset | None:
+    """The test split in the shape of the training images, where there is one.
+
+    Raises:
+        DatasetError: it cannot be used.
+    """
+    if not has_test_split(source):
+        return None
+    _, channels, size, _ = train.images.shape
+    held_out = load_dataset(
+        source,
+        image_size=size,
+        channels=channels,
+        skip_bad_files=skip_bad_files,
+        split="test",
+    )
+    tell_left_out(held_out)
+    return held_out
 
 
 def load_training_images(

@@ -4,11 +4,11 @@ import logging
 from pathlib import Path
 
 from gantrain.config import TrainConfig
-from gantrain.data.datasets import Dataset, has_test_split, load_dataset
+from gantrain.data.datasets import Dataset
 from gantrain.data.point_sets import PointSet
 from gantrain.durable_files import atomic_link
 from gantrain.evaluation.evaluate import choose_space, evaluate_sampler
-from gantrain.evaluation.examples import RealData, choose_reals
+from gantrain.evaluation.examples import RealData, choose_reals, load_held_out
 from gantrain.evaluation.results import Evaluation, read_evaluation, show, write_evaluation
 from gantrain.evaluation.yardstick import Yardstick
 from gantrain.run_directory import RunDirectory
@@ -34,14 +34,8 @@ class RunQuality:
         """
         self._best = run.best_checkpoint
         held_out = None
-        if isinstance(data, Dataset) and has_test_split(config.data):
-            held_out = load_dataset(
-                config.data,
-                image_size=config.image_size,
-                channels=config.channels,
-                skip_bad_files=config.skip_bad_files,
-                split="test",
-            )
+        if isinstance(data, Dataset):
+            held_out = load_held_out(config.data, data, config.skip_bad_files)
         real = RealData(config.data, data, held_out, trained_on=True)
         self._yardstick = Yardstick(real, choose_reals(real, None), choose_space(real, None))
 

@@ -197,8 +197,7 @@ async def test_calls_that_come_while_the_server_stops_do_not_hang(direct_methods
                 slow += time.monotonic() - began > 1.9
                 await asyncio.gather(*callers)
         assert grpc.StatusCode.DEADLINE_EXCEEDED not in ended
-    if direct_methods:
-        assert slow <= 2
+    assert slow <= (2 if direct_methods else 5)
 
 
 async def test_a_stop_without_calls_leaves_no_task_behind(direct_methods):

@@ -20,6 +20,7 @@ from gantrain.sampling import load_run_generator
 from gantrain.training.loop import train
 from gantrain.training.run_quality import RunQuality
 from tests.gantrain.conftest import SMALL
+from tests.gantrain.test_idx_files import idx
 
 EVERY = 256
 
@@ -132,6 +133,23 @@ def test_points_are_measured_by_their_modes(tmp_path: Path):
     best = read_evaluation(RunDirectory(tmp_path / "run").best_checkpoint)
     assert best is not None
     assert "reverse_kl" in best.measurements
+
+
+def test_the_floor_is_of_the_test_split_where_there_is_one(tmp_path: Path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    digits = load_dataset("digits")
+    assert digits.labels is not None
+    for prefix, rows in (("train", slice(0, 200)), ("t10k", slice(200, 300))):
+        labels = digits.labels[rows].astype(np.uint8)
+        (folder / f"{prefix}-images-idx3-ubyte").write_bytes(idx(digits.images[rows, 0]))
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(labels))
+    settings = {**SMALL, "data": str(folder), "run_dir": tmp_path / "run", "total_images": 64}
+    train(resolve({**settings, "evaluate_every": 64}))
+    best = read_evaluation(RunDirectory(tmp_path / "run").best_checkpoint)
+    assert best is not None
+    assert best.data.reals == "100 training images; the floor: as many test ones"
+    assert best.features.held_out == 100
 
 
 def test_what_is_too_little_to_be_measured_is_refused_before_anything_is_trained(tmp_path: Path):

@@ -6,7 +6,8 @@
 For each seed it is `gantrain train --data DATA --seed N`, on one thread, with no preset named. The
 protocol is that of PacGAN (Lin et al. 2018): 2,500 samples, see `point_sets.mode_coverage`. As many
 reals, drawn as often, are measured beside them: their high quality is the ceiling, their reverse KL
-divergence the floor of what sampling alone shows. Samples that all fell on the centres of modes
+divergence the floor of what sampling alone shows. PacGAN's code leaves samples that are not of high
+quality out of the divergence, so it is measured both ways, and both are judged. Samples that all fell on the centres of modes
 would have high quality too, so the median distance from the nearest centre is printed, in sigmas.
 `plain` trains the same networks by cross-entropy with the usual Adam, without penalties and
 averaging. Recipe and bars were settled on seeds 0 to 3. A run that is there already is not trained
@@ -66,6 +67,7 @@ class Measurement:
     """A run, or a draw of reals."""
 
     coverage: ModeCoverage
+    good_reverse_kl: float  # nats, of the samples of high quality only; NaN where there are none
     median_distance: float  # of a sample from the nearest centre, in sigmas
     seconds: float = 0.0  # of training
 
@@ -75,7 +77,9 @@ def measure(samples: NDArray[np.float32], points: PointSet, seconds: float = 0) 
     assert points.modes is not None
     distances = np.linalg.norm(samples[:, None] - points.modes[None], axis=2).min(axis=1)
     coverage = mode_coverage(samples, points.modes, points.sigma)
-    return Measurement(coverage, float(np.median(distances)) / points.sigma, seconds)
+    good = samples[distances <= 3 * points.sigma]
+    good_kl = mode_coverage(good, points.modes, points.sigma).reverse_kl if len(good) else math.nan
+    return Measurement(coverage, good_kl, float(np.median(distances)) / points.sigma, seconds)
 
 
 def measure_reals(points: PointSet, draws: int) -> list[Measurement]:
@@ -116,6 +120,7 @@ def row(points: PointSet, recipe: str, seed: str, measured: list[Measurement]) -
         f"| {points.kind} | {recipe} | {seed} | {modes:.4g} of {len(points.modes)}{several} | "
         f"{spread(measured, lambda one: one.coverage.high_quality, '.2%')} | "
         f"{spread(measured, lambda one: one.coverage.reverse_kl, '.4f')} | "
+        f"{spread(measured, lambda one: one.good_reverse_kl, '.4f')} | "
         f"{spread(measured, lambda one: one.median_distance, '.2f')} | "
         f"{spread(measured, lambda one: one.seconds, '.0f')} |"
     )
@@ -150,16 +155,19 @@ def judge(points: PointSet, bar: Bar, measured: list[Measurement]) -> Iterator[t
         f"{alone} of {runs} runs alone)",
         statistics.mean(qualities) >= bar.high_quality,
     )
-    divergences = [one.coverage.reverse_kl for one in measured]
-    alone = sum(divergence <= bar.reverse_kl for divergence in divergences)
-    yield bar_row(
-        points,
-        "reverse KL",
-        f"at most {bar.reverse_kl}",
-        f"{statistics.mean(divergences):.4f} ({min(divergences):.4f} to {max(divergences):.4f}; "
-        f"{alone} of {runs} runs alone)",
-        statistics.mean(divergences) <= bar.reverse_kl,
-    )
+    for what, divergences in (
+        ("reverse KL", [one.coverage.reverse_kl for one in measured]),
+        ("reverse KL, high quality only", [one.good_reverse_kl for one in measured]),
+    ):
+        alone = sum(divergence <= bar.reverse_kl for divergence in divergences)
+        yield bar_row(
+            points,
+            what,
+            f"at most {bar.reverse_kl}",
+            f"{statistics.mean(divergences):.4f} ({min(divergences):.4f} to "
+            f"{max(divergences):.4f}; {alone} of {runs} runs alone)",
+            statistics.mean(divergences) <= bar.reverse_kl,
+        )
 
 
 def bar_row(points: PointSet, what: str, bar: str, found: str, met: bool) -> tuple[str, bool]:
@@ -182,8 +190,9 @@ def render_page(bars: list[str], rows: list[str]) -> str:
         "",
         "Each run, and mean ± standard deviation over runs, or over draws of reals:",
         "",
-        "| data | recipe | seed | modes | high quality | reverse KL | distance | seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| data | recipe | seed | modes | high quality | reverse KL | reverse KL, high quality only "
+        "| distance | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
         *rows,
     ]
     return "\n".join([*lines, ""])

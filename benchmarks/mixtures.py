@@ -183,7 +183,7 @@ def render_page(bars: list[str], rows: list[str]) -> str:
             "Modes of the two-dimensional mixtures", ", shared with other jobs; one thread a run"
         ),
         f"- {SAMPLES:,} samples of each run; ranges are over seeds",
-        "- its KL: reverse KL of the samples of high quality only, as PacGAN's code has it",
+        "- KL: reverse, in nats; its KL: of the samples of high quality only, as in PacGAN's code",
         "- distance: median from the nearest centre, in sigmas; seconds: of training, by the clock",
         "",
         "| data | what | bar | flagship | met |",
@@ -192,7 +192,7 @@ def render_page(bars: list[str], rows: list[str]) -> str:
         "",
         "Each run, and mean ± standard deviation over runs, or over draws of reals:",
         "",
-        "| data | recipe | seed | modes | high quality | reverse KL | its KL | distance | seconds |",
+        "| data | recipe | seed | modes | high quality | KL | its KL | distance | seconds |",
         "|---|---|---|---|---|---|---|---|---|",
         *rows,
     ]

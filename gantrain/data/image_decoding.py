@@ -51,6 +51,9 @@ def decode_files(
     """Yield each file with its picture or what is wrong with it, in the listing's order.
 
     A bar shows how far it is, where stderr is a terminal.
+
+    Raises:
+        MemoryError: there is too little to decode one of them, which is named.
     """
 
     def decode(file: ImageFile) -> Picture | BadFile:
@@ -58,6 +61,8 @@ def decode_files(
             return decode_image(file.read(), image_size, channels)
         except BadFileError as error:
             return BadFile(file.name, str(error))
+        except MemoryError as error:
+            raise MemoryError(f"while decoding {file.name}") from error
 
     outcomes = map_in_order(decode, listing.files)
     bar = tqdm(outcomes, "decoding", total=len(listing.files), unit="image", disable=None)

@@ -77,7 +77,7 @@ def decode_image(data: bytes, image_size: int, channels: int) -> Picture:
             image.draft(None, (2 * image_size, 2 * image_size))
             scale_transparent_colour(image)
             square = resize_square(flatten(turn_upright(image)), image_size)
-        except BadFileError:
+        except (BadFileError, MemoryError):
             raise
         except Exception as error:  # a damaged file makes a decoder raise anything
             raise BadFileError(describe_damage(error)) from error
@@ -95,6 +95,8 @@ def open_image(data: bytes) -> Image.Image:
         raise BadFileError(told) from error
     except UnidentifiedImageError as error:
         raise BadFileError(describe_unknown(data)) from error
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged file makes a decoder raise anything
         raise BadFileError(describe_damage(error)) from error
     limit = Image.MAX_IMAGE_PIXELS  # None: the user of the library has lifted it

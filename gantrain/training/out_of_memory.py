@@ -33,6 +33,7 @@ def memory_errors_explained(config: TrainConfig, ranks: int) -> Iterator[None]:
         advice = f"use a smaller {less}, with a new --run-dir"
         if on_gpu and config.cuda_graph and ranks == 1:  # a recording keeps the memory of a step
             advice += "; or --no-cuda-graph, which takes less, with this one"
+        advice += "; or repeat the command where there is more memory: the run goes on"
         raise RunError(
             f"out of memory on the {'GPU' if on_gpu else 'CPU'} ({first_line(error)}): {advice}"
         ) from error

@@ -17,12 +17,15 @@ def explain(error: Exception, ranks: int = 1, **settings: object) -> str:
     return str(raised.value)
 
 
+GOES_ON = "; or repeat the command where there is more memory: the run goes on"
+
+
 def test_networks_of_fixed_sizes_are_not_advised_to_be_narrower():
     assert explain(MemoryError(), preset="keras-mlp").endswith(
-        "use a smaller --batch-size (now 128), with a new --run-dir"
+        "use a smaller --batch-size (now 128), with a new --run-dir" + GOES_ON
     )
     assert explain(MemoryError(), filters=8).endswith(
-        "use a smaller --batch-size (now 64) or --filters (now 8), with a new --run-dir"
+        "use a smaller --batch-size (now 64) or --filters (now 8), with a new --run-dir" + GOES_ON
     )
 
 
@@ -38,7 +41,7 @@ def test_an_error_that_says_what_to_do_is_left_as_it_is():
 def test_a_step_that_is_recorded_on_a_gpu_takes_less_memory_without():
     told = explain(ON_GPU)
     assert told.startswith("out of memory on the GPU (CUDA out of memory. Tried to allocate 2.00 G")
-    assert told.endswith("; or --no-cuda-graph, which takes less, with this one")
+    assert told.endswith("; or --no-cuda-graph, which takes less, with this one" + GOES_ON)
     for unrecorded in (
         explain(ON_GPU, cuda_graph=False),
         explain(ON_GPU, ranks=2),

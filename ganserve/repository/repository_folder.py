@@ -64,9 +64,12 @@ class RepositoryFolder:
     async def is_gone(self, candidate: Candidate) -> bool:
         """Whether a version's file is not there any more, as far as that can be found out."""
         try:
-            return not await self._reads.run(candidate.path.exists)
+            await self._reads.run(candidate.path.stat)  # `exists` takes other errors for absence
+        except (FileNotFoundError, NotADirectoryError):
+            return True
         except OSError:
             return False
+        return False
 
     async def can_be_read(self, candidate: Candidate) -> bool:
         """Whether a version's file can be opened now, as far as that can be found out."""

@@ -190,7 +190,10 @@ def find_path(source: str) -> Path:
     try:
         if path.is_dir():
             os.scandir(path).close()  # raises where it cannot be listed
-        found = source and path.exists()  # an empty path would mean the current folder
+        path.stat()  # raises where `exists` would take other errors for absence
+        found = source != ""  # an empty path would mean the current folder
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last of a zero byte
+        found = False
     except OSError as error:
         raise DatasetError(f"{source}: cannot be read: {error.strerror}") from error
     if found and path.is_file() and is_idx_file(path):

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from ganserve.models.model_files import scan
+from ganserve.models.model_files import Candidate, scan
 from ganserve.repository.repository_folder import RepositoryFolder
 from tests.ganserve.conftest import settle
 from tests.ganserve.tiny import publish
@@ -117,6 +117,16 @@ async def test_no_other_default_is_told(default, root, caplog):
     (root / "c").symlink_to("c")  # an error for whoever follows it, even for root
     await RepositoryFolder(root, None, default).scan()
     assert "default_model" not in caplog.text
+
+
+async def test_only_what_is_not_there_is_gone(root):
+    folder = RepositoryFolder(root, None)
+    (root / "loop").symlink_to("loop")  # an error for whoever follows it, even for root
+    file = root / "a" / "1" / "model.onnx"
+    assert not await folder.is_gone(Candidate("a", 1, file, None))
+    assert not await folder.is_gone(Candidate("a", 1, root / "loop" / "model.onnx", None))
+    assert await folder.is_gone(Candidate("a", 1, file.with_name("other"), None))
+    assert await folder.is_gone(Candidate("a", 1, file / "below", None))
 
 
 async def test_a_folder_that_takes_long_is_told_again_once_it_did_not(root, monkeypatch, caplog):

@@ -1,3 +1,4 @@
+import errno
 import gzip
 import io
 import os
@@ -292,12 +293,19 @@ def test_what_may_not_be_read_is_named(locked, message, as_nobody):
 # Sources that are none
 
 
-@pytest.mark.parametrize("source", ["", "nowhere", "digitz", "/nowhere/at/all.zip"])
+def test_a_source_that_is_there_but_cannot_be_read_is_not_called_missing(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)  # an error for whoever follows it, even for root
+    with pytest.raises(DatasetError, match=f"^{loop}: cannot be read: {os.strerror(errno.ELOOP)}$"):
+        load_dataset(str(loop))
+
+
+@pytest.mark.parametrize("source", ["", "nowhere", "digitz", "/nowhere/at/all.zip", "zero\0byte"])
 def test_an_unknown_source_lists_what_is_known(source):
     with pytest.raises(DatasetError) as caught:
         load_dataset(source)
     assert str(caught.value) == (
-        f"'{source}': no such data set, file or folder; known are digits, sine, ring8, grid25, "
+        f"{source!r}: no such data set, file or folder; known are digits, sine, ring8, grid25, "
         "stacked-mnist:FOLDER, or give the path of a folder with MNIST-format idx files, of "
         "CIFAR-10's binary files (folder, .tar.gz or .tar.xz), of a CelebA folder, or of a folder "
         "or .zip of images"

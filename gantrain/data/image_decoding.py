@@ -10,13 +10,13 @@ from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from gantrain.config import IMAGE_SIZES
 from gantrain.cpus import usable_cpus
 from gantrain.data.bad_data import BadFile, BadFileError
 from gantrain.data.image_files import Picture, decode_image, read_size
 from gantrain.data.image_folders import ImageFile, Listing
+from gantrain.progress import show_progress
 
 DEFAULT_IMAGE_SIZE: Final = 64  # at most, where images differ in size
 PARALLEL_BATCH: Final = 256  # files; bounds what is decoded but not yet taken
@@ -50,7 +50,7 @@ def decode_files(
 ) -> Iterator[tuple[ImageFile, Picture | BadFile]]:
     """Yield each file with its picture or what is wrong with it, in the listing's order.
 
-    A bar shows how far it is, where stderr is a terminal.
+    How far it is, is shown.
 
     Raises:
         MemoryError: there is too little to decode one of them, which is named.
@@ -65,8 +65,8 @@ def decode_files(
             raise MemoryError(f"while decoding {file.name}") from error
 
     outcomes = map_in_order(decode, listing.files)
-    bar = tqdm(outcomes, "decoding", total=len(listing.files), unit="image", disable=None)
-    yield from zip(listing.files, bar, strict=True)
+    shown = show_progress(outcomes, len(listing.files), "decoding", "image")
+    yield from zip(listing.files, shown, strict=True)
 
 
 def map_in_order(

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
+
+from gantrain.progress import show_progress
 
 Images = NDArray[np.uint8]  # [n, channels, size, size]
 
@@ -92,7 +93,7 @@ def train_classifier(images: Images, labels: NDArray[np.int64], classes: int) ->
         optimizer = torch.optim.Adam(network.parameters(), lr=_MAX_LR, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _MAX_LR, total_steps=steps)
         waiting = torch.empty(0, dtype=torch.int64)
-        for _ in tqdm(range(steps), desc="classifier", unit="step", disable=None):
+        for _ in show_progress(range(steps), steps, "classifier", "step"):
             while len(waiting) < _BATCH:
                 waiting = torch.cat([waiting, torch.randperm(count, generator=order)])
             rows, waiting = waiting[:_BATCH], waiting[_BATCH:]

@@ -1,16 +1,13 @@
 """Hides what examples are measured with: distances, classes, modes, alike for fakes and reals."""
 
-import logging
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from gantrain.class_labels import Labels
 from gantrain.data.datasets import load_dataset
@@ -21,13 +18,11 @@ from gantrain.evaluation.examples import RealData, Reals
 from gantrain.evaluation.feature_spaces import FeatureSpace, digit_marginals
 from gantrain.evaluation.inception import Inception
 from gantrain.evaluation.sample_statistics import Examples
+from gantrain.progress import show_progress
 
 CHUNK: Final = 500  # examples made, looked at and dropped at once
 _KEPT: Final = 2_000  # images kept as they are, of as many as there may be
 _NEIGHBOURS: Final = 10_000  # examples that distances to every other are taken of
-_LINE_SECONDS: Final = 30.0  # between lines that stand for a progress bar
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +73,8 @@ class Yardstick:
 
     def look_at(self, chunks: Iterable[Examples], count: int, what: str) -> Seen:
         """Look at so many examples, as they are made or read, and keep little of them."""
-        with tqdm(total=count, desc=what, unit="image", disable=None) as bar:
-            return collect_looks(reported(chunks, bar, what), self.space, self._network)
+        chunks = show_progress(chunks, count, what, "image", len)
+        return collect_looks(chunks, self.space, self._network)
 
     def measure(self, seen: Seen) -> dict[str, float]:
         """Measure examples, be they samples or real.
@@ -105,24 +100,6 @@ class Yardstick:
 
     def _near(self, features: Tensor) -> dict[str, float]:
         return asdict(self._neighbourhoods.measure(features[: self._compared]))
-
-
-def reported(
-    chunks: Iterable[Examples],
-    bar: Any,  # noqa: ANN401 - a tqdm
-    what: str,
-) -> Iterator[Examples]:
-    """Show how many examples have passed: with a bar, or a line now and then off a terminal."""
-    started = told = time.monotonic()
-    done = 0
-    for chunk in chunks:
-        yield chunk
-        done += len(chunk)
-        bar.update(len(chunk))
-        now = time.monotonic()
-        if bar.disable and now - told >= _LINE_SECONDS:
-            logger.info("%s: %d of %d in %.0f s", what, done, bar.total, now - started)
-            told = now
 
 
 def in_chunks(examples: Examples) -> Iterator[Examples]:

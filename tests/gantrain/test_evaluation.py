@@ -464,7 +464,7 @@ def test_a_split_that_is_not_there_is_refused():
 
 
 def test_off_a_terminal_each_repeat_is_told(yardstick: Yardstick, caplog, monkeypatch):
-    monkeypatch.setattr(yardsticks, "_LINE_SECONDS", 0.0)
+    monkeypatch.setattr("gantrain.progress._LINE_SECONDS", 0.0)
     caplog.set_level(logging.INFO)
     evaluate_sampler(picture_sampler(DIGITS.images), "real", yardstick, repeats=2)
     told = [record.getMessage() for record in caplog.records]

@@ -30,6 +30,9 @@ _MOST_PAGES_A_SECOND = 20.0
 _KEPT_SECONDS = 0.25
 # A reserve: how many pages beyond that rate are made for those for whom none is kept.
 _SPARE_PAGES = 20
+# What a connection lacks where it cannot be accepted and stays in line: file descriptors, memory.
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_SHORTAGE_PAUSE_SECONDS = 0.1
 
 _Page = tuple[str, list[tuple[str, str]], list[bytes]]  # status, headers, body
 _ASKED_FOR_BY = ("QUERY_STRING", "HTTP_ACCEPT", "HTTP_ACCEPT_ENCODING")
@@ -57,6 +60,18 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
         self.set_app(app)
         self._open: dict[socket.socket, None] = {}  # the oldest first
         self._lock = threading.Lock()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection; where that is not possible, pause before the next attempt.
+
+        The standard library would try again at once, and keep a CPU and Python's lock busy.
+        """
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in _SHORTAGES:
+                time.sleep(_SHORTAGE_PAUSE_SECONDS)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - inherited
         """Make room: where there are too many, the oldest connection has had its time."""

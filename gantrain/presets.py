@@ -304,7 +304,7 @@ def read_preset(path: Path, given_as: str) -> Preset:
         UsageError: the file cannot be read or does not hold a preset.
     """
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_bytes())  # UTF-8, whatever the locale is
     except (OSError, ValueError) as error:
         raise UsageError(f"{given_as} {path}: cannot be read: {error}") from None
     settings = values.get("settings") if isinstance(values, dict) else None

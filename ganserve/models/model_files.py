@@ -4,7 +4,10 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,9 +127,37 @@ def read_model_file(path: Path, max_bytes: int) -> memoryview:
         ModelError: it is no file, or too large.
         OSError: it cannot be read.
     """
+    with _opened(path, max_bytes) as (file, size):
+        content = np.empty(size, np.uint8).data
+        read = 0
+        while count := file.readinto(content[read : read + _PIECE_BYTES]):
+            read += count
+        return content[:read].toreadonly()  # it may have become shorter meanwhile
+
+
+def has_content(path: Path, size: int, digest: str) -> bool:
+    """Whether a file can be read, has this size and this SHA-256.
+
+    It takes no memory to speak of: there may be none left beside the model that serves.
+    """
+    try:
+        with _opened(path, size) as (file, found):
+            return found == size and hashlib.file_digest(file, "sha256").hexdigest() == digest
+    except (OSError, ModelError):
+        return False
+
+
+@contextmanager
+def _opened(path: Path, max_bytes: int) -> Iterator[tuple[FileIO, int]]:
+    """A file, if it is one and no larger than allowed, and its size in bytes.
+
+    Raises:
+        ModelError: it is no file, or too large.
+        OSError: it cannot be read.
+    """
     # Without waiting: a pipe under this name would otherwise hold up every load after it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with open(descriptor, "rb"):  # noqa: PTH123 - an open descriptor has no path
+    with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123 - a descriptor has no path
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ModelError("expected a file, got a pipe, a device or the like")
@@ -135,20 +166,7 @@ def read_model_file(path: Path, max_bytes: int) -> memoryview:
                 f"expected a file of at most {max_bytes} bytes, got {status.st_size}: see "
                 "--max-model-bytes"
             )
-        content = np.empty(status.st_size, np.uint8).data
-        read = 0
-        while count := os.readv(descriptor, [content[read : read + _PIECE_BYTES]]):
-            read += count
-        return content[:read].toreadonly()  # it may have become shorter meanwhile
-
-
-def has_content(path: Path, size: int, digest: str) -> bool:
-    """Whether a file can be read, has this size and this SHA-256."""
-    try:
-        content = read_model_file(path, size)
-    except (OSError, ModelError):
-        return False
-    return len(content) == size and hashlib.sha256(content).hexdigest() == digest
+        yield file, status.st_size
 
 
 def can_be_read(path: Path) -> bool:

@@ -1,4 +1,6 @@
 import contextlib
+import errno
+import os
 import socket
 import struct
 import threading
@@ -239,3 +241,25 @@ def test_a_start_asks_no_name_server(monkeypatch, http):
 
     monkeypatch.setattr("socket.getfqdn", ask)
     assert get(http(), "/healthz")[0] == 200
+
+
+def test_without_file_descriptors_it_does_not_spin_and_answers_later(http, monkeypatch):
+    """A connection that cannot be accepted stays in line, so the port would be ready for ever."""
+    accept, may_accept, attempted = socket.socket.accept, threading.Event(), threading.Event()
+    attempts = []
+
+    def accept_if_possible(listener):
+        attempts.append(time.monotonic())
+        attempted.set()
+        if not may_accept.is_set():
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", accept_if_possible)
+    with socket.create_connection(("127.0.0.1", http()), timeout=10) as client:
+        client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
+        assert attempted.wait(10)
+        time.sleep(0.5)
+        assert len(attempts) <= 1 + (attempts[-1] - attempts[0]) / 0.09
+        may_accept.set()
+        assert client.recv(15) == b"HTTP/1.0 200 OK"

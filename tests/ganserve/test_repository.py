@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from ganserve.errors import (
 )
 from ganserve.metrics import Metrics
 from ganserve.models.loading import load_model
-from ganserve.models.model_files import Candidate, check_root, scan
+from ganserve.models.model_files import Candidate, check_root, has_content, scan
 from ganserve.repository.repository import Repository
 from ganserve.repository.versions import ModelState, Version
 from tests.ganserve.conftest import eventually, settle
@@ -327,6 +329,23 @@ async def test_a_file_of_another_file_system_is_another(tmp_path, mount):
         await repository.refresh()
         with repository.index.use("tiny", None) as (_, served):
             assert (await pixels_of(served) == 137).all()
+
+
+def test_a_copy_is_told_without_memory_for_it(tmp_path):
+    """With none left beside the model that served, the comparison ended the server."""
+    content = bytes(range(256)) * 2**15
+    path, digest = tmp_path / "model.onnx", hashlib.sha256(content).hexdigest()
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        assert has_content(path, len(content), digest)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < len(content) // 8
+    assert not has_content(path, len(content) - 1, digest)
+    assert not has_content(path, len(content) + 1, digest)
+    assert not has_content(path, len(content), digest[::-1])
 
 
 async def test_the_same_file_again_is_not_loaded_again(tmp_path):

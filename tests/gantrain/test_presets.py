@@ -1,7 +1,10 @@
 """The presets follow their sources: sizes, settings, and what each trap in carrying them over."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -185,6 +188,18 @@ def test_a_file_that_is_no_preset_is_refused_by_name(content, message, tmp_path)
     with pytest.raises(UsageError, match=re.escape(message)) as refused:
         resolve({"preset": str(file), "data": "", "run_dir": ""})
     assert str(file) in str(refused.value)
+
+
+def test_a_file_is_read_as_utf_8_whatever_the_locale_is(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_bytes('{"summary": "für kleine Bilder", "settings": {}}'.encode())
+    shown = subprocess.run(
+        [sys.executable, "-m", "gantrain", "presets", str(file), "--json"],
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert json.loads(shown.stdout)["summary"] == "für kleine Bilder"
 
 
 def test_a_missing_preset_is_refused_with_the_names_there_are(tmp_path):

@@ -45,7 +45,9 @@ def atomic_link(source: Path, path: Path) -> None:
         try:
             os.link(source, partial)
         except OSError:  # a disk that has no links
-            shutil.copyfile(source, partial)
+            with atomic_write(path) as file, source.open("rb") as whole:
+                shutil.copyfileobj(whole, file)
+            return
         partial.replace(path)
         fsync_folder(path.parent)
 

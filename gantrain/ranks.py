@@ -231,6 +231,8 @@ def _reaching_others() -> Iterator[None]:
     """
     try:
         yield
+    except torch.OutOfMemoryError:  # of this rank, so it is this one's to tell
+        raise
     except RuntimeError as error:
         # torchrun sends SIGTERM within 0.1 s; ignore it so that this error is printed first.
         if threading.current_thread() is threading.main_thread():

@@ -129,7 +129,8 @@ def open_torchscript(path: str) -> Extract:
                 f"--inception {path}: expected a network that takes return_features and "
                 f"no_output_bias, as NVIDIA's does: {first_line(error)}"
             ) from error
-        return features, probabilities.log()  # equal to the logits but for a constant
+        # Equal to the logits but for a constant; of a probability of 0 there is no logarithm.
+        return features, probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
 
     return extract
 

@@ -63,6 +63,26 @@ def test_the_logits_of_a_network_that_tells_probabilities_make_them_again(networ
     torch.testing.assert_close(torch.softmax(logits, 1), torch.softmax(100 * features[:, :8], 1))
 
 
+class Sure(torch.nn.Module):
+    """Leaves all classes but one a probability that float32 cannot hold."""
+
+    def forward(
+        self, images: torch.Tensor, return_features: bool = False, no_output_bias: bool = False
+    ) -> torch.Tensor:
+        values = images.float().flatten(1)[:, :4]
+        assert return_features != no_output_bias
+        return values if return_features else torch.softmax(values, 1)
+
+
+def test_a_network_that_is_quite_sure_has_an_inception_score(tmp_path: Path):
+    network = Inception(str(save(Sure(), tmp_path / "sure.pt")))
+    images = np.zeros((400, 3, 8, 8), np.uint8)
+    images[range(400), 0, 0, np.arange(400) % 4] = 255
+    features, logits = network.look(images)
+    found = network.measure(features, features, logits)
+    assert found["inception_score"] == pytest.approx(4, rel=0.1)
+
+
 def test_grey_images_are_repeated_over_the_colours(network: Inception):
     grey = noise(3, 0)[:, :1]
     assert torch.equal(network.look(grey)[0], network.look(np.repeat(grey, 3, axis=1))[0])

@@ -15,7 +15,7 @@ import torch
 from gantrain.checkpoint import checkpoint_paths, load_checkpoint
 from gantrain.errors import RunError
 from gantrain.presets import PRESETS, resolve
-from gantrain.ranks import Ranks, read_ranks
+from gantrain.ranks import Ranks, _reaching_others, read_ranks
 from gantrain.training.loop import train
 from tests.gantrain.conftest import SMALL, wait_for_checkpoint
 from tests.gantrain.exact_steps import CASES
@@ -234,6 +234,13 @@ def test_that_torchrun_ends_the_other_ranks_does_not_hide_why():
     )
     assert done.returncode == 0, done
     assert "another rank has ended or cannot be reached" in done.stdout
+
+
+def test_a_lack_of_memory_in_an_exchange_is_not_said_to_be_another_ranks():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(torch.OutOfMemoryError), _reaching_others():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_stop_is_a_stop_of_all_ranks_after_a_checkpoint(tmp_path: Path):

@@ -263,6 +263,15 @@ def test_shares_are_the_whole_batch_in_order():
     assert torch.equal(torch.cat(shares), batch)
 
 
+def test_a_rank_is_what_torchrun_says_and_nothing_without_it(monkeypatch: pytest.MonkeyPatch):
+    variables = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert read_ranks() == Ranks(rank=5, count=8, local_rank=1, local_count=4)
+    monkeypatch.delenv("WORLD_SIZE")  # other programs set RANK, too
+    assert read_ranks() == Ranks(rank=0, count=1, local_rank=0, local_count=1)
+
+
 def test_variables_that_are_no_numbers_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(RunError, match="WORLD_SIZE: expected the numbers that torchrun sets"):

@@ -1075,14 +1075,23 @@ async def test_the_models_threads_let_the_event_loop_go_first():
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
 
 
-async def test_closing_answers_what_has_arrived_but_is_not_queued():
+@pytest.mark.parametrize("inline_seconds", [0, 60], ids=["worker", "inline"])
+async def test_closing_answers_what_has_arrived_but_is_not_queued(inline_seconds, monkeypatch):
     model = SeenModel()
-    async with running(model, inline_seconds=60) as batcher:
+    async with running(model, inline_seconds=inline_seconds) as batcher:
         await become_quick(batcher)
+        end_workers = batcher._end_workers
+
+        def end_them_at_once():
+            end_workers()
+            for worker in batcher._workers:
+                worker.join(20)  # before the event loop's next turn, which would queue the request
+
+        monkeypatch.setattr(batcher, "_end_workers", end_them_at_once)
         request = submit(batcher, seeds(2))
         await asyncio.sleep(0)
         await batcher.close()
-        assert len((await request).pixels) == 1
+        assert len((await asyncio.wait_for(request, 5)).pixels) == 1
 
 
 async def test_under_random_quick_load_everyone_gets_their_own_images():

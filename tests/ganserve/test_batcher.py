@@ -933,6 +933,27 @@ async def test_calls_that_are_not_quick_are_made_by_the_workers():
     assert threading.current_thread() not in model.threads
 
 
+@pytest.mark.parametrize(
+    ("count", "inline_seconds", "is_quick"),
+    [
+        pytest.param(1, 0.02, True, id="small"),
+        pytest.param(4, 0.02, False, id="full"),
+        pytest.param(40, 0.05, True, id="several"),
+    ],
+)
+async def test_how_quick_a_call_is_depends_on_its_rows_and_not_on_all_that_wait(
+    count, inline_seconds, is_quick
+):
+    model = SeenModel()
+    async with running(model, inline_seconds=inline_seconds) as batcher:
+        await become_quick(batcher)
+        batcher._latency = LatencyEstimate()
+        batcher._latency.update(1, 0.01)  # so the four of a full batch should take 0.04 s
+        model.threads.clear()
+        await submit(batcher, seeds(*range(count)))
+    assert (model.threads[0] is threading.current_thread()) == is_quick
+
+
 async def test_calls_whose_latents_are_slow_to_draw_are_not_quick(monkeypatch):
     def gather_slowly(*arguments):
         time.sleep(0.1)
@@ -993,6 +1014,20 @@ async def test_how_long_one_batch_waited_takes_nothing_from_the_next():
     assert [len(batch) for batch in model.batches] == [2]
 
 
+async def test_a_full_batch_in_the_event_loop_waits_for_no_company():
+    model = SeenModel()
+    async with running(model, inline_seconds=60) as batcher:
+        await become_quick(batcher)
+        await asyncio.gather(submit(batcher, seeds(1)), submit(batcher, seeds(2)))
+        model.batches.clear()  # what comes now waits some turns, as the last had company
+        request, turns = submit(batcher, seeds(*range(4))), 0
+        while not model.batches:
+            await asyncio.sleep(0)
+            turns += 1
+        await request
+    assert turns <= 2  # it arrives in one and reaches the model in the next
+
+
 async def test_a_caller_that_is_late_has_no_other_wait_for_company():
     model = SeenModel()
     async with running(model, inline_seconds=60) as batcher:
@@ -1032,6 +1067,7 @@ async def test_a_large_request_in_the_event_loop_leaves_turns_to_others():
             turns += 1
         assert len((await large).pixels) == 40
     assert turns >= 10
+    assert [len(batch) for batch in model.batches[1:]] == [4] * 10  # the workers have no share
 
 
 @pytest.mark.parametrize("leaves", [False, True], ids=["stay", "leave"])

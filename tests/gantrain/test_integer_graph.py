@@ -3,11 +3,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from torch.nn.functional import conv2d
 
 from gantrain.export.integer_graph import Range, find_layers, to_integers
-from gantrain.export.integer_layers import grid_between, round_weights
+from gantrain.export.integer_layers import grid_between, round_weights, window_means
+from gantrain.export.window_products import lower_convolution
 from gantrain.sampling import open_session
 
 RANDOM = np.random.default_rng(0)
@@ -226,6 +229,8 @@ def test_a_grid_has_zero_on_it():
         assert 0 <= grid.zero <= 255
         assert grid.scale * (0 - grid.zero) <= min(lowest, 0.0) + grid.scale / 2
         assert grid.scale * (255 - grid.zero) >= max(highest, 0.0) - grid.scale / 2
+        reach = max(highest, 0.0) - min(lowest, 0.0)
+        assert grid.scale == pytest.approx(reach / 255 or 1.0), "it wastes no step"
 
 
 def test_sums_of_two_products_fit_16_bits_and_biases_32():
@@ -254,3 +259,16 @@ def test_the_bias_makes_up_for_what_rounding_does_to_the_mean():
         return float(np.abs(whole + rounded.bias * rounded.scales * grid.scale - expected).max())
 
     assert shift(inputs.mean(axis=0)) < 1e-3 < 0.05 < shift(np.zeros(64, np.float32))
+
+
+def test_what_the_bias_makes_up_for_is_what_windows_meet_on_the_average():
+    weights = RANDOM.standard_normal((5, CHANNELS, 3, 3)).astype(np.float32)
+    maps = RANDOM.standard_normal((CHANNELS, 6, 7)).astype(np.float32)
+    expected = conv2d(torch.from_numpy(maps), torch.from_numpy(weights), padding=1).mean((1, 2))
+
+    products = lower_convolution(weights, (1, 1, 1, 1), (6, 7))
+    (product,) = products.products
+    top, left, bottom, right = products.pads
+    padded = np.pad(maps, ((0, 0), (top, bottom), (left, right)))
+    found = window_means(padded, product, products.positions) @ product.matrix
+    assert np.allclose(found, expected.numpy(), atol=1e-5)

@@ -219,6 +219,15 @@ async def test_a_batch_that_had_all_cpus_says_nothing_of_one_in_the_event_loop()
     assert (len(alone.batches), shared.batches) == (3, [])
 
 
+async def test_a_batch_in_the_event_loop_has_one_cpu():
+    shared, alone = SeenModel(), SeenModel()
+    async with running(shared, inline_seconds=60, run_lone_batch=alone) as batcher:
+        await eventually(lambda: batcher._idle == 1)
+        batcher._latency.update(1, 0.001)  # no batch has come that was not alone
+        await submit(batcher, seeds(1))
+    assert (shared.threads, alone.threads) == ([threading.current_thread()], [])
+
+
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
     model = GatedModel()
     async with running(model, queue_size=4) as batcher:
@@ -633,6 +642,16 @@ async def test_a_full_batch_does_not_wait():
     assert model.batches == [[1, 2, 3, 4]]
 
 
+async def test_what_a_full_batch_leaves_waits_for_company():
+    model = GatedModel(is_open=True)
+    async with running(model, max_wait_seconds=60) as batcher:
+        first = start(batcher, *range(5))
+        await eventually(lambda: model.batches and batcher._idle == 1)
+        assert model.batches == [[0, 1, 2, 3]]
+        await asyncio.wait_for(asyncio.gather(first, start(batcher, 5, 6, 7)), 20)
+    assert model.batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
 async def test_a_full_batch_that_idle_workers_share_does_not_wait():
     model = GatedModel(is_open=True)
     async with running(model, max_wait_seconds=60, instances=2) as batcher:
@@ -678,6 +697,22 @@ async def test_a_fault_of_who_is_told_of_batches_harms_no_caller(inline_seconds)
         assert len((await start(batcher, *range(10))).pixels) == 10
     assert sample(batcher, "ganserve_abandoned_images_total", reason="failed") == 0
     assert [type(fault) for fault in faults] == [ArithmeticError] * len(model.batches)
+
+
+async def test_who_is_told_of_batches_is_told_of_those_that_failed_too():
+    model, told = GatedModel(is_open=True), []
+    model.fails_on = 2
+    async with running(model, on_batch=lambda *batch: told.append(batch)) as batcher:
+        await start(batcher, 1)
+        before = time.monotonic()
+        with pytest.raises(RuntimeError):
+            await start(batcher, 2, 3)
+        assert (await start(batcher, 4)).pixels.shape == (1, *SHAPE)
+    (_, nothing), (failed, cause), (_, nothing_again) = told
+    assert nothing is nothing_again is None
+    assert isinstance(cause, ArithmeticError)
+    assert (failed.rows, failed.images.shape) == (2, (0, *SHAPE))
+    assert before <= failed.started_at <= failed.started_at + failed.seconds <= time.monotonic()
 
 
 async def test_a_request_whose_images_find_no_memory_fails_alone_and_at_once():

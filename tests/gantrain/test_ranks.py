@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
+from gantrain import ranks
 from gantrain.checkpoint import checkpoint_paths, load_checkpoint
 from gantrain.errors import RunError
 from gantrain.presets import PRESETS, resolve
@@ -234,6 +236,17 @@ def test_that_torchrun_ends_the_other_ranks_does_not_hide_why():
     )
     assert done.returncode == 0, done
     assert "another rank has ended or cannot be reached" in done.stdout
+
+
+def test_a_lost_connection_is_told_by_whichever_thread_finds_it():
+    """Hooks of a backward pass on a GPU run in a thread of PyTorch's, which may set no signals."""
+
+    def lose_the_others() -> None:
+        with ranks._reaching_others():
+            raise RuntimeError("Connection closed by peer")
+
+    with ThreadPoolExecutor() as threads, pytest.raises(RunError, match="another rank has ended"):
+        threads.submit(lose_the_others).result()
 
 
 def test_a_stop_is_a_stop_of_all_ranks_after_a_checkpoint(tmp_path: Path):

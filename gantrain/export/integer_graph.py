@@ -159,7 +159,7 @@ def find_layers(model: onnx.ModelProto) -> list[Layer]:
         if node.input[0] in early or not {*node.input[1:]} <= constants.keys():
             continue
         reader = readers.get(node.output[0])
-        alone = reader is not None and uses[node.output[0]] == 1
+        alone = uses[node.output[0]] == 1
         activation = reader if reader and alone and reader.op_type in _ACTIVATIONS else None
         parts = [numpy_helper.to_array(constants[name]) for name in node.input[1:]]
         layer = _as_layer(node, parts, activation)

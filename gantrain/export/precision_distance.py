@@ -58,8 +58,8 @@ class Distance:
 def measure_distance(pixels: Pixels, expected: Pixels) -> Distance:
     """Compare images [n, height, width, channels] of `MEASURED` with those of the float32 graph.
 
-    Of equal images the PSNR is infinite, which JSON cannot say: it is taken to be 100 dB, more than
-    any that differ in one value of a million.
+    Of equal images the PSNR is infinite, which JSON cannot say: 100 dB is the most that it is taken
+    to be, also where one value of a million is off.
     """
     difference = np.abs(pixels.astype(np.int16) - expected)
     error = float(np.mean(difference.astype(np.float64) ** 2))

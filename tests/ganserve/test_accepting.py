@@ -384,7 +384,7 @@ async def test_a_message_that_finds_no_memory_is_refused_alone(others, monkeypat
     assert "a call was lost" in caplog.text
 
 
-async def test_a_look_at_unread_replies_that_fails_is_not_the_last(monkeypatch):
+async def test_looks_at_unread_replies_end_with_a_stop_and_not_with_one_that_fails(monkeypatch):
     class ShortOfMemory(UnreadReplies):
         looks = 0
 
@@ -399,6 +399,9 @@ async def test_a_look_at_unread_replies_that_fails_is_not_the_last(monkeypatch):
     unread = ShortOfMemory(20, 20)
     async with serving([METHOD], unread=unread):
         await eventually(lambda: unread.looks > 2)
+    looks = unread.looks
+    await asyncio.sleep(0.1)
+    assert unread.looks == looks
 
 
 async def test_a_stop_does_not_wait_for_requests_that_do_not_come(direct_methods):

@@ -219,6 +219,15 @@ async def test_a_batch_that_had_all_cpus_says_nothing_of_one_in_the_event_loop()
     assert (len(alone.batches), shared.batches) == (3, [])
 
 
+async def test_a_batch_in_the_event_loop_has_one_cpu():
+    shared, alone = SeenModel(), SeenModel()
+    async with running(shared, inline_seconds=60, run_lone_batch=alone) as batcher:
+        await eventually(lambda: batcher._idle == 1)
+        batcher._latency.update(1, 0.001)  # no batch has come that was not alone
+        await submit(batcher, seeds(1))
+    assert (shared.threads, alone.threads) == ([threading.current_thread()], [])
+
+
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
     model = GatedModel()
     async with running(model, queue_size=4) as batcher:
@@ -633,6 +642,16 @@ async def test_a_full_batch_does_not_wait():
     assert model.batches == [[1, 2, 3, 4]]
 
 
+async def test_what_a_full_batch_leaves_waits_for_company():
+    model = GatedModel(is_open=True)
+    async with running(model, max_wait_seconds=60) as batcher:
+        first = start(batcher, *range(5))
+        await eventually(lambda: model.batches and batcher._idle == 1)
+        assert model.batches == [[0, 1, 2, 3]]
+        await asyncio.wait_for(asyncio.gather(first, start(batcher, 5, 6, 7)), 20)
+    assert model.batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
 async def test_a_full_batch_that_idle_workers_share_does_not_wait():
     model = GatedModel(is_open=True)
     async with running(model, max_wait_seconds=60, instances=2) as batcher:
@@ -678,6 +697,22 @@ async def test_a_fault_of_who_is_told_of_batches_harms_no_caller(inline_seconds)
         assert len((await start(batcher, *range(10))).pixels) == 10
     assert sample(batcher, "ganserve_abandoned_images_total", reason="failed") == 0
     assert [type(fault) for fault in faults] == [ArithmeticError] * len(model.batches)
+
+
+async def test_who_is_told_of_batches_is_told_of_those_that_failed_too():
+    model, told = GatedModel(is_open=True), []
+    model.fails_on = 2
+    async with running(model, on_batch=lambda *batch: told.append(batch)) as batcher:
+        await start(batcher, 1)
+        before = time.monotonic()
+        with pytest.raises(RuntimeError):
+            await start(batcher, 2, 3)
+        assert (await start(batcher, 4)).pixels.shape == (1, *SHAPE)
+    (_, nothing), (failed, cause), (_, nothing_again) = told
+    assert nothing is nothing_again is None
+    assert isinstance(cause, ArithmeticError)
+    assert (failed.rows, failed.images.shape) == (2, (0, *SHAPE))
+    assert before <= failed.started_at <= failed.started_at + failed.seconds <= time.monotonic()
 
 
 async def test_a_request_whose_images_find_no_memory_fails_alone_and_at_once():
@@ -933,6 +968,27 @@ async def test_calls_that_are_not_quick_are_made_by_the_workers():
     assert threading.current_thread() not in model.threads
 
 
+@pytest.mark.parametrize(
+    ("count", "inline_seconds", "is_quick"),
+    [
+        pytest.param(1, 0.02, True, id="small"),
+        pytest.param(4, 0.02, False, id="full"),
+        pytest.param(40, 0.05, True, id="several"),
+    ],
+)
+async def test_how_quick_a_call_is_depends_on_its_rows_and_not_on_all_that_wait(
+    count, inline_seconds, is_quick
+):
+    model = SeenModel()
+    async with running(model, inline_seconds=inline_seconds) as batcher:
+        await become_quick(batcher)
+        batcher._latency = LatencyEstimate()
+        batcher._latency.update(1, 0.01)  # so the four of a full batch should take 0.04 s
+        model.threads.clear()
+        await submit(batcher, seeds(*range(count)))
+    assert (model.threads[0] is threading.current_thread()) == is_quick
+
+
 async def test_calls_whose_latents_are_slow_to_draw_are_not_quick(monkeypatch):
     def gather_slowly(*arguments):
         time.sleep(0.1)
@@ -993,6 +1049,20 @@ async def test_how_long_one_batch_waited_takes_nothing_from_the_next():
     assert [len(batch) for batch in model.batches] == [2]
 
 
+async def test_a_full_batch_in_the_event_loop_waits_for_no_company():
+    model = SeenModel()
+    async with running(model, inline_seconds=60) as batcher:
+        await become_quick(batcher)
+        await asyncio.gather(submit(batcher, seeds(1)), submit(batcher, seeds(2)))
+        model.batches.clear()  # what comes now waits some turns, as the last had company
+        request, turns = submit(batcher, seeds(*range(4))), 0
+        while not model.batches:
+            await asyncio.sleep(0)
+            turns += 1
+        await request
+    assert turns <= 2  # it arrives in one and reaches the model in the next
+
+
 async def test_a_caller_that_is_late_has_no_other_wait_for_company():
     model = SeenModel()
     async with running(model, inline_seconds=60) as batcher:
@@ -1032,6 +1102,7 @@ async def test_a_large_request_in_the_event_loop_leaves_turns_to_others():
             turns += 1
         assert len((await large).pixels) == 40
     assert turns >= 10
+    assert [len(batch) for batch in model.batches[1:]] == [4] * 10  # the workers have no share
 
 
 @pytest.mark.parametrize("leaves", [False, True], ids=["stay", "leave"])
@@ -1075,14 +1146,23 @@ async def test_the_models_threads_let_the_event_loop_go_first():
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
 
 
-async def test_closing_answers_what_has_arrived_but_is_not_queued():
+@pytest.mark.parametrize("inline_seconds", [0, 60], ids=["worker", "inline"])
+async def test_closing_answers_what_has_arrived_but_is_not_queued(inline_seconds, monkeypatch):
     model = SeenModel()
-    async with running(model, inline_seconds=60) as batcher:
+    async with running(model, inline_seconds=inline_seconds) as batcher:
         await become_quick(batcher)
+        end_workers = batcher._end_workers
+
+        def end_them_at_once():
+            end_workers()
+            for worker in batcher._workers:
+                worker.join(20)  # before the event loop's next turn, which would queue the request
+
+        monkeypatch.setattr(batcher, "_end_workers", end_them_at_once)
         request = submit(batcher, seeds(2))
         await asyncio.sleep(0)
         await batcher.close()
-        assert len((await request).pixels) == 1
+        assert len((await asyncio.wait_for(request, 5)).pixels) == 1
 
 
 async def test_under_random_quick_load_everyone_gets_their_own_images():

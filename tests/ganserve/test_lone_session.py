@@ -1,7 +1,9 @@
 """A second session for batches that come alone: where it pays, and never with other bytes."""
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from ganserve.latents import draw_latents
 from ganserve.models import lone_session
@@ -70,6 +72,36 @@ def test_one_with_other_bytes_is_not_kept(tmp_path, caplog):
     settings = {"threads": 2, "largest_batch": 8}
     assert open_lone_session(others, model.spec, model.session, **settings) is None
     assert "get one thread, not 2: with more images differ" in caplog.text
+
+
+def brighten_batches_of(size, path):
+    """Let the model at that path make brighter images in batches of that size, and in no others."""
+    model = onnx.load(path)
+    nodes = model.graph.node
+    at, shift = next((at, node) for at, node in enumerate(nodes) if "brightness" in node.input)
+    shift.output[0] = "as_before"
+    for name, value in {"rows": 0, "size": size}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+    for node in (
+        helper.make_node("Add", ["as_before", "more"], ["grey"]),
+        helper.make_node("Cast", ["is_size"], ["more"], to=TensorProto.FLOAT),
+        helper.make_node("Equal", ["count", "size"], ["is_size"]),
+        helper.make_node("Gather", ["shape_of_latents", "rows"], ["count"]),
+        helper.make_node("Shape", ["latents"], ["shape_of_latents"]),
+    ):
+        nodes.insert(at + 1, node)
+    onnx.save(model, path)
+
+
+@pytest.mark.usefixtures("however_fast")
+@pytest.mark.parametrize("size", [1, 8])
+def test_one_with_other_bytes_of_one_size_of_batch_is_not_kept(tmp_path, size):
+    model = load(write_artifact(tmp_path))
+    path = write_artifact(tmp_path, version=2)
+    brighten_batches_of(size, path)
+    others = read_checked_file(path, 2**20)
+    settings = {"threads": 2, "largest_batch": 8}
+    assert open_lone_session(others, model.spec, model.session, **settings) is None
 
 
 @pytest.mark.usefixtures("however_fast")

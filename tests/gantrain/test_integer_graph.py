@@ -3,11 +3,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from torch.nn.functional import conv2d
 
 from gantrain.export.integer_graph import Range, find_layers, to_integers
-from gantrain.export.integer_layers import grid_between, round_weights
+from gantrain.export.integer_layers import grid_between, round_weights, window_means
+from gantrain.export.window_products import lower_convolution
 from gantrain.sampling import open_session
 
 RANDOM = np.random.default_rng(0)
@@ -90,7 +93,9 @@ def test_integers_compute_what_floats_do(
     assert found.name == "main.3"
     seen = whole_range(CHANNELS, *size)
     made = whole_range(*expected.shape[1:])
-    quantized = to_integers(model, [found], dict.fromkeys(found.tensors, made) | {"x": seen})
+    unused = Range(-1e6, 1e6, made.means)  # of what a ReLU takes from the layer
+    ranges = {"x": seen, "z": unused if activation else made, found.result: made}
+    quantized = to_integers(model, [found], ranges)
     operators = {node.op_type for node in quantized.graph.node}
     assert operator not in operators
     assert operators & {"QGemm", "QLinearConv"}
@@ -107,7 +112,8 @@ def test_dense_layers_hand_integers_to_each_other():
         "4.bias": np.arange(features, dtype=np.float32),
     }
     nodes = [
-        helper.make_node("Gemm", ["latents", "first.weight"], ["x"]),
+        helper.make_node("Identity", ["latents"], ["joined"]),  # as where labels are joined to them
+        helper.make_node("Gemm", ["joined", "first.weight"], ["x"]),
         helper.make_node("Gemm", ["x", "2.weight"], ["a"], transB=1),
         helper.make_node("Relu", ["a"], ["b"]),
         helper.make_node("Gemm", ["b", "4.weight", "4.bias"], ["y"]),
@@ -118,11 +124,52 @@ def test_dense_layers_hand_integers_to_each_other():
     assert [layer.name for layer in layers] == ["2", "4"]
     ranges = {name: whole_range(features) for layer in layers for name in layer.tensors}
     quantized = to_integers(model, layers, ranges)
-    operators = [node.op_type for node in quantized.graph.node]
+    _, *operators = (node.op_type for node in quantized.graph.node)
     assert operators == ["Gemm", "QuantizeLinear", "QGemm", "QGemm"]  # the last makes floats again
     hidden = (latents @ constants["2.weight"].T).clip(0, 255)
     expected = hidden @ constants["4.weight"] + constants["4.bias"]
     assert np.array_equal(run(quantized, latents), expected)
+
+
+@pytest.mark.parametrize("activation", ["Relu", "LeakyRelu"])
+def test_a_dense_layer_whose_activation_others_read_makes_floats(activation: str):
+    features = 32
+    constants = {
+        "first.weight": np.eye(features, dtype=np.float32),
+        "2.weight": whole_weights(features, features),
+    }
+    nodes = [
+        helper.make_node("Gemm", ["latents", "first.weight"], ["x"]),
+        helper.make_node("Gemm", ["x", "2.weight"], ["a"]),
+        helper.make_node(activation, ["a"], ["b"]),
+        helper.make_node("Identity", ["b"], ["y"]),
+    ]
+    model = build(nodes, constants, features, rank=2)
+    latents = RANDOM.integers(0, 256, (3, features)).astype(np.float32)
+    (layer,) = find_layers(model)
+    ranges = dict.fromkeys(layer.tensors, whole_range(features))
+    quantized = to_integers(model, [layer], ranges)
+    assert "QGemm" in {node.op_type for node in quantized.graph.node}
+    assert np.array_equal(run(quantized, latents), run(model, latents))  # in no grid's bounds
+
+
+def test_an_activation_that_is_not_alone_in_reading_a_layer_stays_apart():
+    nodes, constants = after_a_first_layer(3, 3)
+    constants["w"] = whole_weights(CHANNELS, CHANNELS, 4, 4)
+    nodes += [
+        helper.make_node("ConvTranspose", ["x", "w"], ["z"], strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node("Add", ["z", "z"], ["twice"]),
+        helper.make_node("Relu", ["z"], ["a"]),
+        helper.make_node("Add", ["a", "twice"], ["y"]),
+    ]
+    model = build(nodes, constants, CHANNELS * 9)
+    latents = RANDOM.integers(0, 256, (3, CHANNELS * 9)).astype(np.float32)
+    (layer,) = find_layers(model)
+    assert layer.activation is None
+    ranges = {"x": whole_range(CHANNELS, 3, 3), "z": whole_range(CHANNELS, 6, 6)}
+    made = run(to_integers(model, [layer], ranges), latents)
+    expected = run(model, latents)
+    assert np.array_equal(made, expected.clip(0, 3 * 255))  # the grid clamps each
 
 
 def test_leaky_layers_stay_in_integers():
@@ -155,8 +202,19 @@ def test_what_has_no_integer_form_stays_as_it_is():
         "wide": whole_weights(CHANNELS, CHANNELS, 3, 3),
         "image": whole_weights(CHANNELS, 3, 4, 4),
         "narrow": whole_weights(CHANNELS, CHANNELS, 2, 2),
+        "line": whole_weights(CHANNELS, CHANNELS, 4),
+        "square": whole_weights(CHANNELS * 16, CHANNELS * 16),
+        "one": np.array(1, np.float32),
     }
+    rows = ["features", "square"]
     nodes = [
+        helper.make_node("Gemm", rows, ["d"], alpha=0.5),
+        helper.make_node("Gemm", rows, ["e"], transA=1),
+        helper.make_node("Gemm", [*rows, "one"], ["f"]),  # its bias is no column's own
+        helper.make_node("Gemm", ["features", "d"], ["g"]),  # its weights are no constants
+        helper.make_node("ConvTranspose", ["x", "line"], ["h"], strides=[2]),
+        helper.make_node("ConvTranspose", ["x", "narrow"], ["i"], group=2),
+        helper.make_node("ConvTranspose", ["x", "narrow"], ["j"], auto_pad="SAME_UPPER"),
         helper.make_node("Conv", ["x", "wide"], ["a"], strides=[2, 2]),  # no generator has it
         helper.make_node("Conv", ["x", "wide"], ["b"], dilations=[2, 2], pads=[2, 2, 2, 2]),
         helper.make_node("ConvTranspose", ["x", "narrow"], ["c"], strides=[3, 3]),  # holes
@@ -171,6 +229,8 @@ def test_a_grid_has_zero_on_it():
         assert 0 <= grid.zero <= 255
         assert grid.scale * (0 - grid.zero) <= min(lowest, 0.0) + grid.scale / 2
         assert grid.scale * (255 - grid.zero) >= max(highest, 0.0) - grid.scale / 2
+        reach = max(highest, 0.0) - min(lowest, 0.0)
+        assert grid.scale == pytest.approx(reach / 255 or 1.0), "it wastes no step"
 
 
 def test_sums_of_two_products_fit_16_bits_and_biases_32():
@@ -199,3 +259,16 @@ def test_the_bias_makes_up_for_what_rounding_does_to_the_mean():
         return float(np.abs(whole + rounded.bias * rounded.scales * grid.scale - expected).max())
 
     assert shift(inputs.mean(axis=0)) < 1e-3 < 0.05 < shift(np.zeros(64, np.float32))
+
+
+def test_what_the_bias_makes_up_for_is_what_windows_meet_on_the_average():
+    weights = RANDOM.standard_normal((5, CHANNELS, 3, 3)).astype(np.float32)
+    maps = RANDOM.standard_normal((CHANNELS, 6, 7)).astype(np.float32)
+    expected = conv2d(torch.from_numpy(maps), torch.from_numpy(weights), padding=1).mean((1, 2))
+
+    products = lower_convolution(weights, (1, 1, 1, 1), (6, 7))
+    (product,) = products.products
+    top, left, bottom, right = products.pads
+    padded = np.pad(maps, ((0, 0), (top, bottom), (left, right)))
+    found = window_means(padded, product, products.positions) @ product.matrix
+    assert np.allclose(found, expected.numpy(), atol=1e-5)

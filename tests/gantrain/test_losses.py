@@ -232,10 +232,10 @@ def test_the_interpolation_penalty_looks_between_each_real_and_its_fake():
             return images.square().flatten(1).sum(1) / 2  # its gradient is the image itself
 
     real = torch.tensor([[[[8.0]]], [[[4.0]]]])
-    fake = torch.tensor([[[[0.0]]], [[[2.0]]]], requires_grad=True)
+    fake = torch.tensor([[[[4.0]]], [[[2.0]]]], requires_grad=True)
     penalty = penalize_between(Square(), real, fake, torch.tensor([0.25, 1.0]))
-    assert seen[0].flatten().tolist() == [2.0, 4.0]
-    assert float(penalty.detach()) == pytest.approx(((2 - 1) ** 2 + (4 - 1) ** 2) / 2)
+    assert seen[0].flatten().tolist() == [5.0, 4.0]
+    assert float(penalty.detach()) == pytest.approx(((5 - 1) ** 2 + (4 - 1) ** 2) / 2)
     penalty.backward()
     assert fake.grad is None  # the generator learns nothing from it
 

@@ -283,9 +283,17 @@ def test_a_generator_with_nothing_to_gain_is_refused(graph: onnx.ModelProto):
 def test_distance_is_what_its_names_say():
     expected = np.full((2, 4, 4, 1), 100, np.uint8)
     pixels = expected.copy()
-    pixels.flat[0] += 3
+    pixels.flat[:3] = 103, 98, 101
     distance = measure_distance(pixels, expected)
-    assert distance.psnr == pytest.approx(10 * np.log10(255**2 / (9 / 32)))
-    assert distance.share_off_by_more_than_2 == distance.share_different == 1 / 32
+    assert distance.psnr == pytest.approx(10 * np.log10(255**2 / ((9 + 4 + 1) / 32)))
+    assert distance.share_off_by_more_than_2 == 1 / 32
+    assert distance.share_different == 3 / 32
     assert distance.max_difference == 3
+
+
+def test_no_images_are_nearer_than_equal_ones():
+    expected = np.zeros((1, 400, 400, 1), np.uint8)
+    pixels = expected.copy()
+    pixels.flat[0] = 1
     assert measure_distance(expected, expected).psnr == 100
+    assert measure_distance(pixels, expected).psnr == 100  # more, were there no limit

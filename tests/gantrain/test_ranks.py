@@ -7,15 +7,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
+from gantrain import ranks
 from gantrain.checkpoint import checkpoint_paths, load_checkpoint
 from gantrain.errors import RunError
 from gantrain.presets import PRESETS, resolve
-from gantrain.ranks import Ranks, _reaching_others, read_ranks
+from gantrain.ranks import Ranks, read_ranks
 from gantrain.training.loop import train
 from tests.gantrain.conftest import SMALL, wait_for_checkpoint
 from tests.gantrain.exact_steps import CASES
@@ -238,9 +240,20 @@ def test_that_torchrun_ends_the_other_ranks_does_not_hide_why():
 
 def test_a_lack_of_memory_in_an_exchange_is_not_said_to_be_another_ranks():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(torch.OutOfMemoryError), _reaching_others():
+    with pytest.raises(torch.OutOfMemoryError), ranks._reaching_others():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_lost_connection_is_told_by_whichever_thread_finds_it():
+    """Hooks of a backward pass on a GPU run in a thread of PyTorch's, which may set no signals."""
+
+    def lose_the_others() -> None:
+        with ranks._reaching_others():
+            raise RuntimeError("Connection closed by peer")
+
+    with ThreadPoolExecutor() as threads, pytest.raises(RunError, match="another rank has ended"):
+        threads.submit(lose_the_others).result()
 
 
 def test_a_stop_is_a_stop_of_all_ranks_after_a_checkpoint(tmp_path: Path):
@@ -268,6 +281,15 @@ def test_shares_are_the_whole_batch_in_order():
     batch = torch.arange(12)
     shares = [batch[Ranks(rank, 3).share(12)] for rank in range(3)]
     assert torch.equal(torch.cat(shares), batch)
+
+
+def test_a_rank_is_what_torchrun_says_and_nothing_without_it(monkeypatch: pytest.MonkeyPatch):
+    variables = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert read_ranks() == Ranks(rank=5, count=8, local_rank=1, local_count=4)
+    monkeypatch.delenv("WORLD_SIZE")  # other programs set RANK, too
+    assert read_ranks() == Ranks(rank=0, count=1, local_rank=0, local_count=1)
 
 
 def test_variables_that_are_no_numbers_are_refused(monkeypatch: pytest.MonkeyPatch):

@@ -102,7 +102,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 def is_folder(out: str) -> bool:
     """Whether `--out` asks for one file an image: it ends in a slash or is a folder already."""
-    return out.endswith("/") or Path(out).is_dir()
+    return out.endswith("/") or (out != "" and Path(out).is_dir())
 
 
 def _check_sweep(text: str | None) -> str | None:

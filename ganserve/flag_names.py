@@ -12,7 +12,12 @@ _NAME = re.compile(r"(?<![\w-])\w+")
 
 # The fields of requests, and arguments of the client, in which messages of server and client
 # speak, and the flags that set them.
-_COMMON_FLAGS = {"model_name": "--model", "token_file": "--token-file"}
+_COMMON_FLAGS = {
+    "model_name": "--model",
+    "tls_ca": "--tls-ca",
+    "tls_certificate": "--tls-certificate",
+    "token_file": "--token-file",
+}
 _REQUEST_FLAGS = {
     "generate": _COMMON_FLAGS
     | {"model_version": "--version", "seeds": "--seeds", "class_labels": "--class-labels"}

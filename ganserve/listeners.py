@@ -21,7 +21,10 @@ def open_listeners(host: str, port: int) -> list[socket.socket]:
     """
     if host in _WILDCARDS:
         return [_open_everywhere(port)]
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:  # Python encodes it, and no name has a part like that
+        raise socket.gaierror(socket.EAI_NONAME, "a part of it is empty or too long") from error
     # Some come more than once.
     addresses: dict[Address, int] = {address: family for family, *_, address in found}
     with contextlib.ExitStack() as stack:

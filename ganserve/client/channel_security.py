@@ -1,5 +1,6 @@
 """TLS and tokens: how a client shows who it is and learns whom it talks to."""
 
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,16 +38,21 @@ class ChannelSecurity:
     def credentials(self) -> grpc.ChannelCredentials | None:
         """Read the files for TLS; None without TLS.
 
+        gRPC looks into them only when it connects: it would then say of the server that it does not
+        serve, and for authorities it would take an empty file to mean all those that are public.
+
         Raises:
             OSError: one cannot be read.
+            ValueError: one does not hold what it must, or certificate and key do not fit together.
         """
         if self.tls_ca is None:
             return None
-        return grpc.ssl_channel_credentials(
-            root_certificates=Path(self.tls_ca).read_bytes(),
-            private_key=_read(self.tls_key),
-            certificate_chain=_read(self.tls_certificate),
-        )
+        authorities, key = Path(self.tls_ca).read_bytes(), _read(self.tls_key)
+        certificate = _read(self.tls_certificate)
+        _check_authorities(self.tls_ca)
+        if self.tls_certificate is not None and self.tls_key is not None:
+            _check_pair(self.tls_certificate, self.tls_key)
+        return grpc.ssl_channel_credentials(authorities, key, certificate)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Read the token; what comes back goes with each call.
@@ -81,6 +87,31 @@ def open_async_channel(
     if credentials is None:
         return grpc.aio.insecure_channel(address, options=options)
     return grpc.aio.secure_channel(address, credentials, options=options)
+
+
+def _check_authorities(path: str | Path) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError as error:
+        raise ValueError(
+            f"tls_ca: expected certificates as PEM in {path}, got {_reason(error)}"
+        ) from None
+
+
+def _check_pair(certificate: str | Path, key: str | Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_ciphers("ALL:@SECLEVEL=0")  # which keys are long enough is for the server to say
+    try:
+        context.load_cert_chain(certificate, key, password="")  # or it would ask for one
+    except ssl.SSLError as error:
+        raise ValueError(
+            f"tls_certificate: expected one as PEM in {certificate} and its key, without a "
+            f"password, in {key}, got {_reason(error)}"
+        ) from None
+
+
+def _reason(error: ssl.SSLError) -> str:
+    return error.reason or "something else"  # where OpenSSL cannot say what is wrong with PEM
 
 
 def _read(path: str | Path | None) -> bytes | None:

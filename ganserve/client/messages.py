@@ -102,10 +102,11 @@ def build_message(
         raise ValueError(f"frames_per_segment: expected interpolation with it, got {sources[0]}")
     model, version = request.get("model"), request.get("version")
     message = pb.GenerateImagesRequest(
-        model_name=default_model if model is None else model,
         model_version="" if version is None else str(version),
         format=_FORMATS[image_format],
     )
+    with _named("model", "a name"):
+        message.model_name = default_model if model is None else model
     if (truncation := request.get("truncation")) is not None:
         with _named("truncation", "a number"):
             message.truncation = truncation

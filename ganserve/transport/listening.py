@@ -91,9 +91,13 @@ def listen(
             return f"{shown_host}:{grpc_server.add_insecure_port(f'{shown_host}:{port}')}"
         taken = grpc_server.add_secure_port(f"{shown_host}:{port}", credentials)
         return f"{shown_host}:{taken}"
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+    except OSError as error:
         raise StartupError(
-            f"{setting}: cannot listen on {shown_host}:{port}: {reason}; "
+            f"{setting}: cannot listen on {shown_host}:{port}: {error.strerror}; "
             f"choose another --{setting.replace('_', '-')}"
+        ) from error
+    except RuntimeError as error:  # of gRPC, whose own look-up knows less: neither `*` nor `127.1`
+        raise StartupError(
+            f"host, {setting}: gRPC cannot listen on {shown_host}:{port}; choose another --host, "
+            "such as 127.0.0.1"
         ) from error

@@ -372,6 +372,12 @@ def test_the_schemes_that_grpc_knows_are_addresses(address, capsys):
     assert f"no result from {address}" in capsys.readouterr().err
 
 
+def test_no_path_is_not_the_current_folder(capsys):
+    """As of a variable in a script that is not set."""
+    assert run(["generate", "--address", "localhost:1", "--seeds", "0", "--out", ""]) == 2
+    assert capsys.readouterr().err.startswith("ganserve generate: --out: expected FILE.png or a ")
+
+
 def test_what_came_is_named(capsys):
     assert run(["serve", "--models", "models", "--port", "99999"]) == 2
     assert capsys.readouterr().err.endswith(", got '99999'\n")

@@ -299,6 +299,7 @@ async def test_one_client_serves_many_threads(repository, running_server):
         pytest.param(
             {"seeds": [1], "truncation": "x"}, "truncation: expected a number", id="truncation"
         ),
+        pytest.param({"seeds": [1], "model": 5}, "model: expected a name", id="model"),
     ],
 )
 def test_what_no_request_can_say_is_refused_before_a_call(request_, problem):

@@ -6,6 +6,7 @@ import socket
 import grpc
 import pytest
 
+from ganserve.errors import StartupError
 from ganserve.listeners import open_listeners
 from tests.ganserve.conftest import free_port
 
@@ -106,6 +107,12 @@ def test_an_address_that_the_machine_lacks_cannot_be_had_alone():
         open_listeners("203.0.113.1", 0)  # of those kept for documents
 
 
+@pytest.mark.parametrize("name", ["a..b", f"{'a' * 64}.example"])
+def test_a_name_that_cannot_be_one_is_not_known(name):
+    with pytest.raises(socket.gaierror, match="empty or too long"):
+        open_listeners(name, 0)
+
+
 @needs_ipv6
 @pytest.mark.parametrize("taken_on", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize("host", ["0.0.0.0", "both"])
@@ -131,3 +138,11 @@ async def test_a_server_listens_alike_for_calls_and_for_metrics(host, repository
         name = "[::1]" if ":" in host else "127.0.0.1"
         async with grpc.aio.insecure_channel(f"{name}:{port}") as channel:
             await channel.channel_ready()
+
+
+async def test_a_host_that_grpc_does_not_know_is_no_matter_of_the_port_alone(
+    repository, running_server
+):
+    with pytest.raises(StartupError, match=r"^host, port: .* cannot listen on 127\.1:"):
+        async with running_server(repository, host="127.1"):  # the standard library knows it
+            pass

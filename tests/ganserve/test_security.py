@@ -495,6 +495,53 @@ class TestClients:
             assert message in error
             assert len(error.splitlines()) == 1
 
+    @pytest.mark.parametrize(
+        ("wrong", "content", "message"),
+        [
+            pytest.param("tls_ca", b"", "tls_ca: expected certificates as PEM", id="no authority"),
+            pytest.param("tls_ca", b"x\n", "tls_ca: expected certificates as PEM", id="no PEM"),
+            pytest.param(
+                "tls_certificate", b"x\n", "tls_certificate: expected one as", id="no chain"
+            ),
+            pytest.param("tls_key", b"", "tls_certificate: .* something else", id="no key"),
+            pytest.param(
+                "tls_key", None, "tls_certificate: .* KEY_VALUES_MISMATCH", id="another's key"
+            ),
+        ],
+    )
+    def test_files_that_hold_something_else_are_refused_before_any_call(
+        self, wrong, content, message, authority, files, tmp_path
+    ):
+        """An empty file of authorities would otherwise stand for all that are public."""
+        files[wrong] = tmp_path / "wrong"
+        _, another_key = authority.issue("another")
+        files[wrong].write_bytes(another_key.read_bytes() if content is None else content)
+        for client in (Client, AsyncClient):
+            with pytest.raises(ValueError, match=f"^{message}"):
+                client("127.0.0.1:1", security=ChannelSecurity(**files))
+
+    @pytest.mark.parametrize("wrong", ["tls_ca", "tls_certificate"])
+    def test_a_command_names_the_flag_of_a_file_that_holds_something_else(
+        self, wrong, files, tmp_path, capsys
+    ):
+        files[wrong] = tmp_path / "wrong"
+        files[wrong].write_text("no PEM")
+        spelled = {name: f"--{name.replace('_', '-')}" for name in files}
+        flags = [f"{spelled[name]}={path}" for name, path in files.items()]
+        for command in (["models"], ["load-test"]):
+            assert run([*command, "--address", "127.0.0.1:1", *flags]) == 1
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith(f"ganserve {command[0]}: {spelled[wrong]}: expected ")
+
+    @pytest.mark.parametrize("around", AROUND[:2])
+    async def test_text_around_certificates_is_no_matter(
+        self, around, server, authority, files, tmp_path
+    ):
+        files["tls_ca"] = tmp_path / "around.pem"
+        files["tls_ca"].write_bytes(around + authority.ca.read_bytes())
+        async with AsyncClient(server.address, security=ChannelSecurity(**files)) as client:
+            assert len(await client.models()) == 1
+
     def test_a_file_that_holds_no_token_is_refused(self, tmp_path):
         for content in ("", "two words", "\x07bell"):
             (tmp_path / "token").write_text(content)

@@ -28,6 +28,7 @@ from ganserve.setting_values import (
 )
 
 _PREFIX = "GANSERVE_"
+_MOST_THREADS = 1024  # whoever asks for more has slipped, and would wait minutes for them
 # What Kubernetes sets in every container for a Service named `ganserve`, or `ganserve-...`.
 _SERVICE_LINK = re.compile(
     rf"{_PREFIX}(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT(_\d+_(TCP|UDP|SCTP)\w*)?)"
@@ -125,17 +126,21 @@ class ServerConfig(BaseSettings):
     )
     instances: PositiveInt | None = Field(
         default=None,
+        le=_MOST_THREADS,
         description="How many batches of one model are computed at the same time. Unset: one for "
         "each usable CPU; 1 on GPUs.",
     )
     threads: PositiveInt | None = Field(
         default=None,
+        le=_MOST_THREADS,
         description="Threads within one model call. Unset: the usable CPUs divided by instances "
         "or, on CPUs, all of them for a batch that comes while no other of its model is computed, "
         "if an image takes more than 2 ms; this takes the memory of a second session.",
     )
     encoder_threads: PositiveInt | None = Field(
-        default=None, description="Threads that encode images. Unset: the usable CPUs."
+        default=None,
+        le=_MOST_THREADS,
+        description="Threads that encode images. Unset: the usable CPUs.",
     )
 
     max_batch_size: int = Field(

@@ -124,7 +124,7 @@ def build_message(
         with _named("seeds", "integers from 0 to 2^64 - 1"):
             _set_seeds(message, seeds)
     elif "latents" in request:
-        with _named("latents", "rows of equally many numbers"):
+        with _named("latents", "rows of equally many float32 numbers"), np.errstate(over="raise"):
             latents = np.asarray(request["latents"], np.float32)
         if latents.ndim != 2:
             raise ValueError(f"latents: expected [n, latent_dim], got {list(latents.shape)}")
@@ -192,7 +192,7 @@ class _named:  # noqa: N801 - a context manager, of a third of what a generator'
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, TypeError | ValueError):
+        if isinstance(error, TypeError | ValueError | ArithmeticError):
             raise ValueError(f"{self._field}: expected {self._expected}: {error}") from None
 
 

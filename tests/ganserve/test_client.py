@@ -295,6 +295,8 @@ async def test_one_client_serves_many_threads(repository, running_server):
             id="label",
         ),
         pytest.param({"latents": [[0, 0], [0]]}, "latents: expected rows of equally", id="ragged"),
+        pytest.param({"latents": [[1e300]]}, "latents: expected .*float32.*: over", id="large"),
+        pytest.param({"latents": [[10**400]]}, "latents: expected .*: int too large", id="huge"),
         pytest.param({"latents": [["a"]]}, "latents: expected .* numbers: could not", id="words"),
         pytest.param(
             {"seeds": [1], "truncation": "x"}, "truncation: expected a number", id="truncation"

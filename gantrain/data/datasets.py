@@ -192,7 +192,9 @@ def find_path(source: str) -> Path:
             os.scandir(path).close()  # raises where it cannot be listed
         found = source and path.exists()  # an empty path would mean the current folder
     except OSError as error:
-        raise DatasetError(f"{source}: cannot be read: {error.strerror}") from error
+        raise DatasetError(
+            f"{source}: cannot be read: {error.strerror}; make it readable, or use a readable copy"
+        ) from error
     if found and path.is_file() and is_idx_file(path):
         raise DatasetError(
             f"{source}: one of several MNIST-format idx files; give the folder that holds them"

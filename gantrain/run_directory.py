@@ -249,7 +249,8 @@ def _tell_change(name: str, old_config: TrainConfig, config: TrainConfig) -> str
     before = _EARLIER_DEFAULTS.get((name, old)) if new == default else None
     origin = f" (the default before {before})" if before else ""
     has = f"no {flag(name)}" if old is None else spell(name, old)
-    return f"with {has}{origin}, asked for is {spell(name, new) if isinstance(new, bool) else new}"
+    asked = "none" if new is None else spell(name, new) if isinstance(new, bool) else new
+    return f"with {has}{origin}, asked for is {asked}"
 
 
 def _tell_how_to_resume(names: list[str], old_config: TrainConfig) -> str:

@@ -127,7 +127,9 @@ def read_partition(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {error.strerror}") from error
+        raise DatasetError(
+            f"{path}: cannot be read: {error.strerror}; make it readable, or use a readable copy"
+        ) from error
     splits = {}
     for number, line in enumerate(lines, start=1):
         fields = line.replace(",", " ").split()

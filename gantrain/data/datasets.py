@@ -195,7 +195,9 @@ def find_path(source: str) -> Path:
     except (FileNotFoundError, NotADirectoryError, ValueError):  # the last of a zero byte
         found = False
     except OSError as error:
-        raise DatasetError(f"{source}: cannot be read: {error.strerror}") from error
+        raise DatasetError(
+            f"{source}: cannot be read: {error.strerror}; make it readable, or use a readable copy"
+        ) from error
     if found and path.is_file() and is_idx_file(path):
         raise DatasetError(
             f"{source}: one of several MNIST-format idx files; give the folder that holds them"

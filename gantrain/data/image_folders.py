@@ -153,7 +153,9 @@ def open_zip(path: Path) -> zipfile.ZipFile:
             start = file.read(SIGNATURE_BYTES)
         return zipfile.ZipFile(path)
     except OSError as error:
-        raise DatasetError(f"{path}: cannot be read: {error.strerror}") from error
+        raise DatasetError(
+            f"{path}: cannot be read: {error.strerror}; make it readable, or use a readable copy"
+        ) from error
     except Exception as error:  # a damaged directory makes zipfile raise many kinds
         if start.startswith(b"PK"):
             problem = f"damaged or incomplete zip ({error}); fetch or pack it again"

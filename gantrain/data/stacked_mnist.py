@@ -37,7 +37,8 @@ def stack_digits(
     """
     if labels.max() > 9:
         raise DatasetError(
-            f"{PREFIX[:-1]}: expected digits, labels 0 to 9, got a label {labels.max()}"
+            f"{PREFIX[:-1]}: expected digits, labels 0 to 9, got a label {labels.max()}; give a "
+            "folder of ten classes, such as MNIST"
         )
     count = min(limit or STACKS[split], STACKS[split])
     # NumPy promises the words of this generator for all versions, unlike its random integers.

@@ -280,7 +280,7 @@ def as_nobody():
     [
         pytest.param("1.png", "1 of 3 files .*: 1.png: cannot be read: Permission", id="file"),
         pytest.param("cat", "cat: folder cannot be read: Permission denied", id="subfolder"),
-        pytest.param("", "^[^:]*: cannot be read: Permission denied$", id="source"),
+        pytest.param("", "^[^:]*: cannot be read: Permission denied; make it read", id="source"),
     ],
 )
 def test_what_may_not_be_read_is_named(locked, message, as_nobody):

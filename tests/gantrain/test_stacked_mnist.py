@@ -127,7 +127,7 @@ def test_grey_stacks_are_refused(mnist_like, use):
 
 def test_labels_that_are_no_digits_are_refused():
     letters = np.zeros((3, 1, 8, 8), np.uint8), np.array([0, 10, 25])
-    with pytest.raises(DatasetError, match="expected digits, labels 0 to 9, got a label 25"):
+    with pytest.raises(DatasetError, match="labels 0 to 9, got a label 25; give a folder of"):
         stack_digits(*letters, "train")
 
 

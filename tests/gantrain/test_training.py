@@ -544,6 +544,14 @@ def test_a_run_is_not_resumed_with_other_settings(change, message: str, small_ru
         train(resolve({**SMALL, "run_dir": small_run, "total_images": 2048, **change}))
 
 
+def test_a_setting_that_is_left_out_when_resuming_is_called_none(tmp_path: Path):
+    settings = {**SMALL, "run_dir": tmp_path, "total_images": 16}
+    train(resolve({**settings, "gradient_clip": 1.0}))
+    told = r"with --gradient-clip 1\.0, asked for is none: give --gradient-clip 1\.0 to resume"
+    with pytest.raises(RunError, match=told):
+        train(resolve(settings))
+
+
 def test_a_run_of_before_names_the_default_that_it_had(small_run: Path, tmp_path: Path):
     run = shutil.copytree(small_run, tmp_path / "run")
     content = (run / "config.json").read_text()

@@ -10,8 +10,6 @@ import sys
 import termios
 import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -384,39 +382,48 @@ def test_an_artifact_where_a_run_is_expected_is_told(command: str, tmp_path: Pat
     )
 
 
-@contextmanager
-def memory_limited_to_more(count: int) -> Iterator[None]:
-    """Let the process take this many bytes more than it has now."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + count, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, limits)
-
-
 def test_a_lack_of_memory_is_told_in_one_line(tmp_path: Path, capsys):
     with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
         for index in range(20_000):  # a gigabyte, at 128x128 in colour
             archive.writestr(f"{index}.png", b"")
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, limits[1]))
     flags = [f"--data={tmp_path / 'many.zip'}", f"--run-dir={tmp_path / 'run'}", "--image-size=128"]
-    with memory_limited_to_more(2**29):
+    try:
         assert gantrain("train", *flags, "--threads=1") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
     told = capsys.readouterr().err
     assert told.startswith("gantrain train: out of memory (Unable to allocate ")
     assert told.endswith(": ask for fewer or smaller images at once, or use a machine with more\n")
     assert told.count("\n") == 1
 
 
-def test_an_image_for_which_memory_lacks_is_not_taken_for_a_damaged_one(tmp_path: Path, capsys):
+TRAINS_WITH_LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+import gantrain.training.loop
+from gantrain.cli import run
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, resource.RLIM_INFINITY))
+sys.exit(run(["train", *sys.argv[1:]]))
+"""  # in a process of its own, which has no freed memory to give
+
+
+def test_an_image_for_which_memory_lacks_is_not_taken_for_a_damaged_one(tmp_path: Path):
     for index in range(16):
         Image.new("L", (16, 16), index).save(tmp_path / f"{index}.png")
     Image.new("L", (9_000, 9_000)).save(tmp_path / "poster.png")  # 324 MB in colour
     flags = [f"--data={tmp_path}", f"--run-dir={tmp_path / 'run'}", "--image-size=16"]
-    with memory_limited_to_more(2**27):
-        assert gantrain("train", *flags, "--skip-bad-files", "--threads=1") == 1
-    assert capsys.readouterr().err == (
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINS_WITH_LITTLE_MEMORY, *flags, "--skip-bad-files"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
         "gantrain train: out of memory (while decoding poster.png): ask for fewer or smaller "
         "images at once, or use a machine with more\n"
     )

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Final, TypeVar
 
 from tqdm import tqdm
@@ -19,8 +19,10 @@ def show_progress(
     what: str,
     unit: str,
     count: Callable[[Item], int] = lambda _: 1,
-) -> Iterator[Item]:
+) -> Generator[Item, None, None]:
     """Pass items on and tell how far they are, each time that the caller is done with one.
+
+    A caller that may fail on the way closes it, or its error would stand beside the bar.
 
     Args:
         items: as they are made or read.

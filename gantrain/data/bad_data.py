@@ -7,6 +7,13 @@ class DatasetError(ValueError):
     """A source cannot be used: one line that names the thing and says what to do."""
 
 
+def unreadable(source: object, error: OSError) -> DatasetError:
+    """What to raise where the system refuses to read a file or folder that is there."""
+    return DatasetError(
+        f"{source}: cannot be read: {error.strerror}; make it readable, or use a readable copy"
+    )
+
+
 class BadFileError(ValueError):
     """One file cannot be used; the message is the reason, without the file's name."""
 

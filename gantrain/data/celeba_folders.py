@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from gantrain.data.bad_data import DatasetError, list_some
+from gantrain.data.bad_data import DatasetError, list_some, unreadable
 from gantrain.data.image_folders import Listing, list_folder
 
 FOLDER: Final = "img_align_celeba"
@@ -127,9 +127,7 @@ def read_partition(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
-        raise DatasetError(
-            f"{path}: cannot be read: {error.strerror}; make it readable, or use a readable copy"
-        ) from error
+        raise unreadable(path, error) from error
     splits = {}
     for number, line in enumerate(lines, start=1):
         fields = line.replace(",", " ").split()

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gantrain.config import IMAGE_SIZES
-from gantrain.data.bad_data import BadFile, DatasetError, list_some
+from gantrain.data.bad_data import BadFile, DatasetError, list_some, unreadable
 from gantrain.data.celeba_folders import count_splits, find_celeba, list_celeba
 from gantrain.data.cifar_files import is_cifar, read_cifar
 from gantrain.data.class_folders import find_strays
@@ -195,9 +195,7 @@ def find_path(source: str) -> Path:
     except (FileNotFoundError, NotADirectoryError, ValueError):  # the last of a zero byte
         found = False
     except OSError as error:
-        raise DatasetError(
-            f"{source}: cannot be read: {error.strerror}; make it readable, or use a readable copy"
-        ) from error
+        raise unreadable(source, error) from error
     if found and path.is_file() and is_idx_file(path):
         raise DatasetError(
             f"{source}: one of several MNIST-format idx files; give the folder that holds them"

@@ -15,7 +15,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gantrain.data.bad_data import BadFile, BadFileError, DatasetError, list_some, printable
+from gantrain.data.bad_data import (
+    BadFile,
+    BadFileError,
+    DatasetError,
+    list_some,
+    printable,
+    unreadable,
+)
 from gantrain.data.class_folders import classes_by_folder, find_splits
 from gantrain.data.image_files import looks_like_image
 
@@ -153,9 +160,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
             start = file.read(SIGNATURE_BYTES)
         return zipfile.ZipFile(path)
     except OSError as error:
-        raise DatasetError(
-            f"{path}: cannot be read: {error.strerror}; make it readable, or use a readable copy"
-        ) from error
+        raise unreadable(path, error) from error
     except Exception as error:  # a damaged directory makes zipfile raise many kinds
         if start.startswith(b"PK"):
             problem = f"damaged or incomplete zip ({error}); fetch or pack it again"

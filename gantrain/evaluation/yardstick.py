@@ -1,6 +1,7 @@
 """Hides what examples are measured with: distances, classes, modes, alike for fakes and reals."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -73,8 +74,8 @@ class Yardstick:
 
     def look_at(self, chunks: Iterable[Examples], count: int, what: str) -> Seen:
         """Look at so many examples, as they are made or read, and keep little of them."""
-        chunks = show_progress(chunks, count, what, "image", len)
-        return collect_looks(chunks, self.space, self._network)
+        with closing(show_progress(chunks, count, what, "image", len)) as shown:
+            return collect_looks(shown, self.space, self._network)
 
     def measure(self, seen: Seen) -> dict[str, float]:
         """Measure examples, be they samples or real.

@@ -18,8 +18,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from gantrain.errors import RunError, first_line
+from gantrain.network_interfaces import address_towards, interface_towards
 
 _T = TypeVar("_T")
 _SOURCE_LINE = re.compile(r"^\[[^]]*\.\w+:\d+\] ")  # where in PyTorch an error was found
@@ -57,18 +60,25 @@ def read_ranks() -> Ranks:
     """What `torchrun` says in the environment; alone without it.
 
     Raises:
-        RunError: a variable is no number.
+        RunError: a variable is no number, or does not say where the others are.
     """
     names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
     if "WORLD_SIZE" not in os.environ:
         return Ranks()
     try:
-        return Ranks(*(int(os.environ.get(name, default)) for name, default in names.items()))
+        ranks = Ranks(*(int(os.environ.get(name, default)) for name, default in names.items()))
     except ValueError as error:
         raise RunError(
             f"{', '.join(names)}: expected the numbers that torchrun sets, got something else "
             f"({error}); start with torchrun, or unset WORLD_SIZE"
         ) from error
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if ranks.count > 1 and missing:
+        raise RunError(
+            f"WORLD_SIZE is {ranks.count}, but {' and '.join(missing)} not set: start with "
+            "torchrun, or unset WORLD_SIZE"
+        )
+    return ranks
 
 
 @contextmanager
@@ -90,7 +100,13 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     with _reaching_others():
-        distributed.init_process_group(backend, timeout=_TIMEOUT)
+        shared, *_ = next(rendezvous("env://", timeout=_TIMEOUT))
+        store = PrefixStore("gantrain", shared)
+        if ranks.count > ranks.local_count:
+            _choose_interface(ranks, store)
+        distributed.init_process_group(
+            backend, store=store, rank=ranks.rank, world_size=ranks.count, timeout=_TIMEOUT
+        )
     logger = logging.getLogger("gantrain")
     level = logger.level
     if not ranks.first:
@@ -100,6 +116,23 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
     finally:
         logger.setLevel(level)
         distributed.destroy_process_group()
+
+
+def _choose_interface(ranks: Ranks, store: Store) -> None:
+    """Have gloo use the interface that leads to the other machines, unless one is named already.
+
+    By itself it takes the address that the host's own name stands for: on many systems that of the
+    loopback interface, which no other machine reaches. The ranks on the first machine, whose
+    address may look like that to themselves, look where the last one is; the others where it is.
+    """
+    first_machine = os.environ["MASTER_ADDR"]
+    if ranks.rank == ranks.count - 1:
+        store.set("last_address", address_towards(first_machine) or "")
+    on_first = ranks.rank == ranks.local_rank
+    target = store.get("last_address").decode() if on_first else first_machine
+    interface = interface_towards(target) if target else None
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def rank_count() -> int:

@@ -267,11 +267,17 @@ def test_a_stop_is_a_stop_of_all_ranks_after_a_checkpoint(tmp_path: Path):
     assert int(checkpoint_paths(tmp_path / "run" / "checkpoints")[0].stem) == int(found[1])
 
 
+def tell_where_the_first_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+
+
 def test_a_batch_that_cannot_be_shared_is_refused_with_what_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     for name, value in {"RANK": 0, "WORLD_SIZE": 3, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 3}.items():
         monkeypatch.setenv(name, str(value))
+    tell_where_the_first_is(monkeypatch)
     with pytest.raises(RunError, match=r"--batch-size 16: .* multiple of the 3 ranks.* 15 or 18"):
         train(resolve(settings_of(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
@@ -287,9 +293,20 @@ def test_a_rank_is_what_torchrun_says_and_nothing_without_it(monkeypatch: pytest
     variables = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    tell_where_the_first_is(monkeypatch)
     assert read_ranks() == Ranks(rank=5, count=8, local_rank=1, local_count=4)
     monkeypatch.delenv("WORLD_SIZE")  # other programs set RANK, too
     assert read_ranks() == Ranks(rank=0, count=1, local_rank=0, local_count=1)
+
+
+def test_a_program_that_sets_no_more_than_a_number_of_ranks_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(RunError, match=r"WORLD_SIZE is 2, but MASTER_ADDR not set: .*torchrun"):
+        read_ranks()
 
 
 def test_variables_that_are_no_numbers_are_refused(monkeypatch: pytest.MonkeyPatch):

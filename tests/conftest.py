@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.machines import Machine, two_machines
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, so that no process waits for another's at the end."""
@@ -36,6 +38,13 @@ def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount_tmpfs
     for folder in filter(Path.is_mount, mounted):
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def machines() -> Iterator[tuple[Machine, Machine]]:
+    """Two hosts with a cable between them."""
+    with two_machines() as pair:
+        yield pair
 
 
 def load_script(path: Path) -> ModuleType:

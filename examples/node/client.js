@@ -24,6 +24,9 @@ function connect(address) {
   const { ganserve } = grpc.loadPackageDefinition(definition);
   return new ganserve.v1.ImageGenerationService(address, grpc.credentials.createInsecure(), {
     'grpc.max_receive_message_length': -1, // the caller decides how much it asks for
+    // A server's machine that vanishes closes no connection.
+    'grpc.keepalive_time_ms': 20_000,
+    'grpc.keepalive_timeout_ms': 10_000,
   });
 }
 

@@ -19,14 +19,20 @@ _RETRY_POLICY = {
     "maxBackoff": "6s",
     "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
-# A server that comes back is found within a second, not after minutes.
-RECONNECT_OPTIONS: tuple[tuple[str, int | str], ...] = (
+CONNECTION_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    # A server that comes back is found within a second, not after minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # How long connecting may take, whatever its name says. A handshake is three or four times the
     # way to the server and back, and a busy server's is late; but nothing comes of an address
     # behind which there is no machine any more.
     ("grpc.min_reconnect_backoff_ms", 5000),
+    # A machine that vanishes closes no connection: calls would wait there, and new ones be sent
+    # there, for a quarter of an hour. During a call a silent server is asked for a sign of life,
+    # no more often than servers allow. The second ends connections, too, on which what was sent is
+    # not confirmed for as long (TCP_USER_TIMEOUT).
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
 )
 _SERVICE = pb.DESCRIPTOR.services_by_name["ImageGenerationService"].full_name
 
@@ -52,5 +58,5 @@ def make_channel_options(*, retries: bool, round_robin: bool) -> list[tuple[str,
         # The caller decides how much it asks for.
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
-        *RECONNECT_OPTIONS,
+        *CONNECTION_OPTIONS,
     ]

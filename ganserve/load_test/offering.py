@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 
-from ganserve.client.channel import RECONNECT_OPTIONS
+from ganserve.client.channel import CONNECTION_OPTIONS
 from ganserve.client.channel_security import open_async_channel
 from ganserve.load_test.latency_histogram import LatencyHistogram
 from ganserve.load_test.plan import LoadPlan, LoadTally
@@ -26,7 +26,7 @@ _CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", -1),
     # Channels to one address share a connection unless each has a pool of its own.
     ("grpc.use_local_subchannel_pool", 1),
-    *RECONNECT_OPTIONS,
+    *CONNECTION_OPTIONS,
 ]
 # Where there is no server, calls fail at once; a closed loop would do nothing but count them.
 _PAUSE_WITHOUT_SERVER_SECONDS = 0.01

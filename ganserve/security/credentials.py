@@ -78,7 +78,7 @@ class ReloadedFiles(Generic[Value]):
             return
         error = self._take_over(seen)
         if error is not None and (newest := self._read()) != seen:
-            # Replaced while they were read, as by a link that is swapped: not all were the new ones.
+            # Replaced while they were read, as by a link that is swapped: some were the old ones.
             is_changed = True
             error = self._take_over(newest)
         if error is None:

@@ -102,7 +102,12 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 def is_folder(out: str) -> bool:
     """Whether `--out` asks for one file an image: it ends in a slash or is a folder already."""
-    return out.endswith("/") or (out != "" and Path(out).is_dir())
+    if out.endswith("/"):
+        return True
+    try:
+        return out != "" and Path(out).is_dir()
+    except OSError:  # such as of a folder that may not be entered: the writing will tell
+        return False
 
 
 def _check_sweep(text: str | None) -> str | None:

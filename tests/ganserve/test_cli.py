@@ -570,16 +570,29 @@ async def test_a_file_where_a_folder_must_be_is_named(
     assert error == f"ganserve generate: --out {tmp_path}/file: is a file, expected a folder\n"
 
 
+@pytest.mark.parametrize(
+    ("out", "named"),
+    [
+        pytest.param("file/more/grid.png", "file", id="a file on the way"),
+        pytest.param("full.png", "full.png", id="full"),
+        pytest.param("full/", "full/5.png", id="full, one of several"),
+        pytest.param(f"{'n' * 300}.png", f"{'n' * 300}.png", id="too long"),
+        pytest.param(f"{'n' * 300}/grid.png", "n" * 300, id="too long, a folder"),
+    ],
+)
 async def test_a_place_that_cannot_be_written_is_one_line(
-    repository, running_server, tmp_path, capsys
+    out, named, repository, running_server, tmp_path, capsys
 ):
     (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    for file in ("full.png", "full/5.png"):
+        (tmp_path / file).symlink_to("/dev/full")
     async with running_server(repository) as server:
-        flags = ["--seeds", "0", "--out", f"{tmp_path}/file/more/grid.png"]
+        flags = ["--seeds", "4,5", "--out", f"{tmp_path}/{out}"]
         assert await run_beside("generate", "--address", server.address, *flags) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("ganserve generate: ")
-    assert f"{tmp_path}/file" in line
+    assert f"{tmp_path}/{named}" in line
 
 
 def test_ctrl_c_ends_a_command_with_130(tmp_path):

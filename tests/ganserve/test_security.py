@@ -831,8 +831,9 @@ class TestLimits:
             watches = [health.Watch(HealthCheckRequest()) for _ in range(4)]
             for watch in watches:
                 await watch.read()
-            surplus = health.Watch(HealthCheckRequest())
-            assert await code_of(surplus.read()) is Code.RESOURCE_EXHAUSTED
+            error = await failure(health.Watch(HealthCheckRequest()).read())
+            assert error.code() is Code.RESOURCE_EXHAUSTED
+            assert "4 streams such as health watches at the same time" in error.details()
             checks = await asyncio.gather(*(health.Check(HealthCheckRequest()) for _ in range(20)))
             assert {check.status for check in checks} == {HealthCheckResponse.SERVING}
             stub = ImageGenerationServiceStub(channel)
@@ -850,8 +851,9 @@ class TestLimits:
             watches = [health.Watch(HealthCheckRequest()) for _ in range(64)]
             for watch in watches:
                 await watch.read()
-            surplus = health.Watch(HealthCheckRequest())
-            assert await code_of(surplus.read()) is Code.RESOURCE_EXHAUSTED
+            error = await failure(health.Watch(HealthCheckRequest()).read())
+            assert error.code() is Code.RESOURCE_EXHAUSTED
+            assert "64 streams such as health watches from one address" in error.details()
             for _ in range(5):
                 other.ask("/grpc.health.v1.Health/Watch", b"")
             open_streams = server.interceptor.under_way.exempt_streams

@@ -372,15 +372,30 @@ def test_the_schemes_that_grpc_knows_are_addresses(address, capsys):
     assert f"no result from {address}" in capsys.readouterr().err
 
 
-def test_no_path_is_not_the_current_folder(capsys):
+@pytest.mark.parametrize(
+    ("command", "flag", "message"),
+    [
+        pytest.param("generate", "--out", "FILE.png or a folder such as images/", id="out"),
+        pytest.param("generate", "--tls-ca", "a path", id="authority"),
+        pytest.param("models", "--tls-certificate", "a path", id="certificate"),
+        pytest.param("models", "--token-file", "a path", id="token"),
+        pytest.param("load-test", "--tls-key", "a path", id="key"),
+        pytest.param("load-test", "--plot", "a path", id="plot"),
+    ],
+)
+def test_no_path_is_not_the_current_folder(command, flag, message, capsys):
     """As of a variable in a script that is not set."""
-    assert run(["generate", "--address", "localhost:1", "--seeds", "0", "--out", ""]) == 2
-    assert capsys.readouterr().err.startswith("ganserve generate: --out: expected FILE.png or a ")
+    flags = ["--seeds", "0", "--out", "grid.png"] if command == "generate" else []
+    assert run([command, "--address", "localhost:1", *flags, flag, ""]) == 2
+    error = capsys.readouterr().err
+    assert error == f"ganserve {command}: {flag}: expected {message}, got ''\n"
 
 
 def test_what_came_is_named(capsys):
     assert run(["serve", "--models", "models", "--port", "99999"]) == 2
     assert capsys.readouterr().err.endswith(", got '99999'\n")
+    assert run(["serve", "--models", "models", "--host", ""]) == 2
+    assert capsys.readouterr().err.endswith(": expected at least 1 character, got ''\n")
 
 
 def test_required_flags_are_named_with_their_variable(capsys, monkeypatch):

@@ -19,7 +19,7 @@ from ganserve.addresses import check_address
 from ganserve.config import ServerConfig
 from ganserve.load_test.sweep import MOST_LOAD, parse_sweep
 from ganserve.seed_ranges import LabelList, SeedList
-from ganserve.setting_values import PositiveFloat, PositiveInt
+from ganserve.setting_values import FileOrFolder, PositiveFloat, PositiveInt
 
 # What stands for a value in the help, by the name of its type.
 _METAVARS = {
@@ -102,7 +102,12 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 def is_folder(out: str) -> bool:
     """Whether `--out` asks for one file an image: it ends in a slash or is a folder already."""
-    return out.endswith("/") or (out != "" and Path(out).is_dir())
+    if out.endswith("/"):
+        return True
+    try:
+        return out != "" and Path(out).is_dir()
+    except OSError:  # such as of a folder that may not be entered: the writing will tell
+        return False
 
 
 def _check_sweep(text: str | None) -> str | None:
@@ -137,14 +142,18 @@ LoadTestTimeoutSeconds = Annotated[
     Field(description="How long a call may take; one that fails is counted, not repeated."),
 ]
 TlsCa = Annotated[
-    Path | None,
+    FileOrFolder | None,
     Field(description="PEM file of the authorities that vouch for the server. Unset: no TLS."),
 ]
 TlsCertificate = Annotated[
-    Path | None, Field(description="PEM file of this client's certificate, if it has one.")
+    FileOrFolder | None, Field(description="PEM file of this client's certificate, if it has one.")
 ]
-TlsKey = Annotated[Path | None, Field(description="PEM file of the certificate's private key.")]
-TokenFile = Annotated[Path | None, Field(description="File with the token to show to the server.")]
+TlsKey = Annotated[
+    FileOrFolder | None, Field(description="PEM file of the certificate's private key.")
+]
+TokenFile = Annotated[
+    FileOrFolder | None, Field(description="File with the token to show to the server.")
+]
 
 PrintJson = Annotated[
     CliToggleFlag[bool], Field(alias="json", description="Print JSON instead of a table.")
@@ -251,7 +260,7 @@ class LoadTest(BaseModel):
         description="Test one load after the other: concurrency or rate, doubled until throughput "
         "no longer rises, or values such as concurrency=1,2,4 or rate=50,100.",
     )
-    plot: Annotated[Path | None, AfterValidator(_check_plot)] = Field(
+    plot: Annotated[FileOrFolder | None, AfterValidator(_check_plot)] = Field(
         default=None, description="FILE.png: the sweep's latency over its throughput."
     )
     timeout_seconds: LoadTestTimeoutSeconds = 30.0

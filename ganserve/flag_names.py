@@ -77,6 +77,7 @@ def _say_mismatch(details: ErrorDetails) -> str:
         return message.removeprefix("Value error, ")
     for words, ours in (("greater", "a number greater"), ("less", "a number less"), ("", "")):
         message = message.replace(f"Input should be {words}", f"expected {ours}")
+    message = message.replace("String should have", "expected")
     return f"{message}, got {details['input']!r}"
 
 

@@ -1,5 +1,6 @@
 """The images that `ganserve generate` asks for get to disk, all from one file of one version."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +37,9 @@ def write_images(client: Client, command: Generate) -> Path:
 def _write_grid(client: Client, command: Generate, out: Path) -> None:
     parts = [read_pixels(reply) for reply in _ask(client, command, "raw")]
     _make_folder(out.parent)
-    to_picture(make_grid(np.concatenate(parts))).save(out)
+    picture = to_picture(make_grid(np.concatenate(parts)))
+    with _named_in_errors(out):
+        picture.save(out)
 
 
 def _write_files(client: Client, command: Generate, out: Path) -> None:
@@ -47,7 +50,19 @@ def _write_files(client: Client, command: Generate, out: Path) -> None:
             written[seed] += 1
             # One seed may be asked for with several classes: each image is a file of its own.
             again = f"-{written[seed]}" if written[seed] > 1 else ""
-            (out / f"{seed}{again}.png").write_bytes(content)
+            file = out / f"{seed}{again}.png"
+            with _named_in_errors(file):
+                file.write_bytes(content)
+
+
+@contextlib.contextmanager
+def _named_in_errors(file: Path) -> Iterator[None]:
+    """Name the file that is written within the block; the error of a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
 
 
 def _make_folder(folder: Path) -> None:

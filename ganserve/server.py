@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, ProcessCollector, disable_created_metrics
 
-from ganserve.api.methods import initialize_counters
+from ganserve.api.methods import initialize_series
 from ganserve.api.open_inference import OpenInferenceService
 from ganserve.api.service import ImageGenerationService, Limits
 from ganserve.assembly import (
@@ -145,7 +145,7 @@ def make_grpc_server(
 ) -> grpc.aio.Server:
     """Build the gRPC server with all its services."""
     for service in _SERVICES:
-        initialize_counters(server.metrics, service)
+        initialize_series(server.metrics, service)
     grpc_server = make_aio_server(
         interceptors=[server.interceptor],
         options=[*grpc_options(config).items()],

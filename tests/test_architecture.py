@@ -27,7 +27,7 @@ LAYERS = {
         {"models", "metrics", "metrics_port", "encoding", "config"},
         {"errors", "latents", "png", "single_writer_metrics", "wire_format", "setting_values"}
         | {"file_reads", "listeners", "cpus", "memory", "flag_names", "seed_ranges", "grid"}
-        | {"addresses", "inference", "v1"},
+        | {"addresses", "pem", "inference", "v1"},
         {"plain_text"},
     ],
     "gantrain": [

@@ -103,14 +103,15 @@ class Method:
         )
 
 
-def initialize_counters(metrics: Metrics, service: ServiceDescriptor) -> None:
-    """Start the counters of a service's calls at 0, so that the first call is an increase.
+def initialize_series(metrics: Metrics, service: ServiceDescriptor) -> None:
+    """Start the series of a service's calls at 0, so that the first call is an increase.
 
-    Of a series that starts at 1 no rate shows that first call.
+    Of a series that starts at 1 no rate shows that first call, and no quantile its time.
     """
     for method in service.methods:
         grpc_type = GRPC_TYPES[method.client_streaming, method.server_streaming]
         labels = grpc_type, service.full_name, method.name
         metrics.started.labels(*labels)
+        metrics.handling_seconds.labels(*labels)
         for code in _EXPECTED_CODES:
             metrics.handled.labels(*labels, code.name)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import grpc
 
+from ganserve.pem import CERTIFICATES, KEYS, take_blocks
+
 
 @dataclass(frozen=True)
 class ChannelSecurity:
@@ -47,11 +49,16 @@ class ChannelSecurity:
         """
         if self.tls_ca is None:
             return None
-        authorities, key = Path(self.tls_ca).read_bytes(), _read(self.tls_key)
-        certificate = _read(self.tls_certificate)
+        # Each is read before OpenSSL does so, whose errors do not name files that cannot be had.
+        content = Path(self.tls_ca).read_bytes()
         _check_authorities(self.tls_ca)
-        if self.tls_certificate is not None and self.tls_key is not None:
-            _check_pair(self.tls_certificate, self.tls_key)
+        authorities = take_blocks("tls_ca", CERTIFICATES, content)
+        if self.tls_certificate is None or self.tls_key is None:
+            return grpc.ssl_channel_credentials(authorities)
+        contents = Path(self.tls_key).read_bytes(), Path(self.tls_certificate).read_bytes()
+        _check_pair(self.tls_certificate, self.tls_key)
+        key = take_blocks("tls_key", KEYS, contents[0])
+        certificate = take_blocks("tls_certificate", CERTIFICATES, contents[1])
         return grpc.ssl_channel_credentials(authorities, key, certificate)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -63,7 +70,7 @@ class ChannelSecurity:
         """
         if self.token_file is None:
             return ()
-        words = Path(self.token_file).read_text(encoding="utf-8").split()
+        words = Path(self.token_file).read_text(encoding="latin-1").split()  # of any bytes
         if len(words) != 1 or not words[0].isascii() or not words[0].isprintable():
             raise ValueError(f"token_file: expected one token in {self.token_file}, got other text")
         return (("authorization", f"Bearer {words[0]}"),)
@@ -112,7 +119,3 @@ def _check_pair(certificate: str | Path, key: str | Path) -> None:
 
 def _reason(error: ssl.SSLError) -> str:
     return error.reason or "something else"  # where OpenSSL cannot say what is wrong with PEM
-
-
-def _read(path: str | Path | None) -> bytes | None:
-    return None if path is None else Path(path).read_bytes()

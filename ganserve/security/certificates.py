@@ -1,6 +1,5 @@
 """Certificates that gRPC's clients can use: their PEM, a trial handshake, kinds of keys."""
 
-import re
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +7,7 @@ from pathlib import Path
 
 import grpc
 
-# OpenSSL reads past a byte order mark and zero bytes, gRPC does not: it gets the blocks alone.
-# A block without an end goes on to that of the file, to be found wrong and not left out.
-_BLOCK = rb"(?ms)^(?:\xef\xbb\xbf)?(-----BEGIN (%b)-----.*?(?:^-----END \2-----|\Z))"
-_CERTIFICATES = re.compile(_BLOCK % rb"(?:X509 |TRUSTED )?CERTIFICATE")
-_KEYS = re.compile(_BLOCK % rb"(?:[A-Z]+ )?PRIVATE KEY")
+from ganserve.pem import CERTIFICATES, KEYS, take_blocks
 
 # Identifiers of public keys as they are encoded, from RFC 8017, 5480 and 8410.
 _ELLIPTIC = bytes.fromhex("06072a8648ce3d0201")  # its curve comes after it
@@ -51,13 +46,13 @@ def read_certificate(
         ValueError: no gRPC client could connect; the message names the setting and says why.
     """
     server = _load_pair(paths, [certificate, key])
-    chain = _blocks("tls_certificate", _CERTIFICATES, certificate)
+    chain = _take_certificates("tls_certificate", certificate)
     expiries = {"server": _shake_hands(server, chain)}
     authorities = None
     if client_ca is not None:
-        authorities = _blocks("tls_client_ca", _CERTIFICATES, client_ca)
+        authorities = _take_certificates("tls_client_ca", client_ca)
         expiries |= _authority_expiry(authorities)
-    pair = _blocks("tls_key", _KEYS, key), chain
+    pair = take_blocks("tls_key", KEYS, key), chain
     return Certificate(grpc.ssl_server_certificate_configuration([pair], authorities), expiries)
 
 
@@ -78,17 +73,14 @@ def _load_pair(paths: tuple[Path, Path], seen: Sequence[bytes]) -> ssl.SSLContex
     return server
 
 
-def _blocks(setting: str, kind: re.Pattern[bytes], content: bytes) -> bytes:
-    """Take the PEM blocks of one kind out of a file, without what people write around them."""
-    found = kind.findall(content)
-    if not found:
-        raise ValueError(f"{setting}: expected blocks of PEM, got none")
-    if any(label.startswith(b"TRUSTED") for _, label in found):  # a form of OpenSSL's own
+def _take_certificates(setting: str, content: bytes) -> bytes:
+    blocks = take_blocks(setting, CERTIFICATES, content)
+    if b"-----BEGIN TRUSTED" in blocks:  # a form of OpenSSL's own
         raise ValueError(
             f"{setting}: expected BEGIN CERTIFICATE, got BEGIN TRUSTED CERTIFICATE: "
             "`openssl x509 -in OLD -out NEW` turns one into the other"
         )
-    return b"".join(block + b"\n" for block, _ in found)
+    return blocks
 
 
 def _load_authorities(context: ssl.SSLContext, blocks: bytes) -> None:

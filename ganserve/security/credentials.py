@@ -76,17 +76,27 @@ class ReloadedFiles(Generic[Value]):
         is_changed = seen != self._seen
         if not is_changed and not self._is_wrong:
             return
-        self._seen = seen
-        try:
-            self.value = self._parse_all(seen)
-        except Exception as error:
-            self._is_wrong = True
-            if is_changed:  # one line a change, not one a look
-                self._report(error)
-        else:
-            self._is_wrong = False
+        error = self._take_over(seen)
+        if error is not None and (newest := self._read()) != seen:
+            # Replaced while they were read, as by a link that is swapped: some were the old ones.
+            is_changed = True
+            error = self._take_over(newest)
+        if error is None:
             logger.info("the %s were read anew", self._kind)
             self._on_reload("success")
+        elif is_changed:  # one line a change, not one a look
+            self._report(error)
+
+    def _take_over(self, contents: list[bytes | str]) -> Exception | None:
+        """Use what files say; where that is wrong, return why."""
+        self._seen = contents
+        try:
+            self.value = self._parse_all(contents)
+        except Exception as error:
+            self._is_wrong = True
+            return error
+        self._is_wrong = False
+        return None
 
     def _report(self, error: Exception) -> None:
         if isinstance(error, StartupError):

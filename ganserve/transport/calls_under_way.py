@@ -57,7 +57,7 @@ class CallsUnderWay:
                 retry_seconds=_TOO_MANY_CALLS_RETRY_SECONDS,
             )
         if self.in_flight + len(self.unread) > self._max_calls:
-            raise self._too_many()
+            raise _too_many(f"{self._max_calls} calls under way")
 
     def end(self) -> None:
         """Count a call no more."""
@@ -74,8 +74,10 @@ class CallsUnderWay:
         """
         of_one = max(min(self._max_calls, _MANY_EXEMPT_STREAMS), self._max_calls // 8)
         streams = self.exempt_streams
-        if streams[address] >= of_one or streams.total() >= self._max_calls:
-            raise self._too_many()
+        if streams.total() >= self._max_calls:
+            raise _too_many(f"{self._max_calls} streams such as health watches")
+        if streams[address] >= of_one:
+            raise _too_many(f"{of_one} streams such as health watches from one address")
         streams[address] += 1
         try:
             yield
@@ -84,8 +86,8 @@ class CallsUnderWay:
             if not streams[address]:
                 del streams[address]
 
-    def _too_many(self) -> TooManyCalls:
-        return TooManyCalls(
-            f"the limit is {self._max_calls} calls under way at the same time",
-            retry_seconds=_TOO_MANY_CALLS_RETRY_SECONDS,
-        )
+
+def _too_many(limit: str) -> TooManyCalls:
+    return TooManyCalls(
+        f"the limit is {limit} at the same time", retry_seconds=_TOO_MANY_CALLS_RETRY_SECONDS
+    )

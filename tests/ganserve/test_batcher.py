@@ -968,6 +968,23 @@ async def test_calls_that_are_not_quick_are_made_by_the_workers():
     assert threading.current_thread() not in model.threads
 
 
+async def test_calls_that_are_not_quick_wait_for_no_company():
+    """What comes while a worker is busy is company enough for those that wait for it."""
+    model, reached = SeenModel(), threading.Event()
+
+    def run_batch(latents, labels):
+        reached.set()
+        return model(latents, labels)
+
+    run_batch.release = model.release
+    async with running(run_batch) as batcher:
+        request = submit(batcher, seeds(1))
+        for _ in range(2):  # turns: it arrives, and is brought to the workers
+            await asyncio.sleep(0)
+        assert reached.wait(10)  # the event loop takes no more of them meanwhile
+        await request
+
+
 @pytest.mark.parametrize(
     ("count", "inline_seconds", "is_quick"),
     [

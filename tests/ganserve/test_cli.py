@@ -372,15 +372,30 @@ def test_the_schemes_that_grpc_knows_are_addresses(address, capsys):
     assert f"no result from {address}" in capsys.readouterr().err
 
 
-def test_no_path_is_not_the_current_folder(capsys):
+@pytest.mark.parametrize(
+    ("command", "flag", "message"),
+    [
+        pytest.param("generate", "--out", "FILE.png or a folder such as images/", id="out"),
+        pytest.param("generate", "--tls-ca", "a path", id="authority"),
+        pytest.param("models", "--tls-certificate", "a path", id="certificate"),
+        pytest.param("models", "--token-file", "a path", id="token"),
+        pytest.param("load-test", "--tls-key", "a path", id="key"),
+        pytest.param("load-test", "--plot", "a path", id="plot"),
+    ],
+)
+def test_no_path_is_not_the_current_folder(command, flag, message, capsys):
     """As of a variable in a script that is not set."""
-    assert run(["generate", "--address", "localhost:1", "--seeds", "0", "--out", ""]) == 2
-    assert capsys.readouterr().err.startswith("ganserve generate: --out: expected FILE.png or a ")
+    flags = ["--seeds", "0", "--out", "grid.png"] if command == "generate" else []
+    assert run([command, "--address", "localhost:1", *flags, flag, ""]) == 2
+    error = capsys.readouterr().err
+    assert error == f"ganserve {command}: {flag}: expected {message}, got ''\n"
 
 
 def test_what_came_is_named(capsys):
     assert run(["serve", "--models", "models", "--port", "99999"]) == 2
     assert capsys.readouterr().err.endswith(", got '99999'\n")
+    assert run(["serve", "--models", "models", "--host", ""]) == 2
+    assert capsys.readouterr().err.endswith(": expected at least 1 character, got ''\n")
 
 
 def test_required_flags_are_named_with_their_variable(capsys, monkeypatch):
@@ -570,16 +585,29 @@ async def test_a_file_where_a_folder_must_be_is_named(
     assert error == f"ganserve generate: --out {tmp_path}/file: is a file, expected a folder\n"
 
 
+@pytest.mark.parametrize(
+    ("out", "named"),
+    [
+        pytest.param("file/more/grid.png", "file", id="a file on the way"),
+        pytest.param("full.png", "full.png", id="full"),
+        pytest.param("full/", "full/5.png", id="full, one of several"),
+        pytest.param(f"{'n' * 300}.png", f"{'n' * 300}.png", id="too long"),
+        pytest.param(f"{'n' * 300}/grid.png", "n" * 300, id="too long, a folder"),
+    ],
+)
 async def test_a_place_that_cannot_be_written_is_one_line(
-    repository, running_server, tmp_path, capsys
+    out, named, repository, running_server, tmp_path, capsys
 ):
     (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    for file in ("full.png", "full/5.png"):
+        (tmp_path / file).symlink_to("/dev/full")
     async with running_server(repository) as server:
-        flags = ["--seeds", "0", "--out", f"{tmp_path}/file/more/grid.png"]
+        flags = ["--seeds", "4,5", "--out", f"{tmp_path}/{out}"]
         assert await run_beside("generate", "--address", server.address, *flags) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("ganserve generate: ")
-    assert f"{tmp_path}/file" in line
+    assert f"{tmp_path}/{named}" in line
 
 
 def test_ctrl_c_ends_a_command_with_130(tmp_path):

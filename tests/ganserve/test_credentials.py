@@ -1,5 +1,6 @@
 import datetime as dt
 import logging
+import shutil
 import time
 from pathlib import Path
 
@@ -40,6 +41,18 @@ class Vanishing(type(Path())):
         self.looks += 1
         if self.looks == 4:
             self.unlink()
+        return super().read_bytes()
+
+
+class Replaced(type(Path())):
+    """A file before whose next look something may happen to it."""
+
+    def before(self):
+        """Nothing happens."""
+
+    def read_bytes(self):
+        before, self.before = self.before, lambda: None
+        before()
         return super().read_bytes()
 
 
@@ -208,6 +221,34 @@ class TestCertificates:
         assert reloads(metrics, "certificate") == (0, 1)
         assert "No such file" in caplog.text
         assert not key.exists()
+
+    def test_those_that_are_replaced_together_while_they_are_read_are_no_mistake(
+        self, authority, metrics, tmp_path, caplog
+    ):
+        """As Kubernetes replaces them: a link to the folder of all is swapped."""
+        newest = tmp_path / "newest"
+
+        def swap(days):
+            folder = tmp_path / str(days)
+            folder.mkdir()
+            for file in authority.issue(days=days):
+                shutil.copy(file, folder)
+            link = tmp_path / "link"
+            link.symlink_to(folder)
+            link.replace(newest)
+
+        swap(30)
+        key = Replaced(newest / "server.key")
+        certificate = ServerCertificate(newest / "server.crt", key, None, metrics)
+        swap(60)
+        key.before = lambda: swap(90)
+        certificate.refresh()
+        assert reloads(metrics, "certificate") == (1, 0)
+        assert "stay in use" not in caplog.text
+        expiry = sample(
+            metrics, "ganserve_certificate_expiry_timestamp_seconds", certificate="server"
+        )
+        assert abs(expiry - time.time() - 90 * DAY) < 60
 
     def test_a_certificate_without_its_new_key_is_taken_over_once_the_key_is_there(
         self, authority, metrics

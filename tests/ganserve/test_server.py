@@ -60,7 +60,7 @@ class TestInProcess:
             assert (info["model"], info["version"]) == ("tiny", "1")
             assert info["provider"] == "CPUExecutionProvider"
 
-    async def test_counters_of_calls_begin_at_0_so_that_the_first_one_is_an_increase(
+    async def test_series_of_calls_begin_at_0_so_that_the_first_one_is_an_increase(
         self, repository, running_server
     ):
         async with running_server(repository) as server:
@@ -71,6 +71,8 @@ class TestInProcess:
         ):
             of = {("grpc_service", service), ("grpc_method", method), ("grpc_type", "unary")}
             assert samples["grpc_server_started_total", frozenset(of)] == 0
+            bucket = frozenset(of | {("le", "0.01")})
+            assert samples["grpc_server_handling_seconds_bucket", bucket] == 0
             for code in ("OK", "INTERNAL", "UNAVAILABLE", "RESOURCE_EXHAUSTED"):
                 assert (
                     samples["grpc_server_handled_total", frozenset(of | {("grpc_code", code)})] == 0

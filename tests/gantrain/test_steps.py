@@ -13,7 +13,13 @@ from gantrain.optimizers import apply_gradients, set_rates, update_ema
 from gantrain.presets import resolve
 from gantrain.training.batches import random_latents
 from gantrain.training.run_setup import create_state
-from gantrain.training.steps import discriminator_step, generate_fakes, generator_step
+from gantrain.training.steps import (
+    Feed,
+    discriminator_step,
+    generate_fakes,
+    generator_step,
+    take_step,
+)
 
 BATCH = 6
 CPU = torch.device("cpu")
@@ -32,12 +38,9 @@ def real_images(count: int = 3, size: int = 28) -> list[torch.Tensor]:
 def train_steps(config, batches: list[torch.Tensor]):
     state = create_state(config, CPU, class_count=0)
     noise = torch.Generator().manual_seed(7)
-    for reals in batches:
-        fakes = generate_fakes(state, config, noise, with_gradient=config.reuse_fakes)
-        discriminator_step(state, reals, fakes, config, noise)
-        if not config.reuse_fakes:
-            fakes = generate_fakes(state, config, noise, with_gradient=True)
-        generator_step(state, reals, fakes, config, noise)
+    feed = Feed(torch.cat(batches), None, -1.0, slice(None))
+    for indices in torch.arange(len(feed.examples)).split(BATCH):
+        take_step(state, feed, indices[None], config, noise, noise)
     return state
 
 

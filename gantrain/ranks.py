@@ -165,11 +165,12 @@ def backward(loss: Tensor, network: nn.Module) -> None:
     def send(weights: Tensor) -> None:
         gradient = weights.grad
         assert gradient is not None
-        if gradient.numel() < _SHORT or not _is_dense(gradient):
+        if gradient.numel() < _SHORT:
             short.append(gradient)
             return
         with _reaching_others():
-            values = gradient.as_strided([gradient.numel()], [1])  # in memory's order, no copy
+            # In memory's order, no copy: PyTorch lays a gradient out as its weights, without gaps.
+            values = gradient.as_strided([gradient.numel()], [1])
             under_way.append(distributed.all_reduce(values, async_op=True))
 
     learning = [weights for weights in network.parameters() if weights.requires_grad]
@@ -188,13 +189,6 @@ def backward(loss: Tensor, network: nn.Module) -> None:
     with _reaching_others():
         for exchange in under_way:
             exchange.wait()
-
-
-def _is_dense(values: Tensor) -> bool:
-    """Whether they fill one piece of memory, with the channels outermost or innermost."""
-    return values.is_contiguous() or (
-        values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last)
-    )
 
 
 def average_row(row: Mapping[str, float]) -> dict[str, float]:

@@ -133,19 +133,29 @@ class DirectCalls:
     def _wait(self) -> None:
         """The thread: wait for work, bring it to the event loop, sleep while that takes more."""
         while not self._ended:
-            event = self._poll()
-            if event is None:
-                continue
-            if event.completion_type == _SHUT_DOWN:
-                return
-            work = _work_of(event)
-            del event  # it may hold the last reference to a call, which keeps the queue busy
-            if work is not None:
-                try:
-                    self._loop.call_soon_threadsafe(self._take, work)
-                except RuntimeError:
-                    return  # the loop has ended
+            if self._hand_over():
                 self._nothing_left.acquire()
+
+    def _hand_over(self) -> bool:
+        """Wait for an event, and bring its work, if it has any, to the event loop.
+
+        What it is of, a call and its message, is let go with this: the thread may wait for long.
+        """
+        event = self._poll()
+        if event is None:
+            return False
+        if event.completion_type == _SHUT_DOWN:
+            self._ended = True
+            return False
+        work = _work_of(event)
+        if work is None:
+            return False
+        try:
+            self._loop.call_soon_threadsafe(self._take, work)
+        except RuntimeError:  # the loop has ended
+            self._ended = True
+            return False
+        return True
 
     def _take(self, work: Work | None = None) -> None:
         """A turn of the event loop: work, take more, and come again until nothing comes."""

@@ -208,10 +208,18 @@ def test_penalties_are_on_the_gradient_by_the_image_before_it_was_changed():
     images = some_images(6, size=8)
     found, gradients = judge_with_input_gradients(state, images, config, seeded(3))
     plain = images.clone().requires_grad_()
+    state.discriminator.eval()  # of PyTorch's own layers, which can be differentiated twice
     logits = state.discriminator(augment(plain, ALL, seeded(3)))
-    (expected,) = torch.autograd.grad(logits.sum(), plain)
+    (expected,) = torch.autograd.grad(logits.sum(), plain, create_graph=True)
     torch.testing.assert_close(found, logits)
     torch.testing.assert_close(gradients, expected)
+    weights = dict(state.discriminator.named_parameters())
+    del weights["judge.bias"]  # no gradient depends on it
+    of_penalties = [
+        torch.autograd.grad(slopes.square().sum(), weights.values())
+        for slopes in (gradients, expected)
+    ]
+    torch.testing.assert_close(*of_penalties)
 
 
 @pytest.mark.parametrize(

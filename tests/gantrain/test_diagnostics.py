@@ -132,6 +132,8 @@ def test_nothing_wrong_and_not_there_yet_is_still_learning():
 
 def test_samples_near_the_data_without_some_of_their_classes_are_still_learning():
     assert diagnose(make_rows(class_coverage=0.85), settings()).state == "still learning"
+    rare = make_rows(class_coverage=0.48, class_coverage_data=0.5)  # as many reals show no more
+    assert diagnose(rare, settings()).state == "healthy"
 
 
 def test_gradients_that_grow_from_next_to_nothing_are_no_alarm():
@@ -185,6 +187,8 @@ def test_guessing_about_bad_samples_is_a_stall_and_about_good_ones_an_equilibriu
     assert diagnose(make_rows(**guessing), settings()).state == "healthy"
     better = make_rows(**guessing, energy_distance=lambda share: 0.2 - 0.15 * share)
     assert diagnose(better, settings()).state == "still learning"
+    once = make_rows(**guessing, energy_distance=lambda share: 0.3 if share < 0.4 else 0.2)
+    assert diagnose(once, settings()).state == "stalled", "in the last half nothing has improved"
 
 
 def test_a_passing_spell_is_no_evidence():
@@ -233,7 +237,7 @@ def test_classes_that_take_turns_are_rotation():
     assert diagnose(rows, settings()).state == "rotating among classes"
     near = make_rows(class_histogram=histogram, class_distance=0.1)
     assert diagnose(near, settings()).findings == ()
-    steady = make_rows(class_histogram=[0.8, 0.1, 0.05, 0.05], class_distance=0.55)
+    steady = make_rows(class_histogram=[0.05, 0.8, 0.05, 0.1], class_distance=0.55)
     assert diagnose(steady, settings()).findings == ()
 
 
@@ -277,7 +281,7 @@ def test_a_loss_that_swings_is_oscillation():
     rows = [{**row, "generator_loss": row["generator_loss"] ** 3} for row in rows]
     assert names(diagnose(rows, settings(**PLAIN))) == ["oscillating"]
     assert names(diagnose(rows, settings(loss="hinge"))) == [], "it may be near 0 at rest"
-    slight = make_rows(generator_loss=lambda share: 0.95 + 0.5 * math.sin(150 * share))
+    slight = make_rows(generator_loss=lambda share: 1 + 1.8 * max(math.sin(150 * share), 0))
     assert names(diagnose(slight, settings(**PLAIN))) == []
 
 
@@ -381,6 +385,14 @@ FOOLED = {
 def test_advice_starts_with_what_helps_most_in_the_runs_own_settings(changes, values, first):
     finding = diagnose(make_rows(**values, every=4000), settings(**changes)).findings[0]
     assert finding.advice[0].startswith(first)
+
+
+def test_a_run_that_went_back_is_advised_a_learning_rate_that_it_has_not_tried():
+    rows = make_rows(generator_gradient=lambda share: math.exp(8 * share))
+    for rollbacks, told in ((0, "--lr 0.002: try 0.001"), (2, "--lr 0.002: try 0.00025")):
+        rows[-1]["rollbacks"] = rollbacks
+        (finding,) = diagnose(rows, settings()).findings
+        assert told in finding.advice
 
 
 def test_advice_leaves_out_what_the_run_does_already():

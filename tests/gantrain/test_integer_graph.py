@@ -64,24 +64,30 @@ def after_a_first_layer(height: int, width: int) -> tuple[list[onnx.NodeProto], 
 
 @pytest.mark.parametrize("activation", ["Relu", None])
 @pytest.mark.parametrize(
-    ("operator", "size", "attributes"),
+    ("operator", "size", "attributes", "positions"),
     [
-        pytest.param("ConvTranspose", (3, 4), {"strides": [2, 2]}, id="each phase"),
-        pytest.param("ConvTranspose", (9, 10), {"strides": [2, 2]}, id="all phases"),
+        pytest.param("ConvTranspose", (3, 4), {"strides": [2, 2]}, 3 * 4, id="each phase"),
+        pytest.param("ConvTranspose", (9, 10), {"strides": [2, 2]}, 10 * 11, id="all phases"),
         pytest.param(
-            "ConvTranspose", (3, 3), {"strides": [2, 2], "output_padding": [1, 1]}, id="odd"
+            "ConvTranspose", (3, 3), {"strides": [2, 2], "output_padding": [1, 1]}, 4 * 4, id="odd"
         ),
-        pytest.param("Conv", (5, 6), {}, id="plain"),
+        pytest.param("ConvTranspose", (3, 4), {"pads": None}, 6 * 7, id="as ONNX has it"),
+        pytest.param("Conv", (5, 6), {}, 4 * 5, id="plain"),
     ],
 )
 def test_integers_compute_what_floats_do(
-    operator: str, size: tuple[int, int], attributes: dict[str, Any], activation: str | None
+    operator: str,
+    size: tuple[int, int],
+    attributes: dict[str, Any],
+    positions: int,  # of windows
+    activation: str | None,
 ):
     nodes, constants = after_a_first_layer(*size)
     constants["main.3.weight"] = whole_weights(CHANNELS, CHANNELS, 4, 4)
     constants["main.3.bias"] = np.arange(-300, 300, 100, dtype=np.float32)
     layer = ["x", "main.3.weight", "main.3.bias"]
-    nodes.append(helper.make_node(operator, layer, ["z"], pads=[1, 1, 1, 1], **attributes))
+    attributes = {"pads": [1, 1, 1, 1], **attributes}
+    nodes.append(helper.make_node(operator, layer, ["z"], **attributes))
     nodes.append(helper.make_node(activation or "Identity", ["z"], ["y"]))
     model = build(nodes, constants, CHANNELS * size[0] * size[1])
     latents = RANDOM.integers(0, 256, (3, CHANNELS * size[0] * size[1])).astype(np.float32)
@@ -95,6 +101,7 @@ def test_integers_compute_what_floats_do(
     made = whole_range(*expected.shape[1:])
     unused = Range(-1e6, 1e6, made.means)  # of what a ReLU takes from the layer
     ranges = {"x": seen, "z": unused if activation else made, found.result: made}
+    assert found.work(ranges) == positions * CHANNELS * CHANNELS * 4 * 4
     quantized = to_integers(model, [found], ranges)
     operators = {node.op_type for node in quantized.graph.node}
     assert operator not in operators
@@ -123,6 +130,7 @@ def test_dense_layers_hand_integers_to_each_other():
     layers = find_layers(model)
     assert [layer.name for layer in layers] == ["2", "4"]
     ranges = {name: whole_range(features) for layer in layers for name in layer.tensors}
+    assert [layer.work(ranges) for layer in layers] == [features**2, features**2]
     quantized = to_integers(model, layers, ranges)
     _, *operators = (node.op_type for node in quantized.graph.node)
     assert operators == ["Gemm", "QuantizeLinear", "QGemm", "QGemm"]  # the last makes floats again

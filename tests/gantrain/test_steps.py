@@ -13,7 +13,13 @@ from gantrain.optimizers import apply_gradients, set_rates, update_ema
 from gantrain.presets import resolve
 from gantrain.training.batches import random_latents
 from gantrain.training.run_setup import create_state
-from gantrain.training.steps import discriminator_step, generate_fakes, generator_step
+from gantrain.training.steps import (
+    Feed,
+    discriminator_step,
+    generate_fakes,
+    generator_step,
+    take_step,
+)
 
 BATCH = 6
 CPU = torch.device("cpu")
@@ -32,12 +38,9 @@ def real_images(count: int = 3, size: int = 28) -> list[torch.Tensor]:
 def train_steps(config, batches: list[torch.Tensor]):
     state = create_state(config, CPU, class_count=0)
     noise = torch.Generator().manual_seed(7)
-    for reals in batches:
-        fakes = generate_fakes(state, config, noise, with_gradient=config.reuse_fakes)
-        discriminator_step(state, reals, fakes, config, noise)
-        if not config.reuse_fakes:
-            fakes = generate_fakes(state, config, noise, with_gradient=True)
-        generator_step(state, reals, fakes, config, noise)
+    feed = Feed(torch.cat(batches), None, -1.0, slice(None))
+    for indices in torch.arange(len(feed.examples)).split(BATCH):
+        take_step(state, feed, indices[None], config, noise, noise)
     return state
 
 
@@ -154,14 +157,15 @@ def test_the_learning_rate_decays_as_in_keras_and_each_gradient_element_is_clipp
     assert seen == pytest.approx([0.5, 0.5 / 1.25, 0.5 / 1.5])
 
 
-def test_the_learning_rate_of_each_network_falls_with_its_own_updates():
-    more = {"discriminator_step": "two-steps", "discriminator_updates": 3, "generator_updates": 2}
+@pytest.mark.parametrize(("way", "steps"), [("two-steps", 2), ("separate", 1)])
+def test_the_learning_rate_of_each_network_falls_with_its_own_updates(way: str, steps: int):
+    more = {"discriminator_step": way, "discriminator_updates": 3, "generator_updates": 2}
     config = configure("dcgan", filters=4, loss="bce", lr=0.5, lr_decay=0.25, **more)
     state = create_state(config, CPU, class_count=0)
     for _ in range(2):
         set_rates(state, config)
     assert state.generator_optimizer.param_groups[0]["lr"] == 0.5 / (1 + 0.25 * 2)
-    assert state.discriminator_optimizer.param_groups[0]["lr"] == 0.5 / (1 + 0.25 * 3 * 2)
+    assert state.discriminator_optimizer.param_groups[0]["lr"] == 0.5 / (1 + 0.25 * 3 * steps)
 
 
 def test_the_learning_rate_goes_on_falling_from_checkpoints_that_do_not_note_the_updates():

@@ -14,6 +14,8 @@ from gantrain.export.window_products import (
 # Small integers, so that float32 sums are exact in whatever order.
 RANDOM = np.random.default_rng(0)
 
+Sizes = int | tuple[int, int]  # of both axes, or of each
+
 
 def integers(*shape: int) -> NDArray[np.float32]:
     return RANDOM.integers(-9, 10, shape).astype(np.float32)
@@ -56,12 +58,14 @@ def apply(products: WindowProducts, maps: NDArray[np.float32]) -> NDArray[np.flo
         pytest.param(7, 3, 0, 2, (3, 4), id="stride 3, odd kernel"),
         pytest.param(5, 2, 4, 1, (5, 5), id="more padding than taps"),
         pytest.param(4, 1, 0, 0, (1, 1), id="from one pixel"),
+        pytest.param((7, 2), (2, 1), (0, 1), (1, 0), (3, 4), id="each axis its own"),
     ],
 )
 def test_a_transposed_convolution_is_computed_exactly(
-    kernel: int, stride: int, pad: int, output_pad: int, size: tuple[int, int], split: bool
+    kernel: Sizes, stride: Sizes, pad: Sizes, output_pad: Sizes, size: tuple[int, int], split: bool
 ):
-    maps, weights = integers(2, *size, 3), integers(3, 5, kernel, kernel)
+    kernel, stride, pad = (np.broadcast_to(of, 2).tolist() for of in (kernel, stride, pad))
+    maps, weights = integers(2, *size, 3), integers(3, 5, *kernel)
     expected = (
         conv_transpose2d(
             torch.from_numpy(maps.transpose(0, 3, 1, 2).copy()),
@@ -75,8 +79,8 @@ def test_a_transposed_convolution_is_computed_exactly(
         .numpy()
     )
     rows, columns = (
-        Axis(before, after, kernel, stride, pad)
-        for before, after in zip(size, expected.shape[1:3], strict=True)
+        Axis(*of_axis)
+        for of_axis in zip(size, expected.shape[1:3], kernel, stride, pad, strict=True)
     )
     products = lower_transposed(weights, (rows, columns), split)
     assert np.array_equal(apply(products, maps), expected)

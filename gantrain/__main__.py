@@ -1,5 +1,17 @@
-"""Runs the command line as `python -m gantrain`."""
+"""Runs the command line, as `gantrain` or `python -m gantrain`."""
 
-from gantrain.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line of this process and exit; Ctrl-C is no traceback from its start on."""
+    try:
+        from gantrain.cli import main as run_command_line
+
+        run_command_line()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

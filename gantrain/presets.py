@@ -270,10 +270,15 @@ def fill_in(config: TrainConfig) -> Path:
         unset = next((name for name in names if name in settings and settings[name] is None), None)
         if unset is None:
             return Path(pattern.format_map(settings))
-    except (KeyError, ValueError, IndexError, AttributeError) as error:
+    except KeyError as error:
         raise UsageError(
             f"--run-dir {pattern}: expected names of settings in braces, such as "
             f"{{preset}} or {{batch_size}}; not known: {error}"
+        ) from None
+    except (ValueError, IndexError, AttributeError, TypeError) as error:
+        raise UsageError(
+            f"--run-dir {pattern}: expected in braces nothing but names of settings, such as "
+            f"{{preset}} or {{batch_size}}; write a brace of the folder's own name twice ({error})"
         ) from None
     raise UsageError(
         f"--run-dir {pattern}: {{{unset}}} is unset, or settled by the data: give "

@@ -9,13 +9,23 @@ class DatasetError(ValueError):
 
 def unreadable(source: object, error: OSError) -> DatasetError:
     """What to raise where the system refuses to read a file or folder that is there."""
-    return DatasetError(
-        f"{source}: cannot be read: {error.strerror}; make it readable, or use a readable copy"
-    )
+    refused = UnreadableFileError(error)
+    return DatasetError(f"{source}: {refused}; {refused.remedy}")
 
 
 class BadFileError(ValueError):
     """One file cannot be used; the message is the reason, without the file's name."""
+
+    remedy = "fetch it again"  # of a file that is part of published data
+
+
+class UnreadableFileError(BadFileError):
+    """The system refuses to read one file that is there."""
+
+    remedy = "make it readable, or use a readable copy"
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"cannot be read: {error.strerror}")
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,7 @@ class BadFile:
 
     name: str  # relative to the source, with forward slashes
     reason: str
+    remedy: str = BadFileError.remedy
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"

@@ -15,7 +15,7 @@ from typing import BinaryIO, Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from gantrain.data.bad_data import BadFile, BadFileError, DatasetError
+from gantrain.data.bad_data import BadFile, BadFileError, DatasetError, UnreadableFileError
 
 BATCHES: Final = {
     "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
@@ -74,7 +74,7 @@ def read_cifar(
         for index, name in enumerate(names):
             labels[index], images[index] = parse_batch(read(readers, name))
     except BadFileError as error:
-        raise DatasetError(f"{path}: {name}: {error}; fetch it again") from error
+        raise DatasetError(f"{path}: {name}: {error}; {error.remedy}") from error
     return images.reshape(-1, *SHAPE), labels.reshape(-1), class_names
 
 
@@ -91,7 +91,7 @@ def find_bad_files(path: Path) -> list[BadFile]:
         try:
             parse(read(readers, name))
         except BadFileError as error:
-            bad_files.append(BadFile(name, str(error)))
+            bad_files.append(BadFile(name, str(error), error.remedy))
     return bad_files
 
 
@@ -156,7 +156,7 @@ def read_file(path: Path) -> bytes:
         check_size(path.name, path.stat().st_size)
         return path.read_bytes()
     except OSError as error:
-        raise BadFileError(f"cannot be read: {error.strerror}") from error
+        raise UnreadableFileError(error) from error
 
 
 def check_size(name: str, size: int) -> None:

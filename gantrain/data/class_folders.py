@@ -8,6 +8,7 @@ TRAINING: Final = frozenset(("train", "training"))
 HELD_OUT: Final = frozenset(
     ("test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation", "pred")
 )
+UNNAMED: Final = frozenset(("/", ".."))  # in a zip; who unpacks it leaves them out too
 WORD: Final = re.compile(r"[A-Z]*[a-z]+|[A-Z]+")  # seg_train, test1, trainA
 
 
@@ -51,7 +52,7 @@ def find_splits(names: list[str]) -> dict[str, bool]:
 
 def below_shared_folders(names: list[str]) -> list[tuple[str, ...]]:
     """Return the parts of each file's path below the folders that all files share."""
-    parts = [PurePosixPath(name).parts for name in names]
+    parts = [tuple(p for p in PurePosixPath(name).parts if p not in UNNAMED) for name in names]
     shared = 0
     while parts and all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
         shared += 1

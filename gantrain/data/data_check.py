@@ -140,7 +140,7 @@ def report_bad_files(
     source: str, kind: str, place: str, bad_files: Sequence[BadFile]
 ) -> SourceReport:
     """Report on files of which none can do without the others; `place` leads to them."""
-    problem = f"{place}{bad_files[0]}; fetch it again"
+    problem = f"{place}{bad_files[0]}; {bad_files[0].remedy}"
     return SourceReport(source, kind, 0, None, None, problem, bad_files=tuple(bad_files))
 
 

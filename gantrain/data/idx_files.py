@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 import numpy as np
 from numpy.typing import NDArray
 
-from gantrain.data.bad_data import BadFile, BadFileError, DatasetError
+from gantrain.data.bad_data import BadFile, BadFileError, DatasetError, UnreadableFileError
 
 GZIP_MAGIC = b"\x1f\x8b"
 UNSIGNED_BYTE = 0x08  # the only element type that MNIST-format files use
@@ -56,7 +56,7 @@ def read_idx_folder(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArra
         path = labels_path
         labels = read_idx(path, dimensions=1)
     except BadFileError as error:
-        raise DatasetError(f"{path}: {error}; fetch it again") from error
+        raise DatasetError(f"{path}: {error}; {error.remedy}") from error
     if len(images) != len(labels):
         raise DatasetError(
             f"{folder}: {images_path.name} holds {len(images)} images but {labels_path.name} "
@@ -76,7 +76,7 @@ def find_bad_files(folder: Path) -> list[BadFile]:
             try:
                 read_idx(path, dimensions=3 if "images" in match[2] else 1)
             except BadFileError as error:
-                bad_files.append(BadFile(path.name, str(error)))
+                bad_files.append(BadFile(path.name, str(error), error.remedy))
     return bad_files
 
 
@@ -153,4 +153,4 @@ def open_unpacked(path: Path) -> Iterator[io.BufferedIOBase]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise BadFileError(f"damaged gzip file: {error}") from error
     except OSError as error:
-        raise BadFileError(f"cannot be read: {error.strerror}") from error
+        raise UnreadableFileError(error) from error

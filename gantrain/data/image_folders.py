@@ -19,6 +19,7 @@ from gantrain.data.bad_data import (
     BadFile,
     BadFileError,
     DatasetError,
+    UnreadableFileError,
     list_some,
     printable,
     unreadable,
@@ -212,7 +213,7 @@ def read_file(path: Path) -> bytes:
         check_file_size(status.st_size)
         return path.read_bytes()
     except OSError as error:
-        raise BadFileError(f"cannot be read: {error.strerror}") from error
+        raise UnreadableFileError(error) from error
 
 
 def read_start(path: Path) -> bytes:

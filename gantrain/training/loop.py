@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from gantrain.checkpoint import TrainState, save_checkpoint
+from gantrain.checkpoint import TrainState, checkpoint_path, save_checkpoint
 from gantrain.config import TrainConfig
 from gantrain.config_rules import network_kinds
 from gantrain.cpus import usable_cpus
@@ -108,7 +108,11 @@ def train(config: TrainConfig) -> TrainState:
         clock = Stopwatch(state.images_seen, state.seconds)
         saved_at = state.seconds
         monitor = RunMonitor(run, config, data, state.images_seen) if ranks.first else None
-        quality = RunQuality(run, config, data) if ranks.first and config.evaluate_every else None
+        quality = None
+        if ranks.first and config.evaluate_every:
+            quality = RunQuality(run, config, data)
+            if state.images_seen and due(state, config.evaluate_every, config):
+                quality.catch_up(checkpoint_path(run.checkpoints, state.images_seen))
         with StatusLine(state.images_seen, config.total_images, shown=ranks.first) as status:
             while state.images_seen < config.total_images:
                 indices = order.indices(state.images_seen).view(-1, config.batch_size)

@@ -39,8 +39,21 @@ class RunQuality:
         real = RealData(config.data, data, held_out, trained_on=True)
         self._yardstick = Yardstick(real, choose_reals(real, None), choose_space(real, None))
 
+    def catch_up(self, checkpoint: Path) -> None:
+        """Measure a checkpoint that was due, unless that was done before the run was cut short.
+
+        Raises:
+            RunError: as `evaluate`; or its evaluation cannot be read.
+        """
+        done = read_evaluation(checkpoint)
+        if done is None or done.generator.weights != open_sampler(checkpoint).weights:
+            self.evaluate(checkpoint)
+
     def evaluate(self, checkpoint: Path) -> None:
         """Measure a checkpoint and keep the result beside it; if none was better, both once more.
+
+        The result beside the checkpoint is written last: a run that is killed before that measures
+        it once more when it resumes, so it does not matter which files of the best were written.
 
         Raises:
             RunError: the samples are no numbers, or the folder takes no files.
@@ -48,7 +61,6 @@ class RunQuality:
         found = evaluate_sampler(
             open_sampler(checkpoint), str(checkpoint), self._yardstick, repeats=1
         )
-        write_evaluation(found, checkpoint)
         before = read_evaluation(self._best) if self._best.exists() else None
         if before is None or not _are_alike(found, before) or _rank(found) < _rank(before):
             atomic_link(checkpoint, self._best)
@@ -56,6 +68,7 @@ class RunQuality:
             standing = f"the best so far, kept as {self._best.name}"
         else:
             standing = f"the best was {_say(before)} after {before.generator.images_seen} images"
+        write_evaluation(found, checkpoint)
         logger.info("%d images: %s; %s", found.generator.images_seen, _say(found), standing)
 
 

@@ -15,9 +15,12 @@ from PIL import Image
 
 from gantrain.data import image_decoding
 from gantrain.data.bad_data import BadFile, DatasetError
+from gantrain.data.cifar_files import BATCH_BYTES
+from gantrain.data.data_check import check_source
 from gantrain.data.datasets import Dataset, has_test_split, load_dataset, load_source
 from gantrain.data.image_files import decode_image
 from gantrain.data.point_sets import POINT_SETS
+from tests.gantrain.test_idx_files import idx
 
 DATA = Path(os.environ.get("GANTRAIN_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 
@@ -288,6 +291,36 @@ def test_what_may_not_be_read_is_named(locked, message, as_nobody):
     lock(folder / locked)
     with pytest.raises(DatasetError, match=message):
         load_dataset(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("others", "locked"),
+    [
+        pytest.param(
+            {"train-images-idx3-ubyte": idx(np.zeros((2, 8, 8), np.uint8))},
+            "train-labels-idx1-ubyte",
+            id="MNIST-format",
+        ),
+        pytest.param(
+            {"batches.meta.txt": "\n".join("abcdefghij").encode()},
+            "data_batch_1.bin",
+            id="CIFAR-10",
+        ),
+    ],
+)
+def test_published_data_that_may_not_be_read_need_not_be_fetched_again(others, locked, as_nobody):
+    folder, lock = as_nobody
+    for name, content in others.items():
+        (folder / name).write_bytes(content)
+    (folder / locked).touch()
+    os.truncate(folder / locked, BATCH_BYTES)  # no other length is looked into
+    lock(folder / locked)
+    message = f"{locked}: cannot be read: Permission denied; make it readable, or use a readable"
+    with pytest.raises(DatasetError, match=message):
+        load_dataset(str(folder))
+    problem = check_source(str(folder)).problem
+    assert problem is not None
+    assert message in problem
 
 
 # Sources that are none

@@ -209,6 +209,14 @@ def test_a_missing_preset_is_refused_with_the_names_there_are(tmp_path):
         resolve({"preset": str(tmp_path / "none.json"), "data": "", "run_dir": ""})
 
 
+@pytest.mark.parametrize("name", ["{seed}{", "{seed", "{}", "{seed[0]}", "{seed.name}", "{seed:Q}"])
+def test_a_run_folder_with_braces_of_its_own_is_told_to_double_them(name):
+    with pytest.raises(UsageError, match=r"--run-dir .*; write a brace .* name twice \(.+\)$"):
+        resolve({"data": "digits", "run_dir": f"runs/{name}"})
+    doubled = name.replace("{", "{{").replace("}", "}}")
+    assert str(resolve({"data": "digits", "run_dir": doubled}).run_dir) == name
+
+
 def test_a_run_folder_can_tell_its_settings():
     pattern = (
         "runs/gan_cap{filters}_batch{batch_size}_filt{kernel_size}_disc{discriminator_updates}"

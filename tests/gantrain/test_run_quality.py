@@ -13,7 +13,12 @@ from PIL import Image
 from gantrain.checkpoint import checkpoint_path, checkpoint_paths, load_checkpoint
 from gantrain.data.datasets import load_dataset
 from gantrain.errors import RunError
-from gantrain.evaluation.results import Evaluation, read_evaluation, write_evaluation
+from gantrain.evaluation.results import (
+    Evaluation,
+    evaluation_file,
+    read_evaluation,
+    write_evaluation,
+)
 from gantrain.presets import resolve
 from gantrain.run_directory import RunDirectory
 from gantrain.sampling import load_run_generator
@@ -125,6 +130,33 @@ def test_what_cannot_be_called_better_does_not_stay_the_best(
     write_evaluation(Evaluation.model_validate(values), run.best_checkpoint)
     quality.evaluate(newest)
     assert run.best_checkpoint.samefile(newest)
+
+
+def test_a_run_that_was_cut_short_as_it_measured_itself_does_so_when_it_resumes(
+    small_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    run = RunDirectory(shutil.copytree(small_run, tmp_path / "run"))
+    config, _ = run.read()
+    newest, *_ = checkpoint_paths(run.checkpoints)
+    evaluation_file(run.best_checkpoint).mkdir()  # where a file is to be
+    with pytest.raises(RunError, match=r"best\.json could not be written"):
+        RunQuality(run, config, load_dataset("digits")).evaluate(newest)
+    evaluation_file(run.best_checkpoint).rmdir()
+    again = config.model_copy(update={"run_dir": run.path, "evaluate_every": EVERY})
+    train(again)
+    found = read_evaluation(newest)
+    assert found is not None
+    assert read_evaluation(run.best_checkpoint) == found
+    assert run.best_checkpoint.samefile(newest)
+
+    caplog.set_level(logging.INFO)
+    train(again)
+    assert not [told for told in caplog.messages if "distance" in told], "it is measured already"
+
+    others = {**found.generator.model_dump(), "weights": "sha256:of weights that are gone"}
+    write_evaluation(Evaluation(**{**found.model_dump(), "generator": others}), newest)
+    train(again)
+    assert read_evaluation(newest) == found
 
 
 def test_points_are_measured_by_their_modes(tmp_path: Path):

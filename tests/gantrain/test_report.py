@@ -285,7 +285,8 @@ def test_evaluations_of_single_checkpoints_are_a_table(run: RunDirectory):
             write_evaluation(Evaluation.model_validate(values), run.best_checkpoint)
     page = report(run)
     best, last = page.index("7.5 ± 0.5</td>"), page.index("12.25 ± 0.5</td>")
-    assert page.index('scope="row">512, best</th>') < best < page.index('scope="row">1,024</th>') < last
+    first, second = (page.index(f'scope="row">{row}</th>') for row in ("512, best", "1,024"))
+    assert first < best < second < last
 
 
 def evaluation(name: str) -> Evaluation:

@@ -45,7 +45,8 @@ _LOSS_SWING: Final = 3.0
 
 _MEANINGS: Final = {
     "too early to tell": "All runs look alike in their first steps.",
-    "healthy": "Nothing is wrong: by what was measured, samples are as near to the data as reals.",
+    "healthy": "Nothing is wrong, and by the quick measurements below samples are almost as near "
+    "to the data as reals. `gantrain evaluate` measures more closely.",
     "still learning": "Nothing is wrong, but samples are not yet as near to the data as reals: let "
     "the run go on or, when it has ended, give a larger `--total-images`.",
 }

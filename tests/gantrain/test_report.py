@@ -84,7 +84,7 @@ def test_each_chart_of_a_run_says_what_to_look_for(data: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("energy_distance", "state", "meaning"),
     [
-        (0.0, "healthy", "Nothing is wrong: by what was measured, samples are as near"),
+        (0.0, "healthy", "<code>gantrain evaluate</code> measures more closely."),
         (0.02, "still learning", "give a larger <code>--total-images</code>."),
     ],
 )

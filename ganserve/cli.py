@@ -26,6 +26,7 @@ from ganserve.config import ServerConfig
 from ganserve.flag_names import (
     describe_error,
     parse_arguments,
+    spell_file,
     spell_flags,
     spell_request,
     spell_subject,
@@ -183,7 +184,7 @@ def _connected(command: Generate | Models, model: str = "") -> Iterator["Client"
     except BrokenPipeError:
         raise  # of the output: `main` knows
     except (CallError, OSError, ValueError) as error:
-        raise CommandError(str(error)) from error
+        raise CommandError(spell_file(error, vars(command))) from error
 
 
 def _security(command: Generate | Models | LoadTest) -> "ChannelSecurity":
@@ -244,7 +245,7 @@ def _load_test(command: LoadTest) -> None:
     except BrokenPipeError:
         raise  # of the output: `main` knows
     except (OSError, ValueError, ImportError) as error:
-        raise CommandError(str(error)) from error
+        raise CommandError(spell_file(error, vars(command))) from error
     _judge(reports)
     if failure is not None:
         raise CommandError(failure)

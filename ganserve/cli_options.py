@@ -169,7 +169,8 @@ class Generate(BaseModel):
     seeds: SeedList = Field(description="One image a seed, such as 0,7,12-15.")
     class_labels: LabelList = Field(
         default=(),
-        description="Classes for a conditional model, such as 0-9: one for all or one a seed.",
+        description="Classes for a conditional model, such as 0-9: one for all or one a seed. 0 is "
+        "the first of class_names in `ganserve models --json`.",
     )
     truncation: float | None = Field(
         default=None,

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 from pydantic_core import ErrorDetails
 
@@ -108,6 +109,16 @@ def spell_request(command: str, message: str) -> str:
     """Name the flag where a message of the server or the client is about a field of a request."""
     flags = _REQUEST_FLAGS.get(command, {})
     return _SUBJECT.sub(lambda match: flags.get(match[1], match[0]), message)
+
+
+def spell_file(error: Exception, settings: Mapping[str, object]) -> str:
+    """Name the flags that a file was given with which the system refuses, where one was."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    given = {name: value for name, value in settings.items() if isinstance(value, str | Path)}
+    file = Path(error.filename)
+    flags = [f"--{name.replace('_', '-')}" for name in given if Path(given[name]) == file]
+    return f"{', '.join(flags)}: {file}: {error.strerror}" if flags else f"{file}: {error.strerror}"
 
 
 def _spell_flag(command: str, field: str) -> str:

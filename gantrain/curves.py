@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -74,6 +74,47 @@ CHARTS = (
     ),
     Chart("Learning rate", {"lr": ""}),
 )
+
+# What a chart shows and what to look for, by its title, for readers who know little of GANs.
+MEANINGS: Final = {
+    "Losses": "What each network tries to lower. They pull against each other, so neither need "
+    "fall; steady levels are good.",
+    "Discriminator accuracy": "How often the discriminator is right. Far above the band it teaches "
+    "the generator little (a Wasserstein critic may be there); near 50 % it guesses.",
+    "Mean absolute error": "How far the discriminator's scores are from what each network wants. "
+    "Discriminator: 0 is always right and sure, 0.5 guesses. Generator: near 1 no fake passes for "
+    "real.",
+    "Gradient norm": "How hard the loss pulls at the weights. Growth without end is divergence.",
+    "Logits": "The discriminator's output before it becomes a score. The further apart the lines, "
+    "the surer it is.",
+    "Logit size": "How large that output is. Growth without end is divergence.",
+    "Gradient penalties": "How steep the discriminator is, which the loss holds down.",
+    "Learning rate": "How far a step moves the generator's weights.",
+    "Diversity": "How much samples differ from each other. 1: as much as reals; below 0.5 they are "
+    "too alike.",
+    "Feature diversity": "The same by random features of the samples.",
+    "Duplicates": "Share of samples that have a near-duplicate among 256. Well above the data's: "
+    "the samples are alike.",
+    "Energy distance": "How far samples are from the data: 0 is alike, 1 has nothing in common. It "
+    "falls while a run learns.",
+    "Class coverage": "Share of the classes that appear among the samples. Without labels, "
+    "clusters stand for classes.",
+    "Class distance": "How far the shares of the classes are from the data's: 0 is alike, 1 has "
+    "nothing in common.",
+    "Dead pixels": "Share of pixels that are isolated dots.",
+    "Classifier accuracy": "How often the classes of unseen reals are recognised. What is said of "
+    "classes is no surer than this.",
+    "Training distance": "Distance of samples to the nearest training example. 1: as far as other "
+    "reals; near 0 they are copies.",
+    "Near training": "Share of samples that are nearer to a training example than 99 % of other "
+    "reals are. Well above the data's: examples are learned by heart.",
+    "Far from training": "Share of samples that are farther from all training examples than 99 % "
+    "of other reals are.",
+    "Copies": "Share of samples that are far nearer to one training example than to any other. "
+    "Well above the data's: examples are learned by heart.",
+    "Class histogram": "Share of each class in the samples, brighter for more; in brackets its "
+    "share in the data. Without labels, clusters stand for classes.",
+}
 
 
 def plot_curves(rows: Rows, class_names: Sequence[str] = ()) -> dict[str, str]:

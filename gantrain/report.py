@@ -20,7 +20,7 @@ from PIL import Image
 from gantrain.checkpoint import CHECKPOINT_SUFFIX, checkpoint_paths
 from gantrain.class_labels import spread_labels
 from gantrain.config import TrainConfig, flag
-from gantrain.curves import plot_curves
+from gantrain.curves import MEANINGS, plot_curves
 from gantrain.data.bad_data import list_some
 from gantrain.diagnosis.diagnostics import diagnose
 from gantrain.durable_files import atomic_write
@@ -100,9 +100,11 @@ def write_report(run_path: Path) -> Path:
             title: Markup(svg)  # noqa: S704 - drawn by matplotlib, which escapes texts
             for title, svg in plot_curves(rows, data.class_names).items()
         },
+        meanings=MEANINGS,
         quality=quality,
         quality_problem=find_outdated(quality, newest),
         evaluations=list_evaluations(run),
+        best=read_evaluation(run.best_checkpoint),
         networks={
             f"{name} ({getattr(config, name)})": counts
             for name, counts in count_weights(config, len(data.class_names)).items()

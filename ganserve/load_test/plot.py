@@ -42,7 +42,7 @@ def draw_sweep(result: "Sweep", target: Path) -> None:
         times = [point.latency_seconds[name] * 1000 for point in points]
         axes.plot(throughput, times, "o-", color=colour, markersize=4, label=f"latency {name}")
     _label_points(result, axes)
-    axes.set_yscale("log")
+    number_latencies(axes)
     axes.margins(x=0.08, y=0.12)
     axes.set_xlim(left=0)
     axes.set_xlabel("calls answered per second")
@@ -53,6 +53,16 @@ def draw_sweep(result: "Sweep", target: Path) -> None:
     axes.legend(loc="upper left")
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, format="png", dpi=120)
+
+
+def number_latencies(axes: "Axes") -> None:
+    """Make the vertical axis logarithmic, with plain numbers: 0.5, 1, 2, 5 and so on."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _label_points(result: "Sweep", axes: "Axes") -> None:

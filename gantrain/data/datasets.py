@@ -29,7 +29,7 @@ from gantrain.data.image_decoding import (
 )
 from gantrain.data.image_files import SMALLEST_SIDE, resize_colour, resize_grey, turn_grey
 from gantrain.data.image_folders import NAMES_SHOWN, Listing, find_problem, label, open_listing
-from gantrain.data.meant_sources import refuse_other_data
+from gantrain.data.meant_sources import refuse_other_data, suggest_source
 from gantrain.data.point_sets import POINT_SETS, PointSet, find_image_setting
 from gantrain.data.stacked_mnist import CLASS_NAMES, PREFIX, STACKED_KIND, stack_digits
 
@@ -207,6 +207,7 @@ def find_path(source: str) -> Path:
         f"{source!r}: no such data set, file or folder; known are {names}, or give the path of a "
         "folder with MNIST-format idx files, of CIFAR-10's binary files (folder, .tar.gz or "
         ".tar.xz), of a CelebA folder, or of a folder or .zip of images"
+        + suggest_source(path, [*NAMED_SOURCES, *POINT_SETS])
     )
 
 

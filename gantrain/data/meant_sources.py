@@ -1,4 +1,4 @@
-"""Hides which data were probably meant by a folder or zip that holds some, but no images."""
+"""Hides which data were probably meant by a path that is not there, or that holds no images."""
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -8,6 +8,7 @@ from gantrain.data.bad_data import DatasetError, list_some
 from gantrain.data.cifar_files import BINARY_FILES, PYTHON_FILES, PYTHON_VERSION
 from gantrain.data.idx_files import is_idx_file
 from gantrain.data.image_folders import natural_key
+from gantrain.typos import suggest
 
 PYTHON_NAMES: Final = frozenset((*PYTHON_FILES, "cifar-10-python.tar.gz"))
 SHOWN: Final = 3
@@ -33,6 +34,15 @@ def refuse_other_data(source: str, path: Path, names: Sequence[str]) -> None:
         )
     if any(PurePosixPath(name).name in PYTHON_NAMES for name in names):
         raise DatasetError(f"{source}: {PYTHON_VERSION}")
+
+
+def suggest_source(path: Path, names: Sequence[str]) -> str:
+    """`; is NEAREST meant?` of these names and of what lies beside a path that is not there."""
+    try:
+        beside = [entry.name for entry in path.parent.iterdir()]
+    except (OSError, ValueError):  # the last of a zero byte
+        beside = []
+    return suggest(path.name, [*names, *beside])
 
 
 def find_places(names: Sequence[str]) -> list[str]:

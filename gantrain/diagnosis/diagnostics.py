@@ -43,6 +43,14 @@ _EXPLODING: Final = 30.0
 _ACCURACY_SWING: Final = 0.5
 _LOSS_SWING: Final = 3.0
 
+_MEANINGS: Final = {
+    "too early to tell": "All runs look alike in their first steps.",
+    "healthy": "Nothing is wrong, and by the quick measurements below samples are almost as near "
+    "to the data as reals. `gantrain evaluate` measures more closely.",
+    "still learning": "Nothing is wrong, but samples are not yet as near to the data as reals: let "
+    "the run go on or, when it has ended, give a larger `--total-images`.",
+}
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -59,6 +67,11 @@ class Diagnosis:
 
     state: str  # short
     findings: tuple[Finding, ...]
+
+    @property
+    def meaning(self) -> str:
+        """A sentence about a state without findings, which speak for themselves."""
+        return _MEANINGS[self.state] if not self.findings else ""
 
 
 def diagnose(rows: Sequence[Row], config: TrainConfig) -> Diagnosis:

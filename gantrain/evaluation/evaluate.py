@@ -136,7 +136,10 @@ def evaluate_sampler(sampler: Sampler, name: str, yardstick: Yardstick, repeats:
         repeats=repeats,
         measurements=measurements,
         classes=count_by_class(data, labels, asked, space, yardstick.labels_of_data),
-        notes=(*take_notes(data, space), *doubt_numbers(measurements, count, yardstick.width)),
+        notes=(
+            *take_notes(data, space),
+            *doubt_numbers(measurements, count, len(yardstick.reals.reference), yardstick.width),
+        ),
     )
 
 
@@ -302,15 +305,20 @@ def take_notes(data: RealData, space: FeatureSpace) -> tuple[str, ...]:
 
 
 def doubt_numbers(
-    measurements: Mapping[str, Measurement], samples: int, width: int
+    measurements: Mapping[str, Measurement], samples: int, reals: int, width: int
 ) -> tuple[str, ...]:
-    """What not to take at its word, of so many samples on features of that width."""
+    """What not to take at its word, of so many samples and reals on features of that width."""
     notes = []
-    if samples < width and "frechet_distance" in measurements:
+    if min(samples, reals) < width and "frechet_distance" in measurements:
+        # Where there are as many reals as samples, more samples are held against more reals.
+        few, more = (
+            (f"reals ({reals:,})", "more data")
+            if reals < samples
+            else (f"samples ({samples:,})", "more --samples or, where it takes no more, more data")
+        )
         notes.append(
-            f"There are fewer samples ({samples:,}) than features ({width:,}), too few for the "
-            "Gaussians of the Frechet distance: it is far too large, for real images too; give "
-            "more --samples, or more data."
+            f"There are fewer {few} than features ({width:,}), too few for the Gaussians of the "
+            f"Frechet distance: it is far too large, for real images too; give {more}."
         )
     precision = measurements.get("precision")
     floor = precision.floor if precision is not None else None

@@ -130,7 +130,7 @@ class Evaluation(_Strict):
         asked = any(facts.recognised is not None for facts in self.classes.values())
         width = max(5, *(len(name) for name in self.classes))
         heading = f"{'class':<{width}}  {'samples':>8}  {'data':>8}"
-        lines = [heading + (f"  {'right':>8}  {'of data':>8}" if asked else "")]
+        lines = [heading + (f"  {'as asked':>8}  {'(real)':>8}" if asked else "")]
         for name, facts in [*self.classes.items()][:_CLASSES_SHOWN]:
             values: list[float | None] = [facts.share, facts.share_in_data]
             values += [facts.recognised, facts.recognised_of_data] if asked else []

@@ -97,6 +97,35 @@ async def test_a_list_that_cannot_be_written_is_an_error_of_one_line(
     assert errors.decode() == "ganserve models: [Errno 28] No space left on device\n"
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        pytest.param(["--tls-ca", "nope"], "--tls-ca: nope", id="authorities"),
+        pytest.param(["--token-file", "nope"], "--token-file: nope", id="token"),
+        pytest.param(
+            ["--tls-ca", __file__, "--tls-certificate", "nope", "--tls-key", "nope"],
+            "--tls-certificate, --tls-key: nope",
+            id="one-file-for-both",
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["generate", "models", "load-test"])
+def test_a_file_that_cannot_be_read_is_named_with_its_flag(command, flags, told, tmp_path, capsys):
+    asked = ["--seeds", "0", "--out", str(tmp_path / "a.png")] if command == "generate" else []
+    assert run([command, "--address", "localhost:1", *asked, *flags]) == 1
+    assert capsys.readouterr().err == f"ganserve {command}: {told}: No such file or directory\n"
+
+
+async def test_a_picture_that_cannot_be_written_is_named_with_its_flag(
+    repository, running_server, capsys
+):
+    async with running_server(repository) as server:
+        flags = ["--seeds", "0", "--out", "/proc/grid.png"]
+        assert await run_beside("generate", "--address", server.address, *flags) == 1
+    told = "ganserve generate: --out: /proc/grid.png: No such file or directory\n"
+    assert capsys.readouterr().err == told
+
+
 class Changing(image_generation_pb2_grpc.ImageGenerationServiceServicer):
     """A server whose newest version, or whose file of one version, is another after one call."""
 

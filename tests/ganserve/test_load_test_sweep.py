@@ -8,11 +8,12 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from ganserve.cli import run
 from ganserve.load_test.plan import LoadPlan
-from ganserve.load_test.plot import draw_sweep
+from ganserve.load_test.plot import draw_sweep, number_latencies
 from ganserve.load_test.report import LoadReport, Verification, make_report
 from ganserve.load_test.sweep import SweepLoads, find_knee, parse_sweep, render_sweep, sweep
 from tests.ganserve.slow_service import SlowService, running
@@ -261,6 +262,26 @@ def test_bad_usage_is_one_line_that_names_the_flag(flags, message, capsys):
     assert run(["load-test", "--address", "localhost:1", *flags]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"ganserve load-test: {message}")
+
+
+@pytest.mark.parametrize(
+    ("latencies", "numbers"),
+    [
+        pytest.param((0.4, 3), {"0.5", "1", "2"}, id="below-a-millisecond"),
+        pytest.param((3, 13), {"5", "10"}, id="within-a-decade"),
+        pytest.param((4, 3000), {"5", "10", "1000", "2000"}, id="decades"),
+    ],
+)
+def test_latencies_of_a_picture_are_plain_numbers(latencies: tuple[float, ...], numbers: set[str]):
+    figure = Figure()
+    axes = figure.add_subplot()
+    axes.plot([1, 2], latencies)
+    number_latencies(axes)
+    figure.draw_without_rendering()
+    labels = [*axes.get_yticklabels(), *axes.get_yticklabels(minor=True)]
+    written = {label.get_text() for label in labels} - {""}
+    assert numbers <= written
+    assert all(float(text) > 0 for text in written), "no powers of ten"
 
 
 def test_without_matplotlib_the_extra_is_named_before_any_load():

@@ -192,6 +192,24 @@ def spoil(folder):
     (folder / "dog" / "gone.png").symlink_to("nowhere.png")
 
 
+@pytest.mark.parametrize(
+    ("source", "meant"),
+    [
+        pytest.param("photo", "; is photos meant?", id="beside"),
+        pytest.param("digitz", "; is digits meant?", id="name"),
+        pytest.param("nothing/photo", "images", id="no-folder"),
+        pytest.param("elsewhere", "images", id="nothing-near"),
+    ],
+)
+def test_a_mistyped_source_is_asked_about(source: str, meant: str, tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for written in (source, f"{tmp_path}/{source}"):
+        with pytest.raises(DatasetError) as caught:
+            load_dataset(written)
+        assert str(caught.value).endswith(meant)
+
+
 @pytest.fixture
 def spoiled(tmp_path):
     for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
@@ -337,7 +355,7 @@ def test_a_source_that_is_there_but_cannot_be_read_is_not_called_missing(tmp_pat
     )
 
 
-@pytest.mark.parametrize("source", ["", "nowhere", "digitz", "/nowhere/at/all.zip", "zero\0byte"])
+@pytest.mark.parametrize("source", ["", "nowhere", "/nowhere/at/all.zip", "zero\0byte"])
 def test_an_unknown_source_lists_what_is_known(source):
     with pytest.raises(DatasetError) as caught:
         load_dataset(source)

@@ -87,30 +87,39 @@ def means(evaluation: Evaluation) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("samples", "precision", "notes"),
+    ("samples", "reals", "precision", "notes"),
     [
-        pytest.param(127, 0.6, ["fewer samples (127) than features (128)"], id="few"),
-        pytest.param(128, 0.69, [], id="enough"),
-        pytest.param(128, 1.0, ["Precision above that of real images is no praise"], id="praise"),
+        pytest.param(127, 127, 0.6, ["fewer samples (127) than features (128)"], id="few"),
+        pytest.param(1000, 60, 0.6, ["fewer reals (60) than features (128)"], id="few-reals"),
+        pytest.param(128, 128, 0.69, [], id="enough"),
+        pytest.param(128, 128, 1.0, ["Precision above that of real images is no pr"], id="praise"),
     ],
 )
 def test_numbers_that_say_less_than_they_seem_to_are_noted(
-    samples: int, precision: float, notes: list[str]
+    samples: int, reals: int, precision: float, notes: list[str]
 ):
     measurements = {
         "frechet_distance": Measurement(mean=5.0),
         "precision": Measurement(mean=precision, floor=0.6),
     }
-    found = doubt_numbers(measurements, samples, 128)
+    found = doubt_numbers(measurements, samples, reals, 128)
     assert len(found) == len(notes)
     assert all(note in told for note, told in zip(notes, found, strict=True))
-    assert doubt_numbers({"curve_distance": Measurement(mean=1.0)}, 1, 2) == ()
+    assert doubt_numbers({"curve_distance": Measurement(mean=1.0)}, 1, 1, 2) == ()
 
 
 def test_of_few_noisy_samples_an_evaluation_is_in_doubt(yardstick: Yardstick):
     few = Yardstick(yardstick.data, choose_reals(yardstick.data, 100), yardstick.space)
     found = evaluate_sampler(picture_sampler(DIGITS.images), "few", few, repeats=1)
     assert any("fewer samples (100) than features (128)" in note for note in found.notes)
+    few = replace(few.reals, samples=400)
+    found = evaluate_sampler(
+        picture_sampler(DIGITS.images),
+        "few reals",
+        Yardstick(yardstick.data, few, yardstick.space),
+        repeats=1,
+    )
+    assert any("fewer reals (100) than features (128)" in note for note in found.notes)
 
 
 def test_real_images_score_as_the_floor_says_and_are_found_out_as_copies(yardstick: Yardstick):
@@ -166,7 +175,7 @@ def test_classes_are_recognised_as_asked_or_not(
     assert recognised.floor == found.features.accuracy
     assert lowest - 0.05 <= found.classes["4"].recognised <= highest
     assert found.classes["4"].recognised_of_data > 0.9
-    assert "right" in found.describe()
+    assert re.search(r"class +samples +data +as asked +\(real\)", found.describe())
 
 
 def test_a_run_and_its_artifact_agree_and_the_same_command_says_the_same(

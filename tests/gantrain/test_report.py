@@ -70,6 +70,39 @@ def test_a_report_tells_the_state_the_diagnosis_and_the_settings(run: RunDirecto
     assert '<h2 id="quality">' not in page
 
 
+@pytest.mark.parametrize("data", ["digits", "ring8"])
+def test_each_chart_of_a_run_says_what_to_look_for(data: str, tmp_path: Path):
+    settings = {"data": data, "batch_size": 16, "threads": 1, "total_images": 128, "filters": 4}
+    train(resolve({**settings, "run_dir": tmp_path / "run"}))
+    page = write_report(tmp_path / "run").read_text()
+    charts = page.split('<div class="curves">')[1].split("</section>")[0].split("</figure>")[:-1]
+    titles = [re.search("<h3>(.*)</h3>", chart) for chart in charts]
+    assert len(charts) > 10
+    assert [title[1] for title, c in zip(titles, charts, strict=True) if "caption" not in c] == []
+
+
+@pytest.mark.parametrize(
+    ("energy_distance", "state", "meaning"),
+    [
+        (0.0, "healthy", "<code>gantrain evaluate</code> measures more closely."),
+        (0.02, "still learning", "give a larger <code>--total-images</code>."),
+    ],
+)
+def test_a_state_in_which_nothing_is_wrong_is_explained(
+    energy_distance: float, state: str, meaning: str, run: RunDirectory
+):
+    rows = [row for row in read_metrics(run.metrics_file) if "energy_distance" in row]
+    sound = {name: value for name, value in rows[-1].items() if name.endswith("_data")}
+    sound |= {name.removesuffix("_data"): value for name, value in sound.items()}
+    at_rest = {"diversity": 1.0, "feature_diversity": 1.0, "images_seen": 8192, "seconds": 1.0}
+    run.metrics_file.unlink()
+    distance = sound["energy_distance"] + energy_distance
+    append_metrics(run.metrics_file, sound | at_rest | {"energy_distance": distance})
+    page = report(run)
+    assert f'<p class="verdict">{state}</p>' in page
+    assert meaning in page
+
+
 def test_a_report_embeds_all_pictures_and_asks_for_nothing_else(run: RunDirectory):
     page = report(run)
     pictures = embedded(page)
@@ -248,9 +281,12 @@ def test_evaluations_of_single_checkpoints_are_a_table(run: RunDirectory):
         values["measurements"]["frechet_distance"]["mean"] = distance
         checkpoint = checkpoint_path(run.checkpoints, images_seen)  # the first is there no more
         write_evaluation(Evaluation.model_validate(values), checkpoint)
+        if images_seen == 512:
+            write_evaluation(Evaluation.model_validate(values), run.best_checkpoint)
     page = report(run)
     best, last = page.index("7.5 ± 0.5</td>"), page.index("12.25 ± 0.5</td>")
-    assert page.index('scope="row">512</th>') < best < page.index('scope="row">1,024</th>') < last
+    first, second = (page.index(f'scope="row">{row}</th>') for row in ("512, best", "1,024"))
+    assert first < best < second < last
 
 
 def evaluation(name: str) -> Evaluation:

@@ -573,6 +573,15 @@ def test_a_run_of_before_names_the_rate_that_was_its_default(tmp_path: Path):
         check_same_run(run, resolve({**wide, "lr": 0.00025}), facts)
 
 
+def test_a_rate_that_follows_from_another_setting_is_not_called_one_of_before(tmp_path: Path):
+    run, facts = RunDirectory(tmp_path), DataFacts("sha256:", 64, "test", ())
+    small = {"data": "", "run_dir": tmp_path, "image_size": 32, "channels": 3}
+    run.write(resolve({**small, "filters": 8, "lr": 0.002}), facts)
+    told = r"with --filters 8, asked for is 64; with --lr 0\.002, asked for is 0\.0005: give"
+    with pytest.raises(RunError, match=told):
+        check_same_run(run, resolve({**small, "lr": 0.0005}), facts)
+
+
 def test_checkpoints_that_nothing_says_the_run_of_are_not_resumed(small_run: Path, tmp_path: Path):
     run = shutil.copytree(small_run, tmp_path / "run")
     (run / "config.json").rename(tmp_path / "config.json")

@@ -4,6 +4,9 @@ import fcntl
 import logging
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,6 +16,7 @@ from gantrain.errors import RunError
 MODEL_FILE = "model.onnx"
 # Holds the highest number ever given; `ganserve` passes over what is no number. Exporters lock it.
 MARK_FILE = ".versions"
+_STAGING = ".staging-"  # begins the name of a folder whose file is still being written
 _DIGITS = 20  # always as many, so that a new number covers the old one whole
 _LARGEST_VERSION = 2**63 - 1  # that `ganserve` takes
 
@@ -28,16 +32,20 @@ def publish(artifact: bytes, repository: Path, name: str) -> Path:
         RunError: the repository cannot be written.
     """
     folder = repository / name
-    staging = folder / f".staging-{secrets.token_hex(8)}"
+    staging = folder / f"{_STAGING}{secrets.token_hex(8)}"
     try:
-        staging.mkdir(parents=True)
-        try:
-            write_durably(staging / MODEL_FILE, artifact)
-            fsync_folder(staging)
-            before = newest_version(folder)
-            target = claim_version(staging, folder)
-        finally:
-            discard(staging)
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked_mark(folder) as mark:
+            for left in folder.glob(_STAGING + "[0-9a-f]" * 16):  # by exporters that were killed
+                shutil.rmtree(left, ignore_errors=True)
+            staging.mkdir()
+            try:
+                write_durably(staging / MODEL_FILE, artifact)
+                fsync_folder(staging)
+                before = newest_version(folder)
+                target = claim_version(staging, folder, mark)
+            finally:
+                discard(staging)
         fsync_folder(folder)
     except OSError as error:
         raise RunError(
@@ -66,7 +74,16 @@ def holds(path: Path, content: bytes) -> bool:
         return False
 
 
-def claim_version(staging: Path, folder: Path) -> Path:
+@contextmanager
+def locked_mark(folder: Path) -> Iterator[BinaryIO]:
+    """The file that holds the highest number ever given, which one exporter at a time may have."""
+    descriptor = os.open(folder / MARK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+    with open(descriptor, "r+b", buffering=0) as mark:  # noqa: PTH123 - has no path
+        fcntl.flock(mark, fcntl.LOCK_EX)  # until it is closed, or this process ends
+        yield mark
+
+
+def claim_version(staging: Path, folder: Path, mark: BinaryIO) -> Path:
     """Rename the staged folder to the next number, once the mark that it is taken is on the disk.
 
     A crash between the two skips a number; the other way round a version that nobody remembers
@@ -75,26 +92,23 @@ def claim_version(staging: Path, folder: Path) -> Path:
     Raises:
         RunError: the highest number was given, or the mark holds none.
     """
-    descriptor = os.open(folder / MARK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
-    with open(descriptor, "r+b", buffering=0) as mark:  # noqa: PTH123 - has no path
-        fcntl.flock(mark, fcntl.LOCK_EX)  # until it is closed, or this process ends
-        while True:
-            number = max(newest_version(folder), read_mark(mark, folder / MARK_FILE)) + 1
-            if number > _LARGEST_VERSION:
-                raise RunError(
-                    f"{folder}: expected versions below 2^63, got {number - 1} as the newest: "
-                    "remove it, also from .versions, or use another name; nothing was published"
-                )
-            mark.seek(0)
-            mark.write(f"{number:0{_DIGITS}}\n".encode())
-            os.fsync(mark.fileno())
-            fsync_folder(folder)  # the mark may be new
-            target = folder / str(number)
-            try:
-                return staging.rename(target)
-            except OSError:
-                if not target.exists():  # else somebody put it there by hand: take the next
-                    raise
+    while True:
+        number = max(newest_version(folder), read_mark(mark, folder / MARK_FILE)) + 1
+        if number > _LARGEST_VERSION:
+            raise RunError(
+                f"{folder}: expected versions below 2^63, got {number - 1} as the newest: "
+                "remove it, also from .versions, or use another name; nothing was published"
+            )
+        mark.seek(0)
+        mark.write(f"{number:0{_DIGITS}}\n".encode())
+        os.fsync(mark.fileno())
+        fsync_folder(folder)  # the mark may be new
+        target = folder / str(number)
+        try:
+            return staging.rename(target)
+        except OSError:
+            if not target.exists():  # else somebody put it there by hand: take the next
+                raise
 
 
 def read_mark(mark: BinaryIO, path: Path) -> int:

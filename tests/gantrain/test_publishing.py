@@ -108,6 +108,23 @@ publish(b"lost", Path(sys.argv[1]), "name")
     assert publish(b"next", tmp_path, "name").parent.name == "3"
 
 
+def test_what_a_killed_exporter_left_is_removed_by_the_next(tmp_path: Path):
+    program = """
+import os, signal, sys
+from pathlib import Path
+from gantrain import publishing
+publishing.claim_version = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+publishing.publish(b"killed", Path(sys.argv[1]), "name")
+"""
+    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = (tmp_path / "name").glob(".staging-*")
+    assert (left / "model.onnx").read_bytes() == b"killed"
+    publish(b"content", tmp_path, "name")
+    assert versions(tmp_path / "name") == {"1": b"content"}
+    assert {path.name for path in (tmp_path / "name").iterdir()} == {"1", MARK_FILE}
+
+
 def test_a_mark_that_is_no_number_is_named(tmp_path: Path):
     publish(b"first", tmp_path, "name")
     mark = tmp_path / "name" / MARK_FILE

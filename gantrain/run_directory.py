@@ -173,8 +173,11 @@ def open_run(path: Path) -> Iterator[RunDirectory]:
         run.sheets.mkdir(exist_ok=True)
         lock = run.lock_file.open("w")
     except OSError as error:
+        reason = error.strerror
+        if path.is_symlink() and not path.exists():
+            reason = f"it is a link to {path.readlink()}, which is not there"
         raise RunError(
-            f"run directory {path} cannot be written: {error.strerror}; mend the folder or choose "
+            f"run directory {path} cannot be written: {reason}; mend the folder or choose "
             "another --run-dir"
         ) from error
     with lock:

@@ -69,7 +69,7 @@ def decode_image(data: bytes, image_size: int, channels: int) -> Picture:
         if min(width, height) < smallest:
             raise BadFileError(
                 f"too small: {width}x{height}, both sides need at least {smallest} pixels "
-                f"for image size {image_size}"
+                f"for --image-size {image_size}"
             )
         mode = image.mode
         try:

@@ -223,7 +223,7 @@ def test_bad_files_are_counted_and_the_first_are_named(spoiled):
         load_dataset(spoiled)
     assert str(caught.value) == (
         f"{spoiled}: 5 of 8 files cannot be used: cat/empty.png: empty: zero bytes, "
-        "cat/small.png: too small: 5x5, both sides need at least 8 pixels for image size 16, "
+        "cat/small.png: too small: 5x5, both sides need at least 8 pixels for --image-size 16, "
         "dog/gone.png: cannot be read: No such file or directory and 2 more; mend or remove them "
         f"(`gantrain data check {spoiled}` names all), or leave them out with "
         "--skip-bad-files, which `gantrain train` and `gantrain evaluate` take"

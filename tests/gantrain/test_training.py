@@ -862,6 +862,13 @@ def test_a_run_directory_that_cannot_be_written_is_refused_before_training(mount
             train(resolve({**SMALL, "run_dir": run_dir, "total_images": 16}))
 
 
+def test_a_run_directory_whose_link_leads_nowhere_is_said_to(tmp_path: Path):
+    link = tmp_path / "run"
+    link.symlink_to(tmp_path / "disk" / "run")
+    with pytest.raises(RunError, match=r"it is a link to .*disk/run, which is not there; mend"):
+        train(resolve({**SMALL, "run_dir": link, "total_images": 16}))
+
+
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path):
     with pytest.raises(RunError, match="--batch-size 4096: the data have only 1797 images"):
         train(resolve({**SMALL, "run_dir": tmp_path, "batch_size": 4096}))

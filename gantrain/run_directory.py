@@ -248,10 +248,10 @@ def _tell_change(name: str, old_config: TrainConfig, config: TrainConfig) -> str
     """What the run has of a setting, and what is asked for."""
     old, new = getattr(old_config, name), getattr(config, name)
     default = choose_lr(config) if name == "lr" else TrainConfig.model_fields[name].default
-    # Who asks for today's default has hardly chosen it, and may wonder what has changed. A rate
-    # that is today's for the run's other settings differs because they do.
-    follows = name == "lr" and old == choose_lr(old_config)
-    before = _EARLIER_DEFAULTS.get((name, old)) if new == default and not follows else None
+    # Who asks for today's default has hardly chosen it, and may wonder what has changed.
+    before = _EARLIER_DEFAULTS.get((name, old)) if new == default else None
+    if before and name == "lr" and old == choose_lr(old_config):
+        before = None  # it is today's for the run's other settings: it differs because they do
     origin = f" (the default before {before})" if before else ""
     has = f"no {flag(name)}" if old is None else spell(name, old)
     asked = "none" if new is None else spell(name, new) if isinstance(new, bool) else new

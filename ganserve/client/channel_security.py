@@ -50,15 +50,15 @@ class ChannelSecurity:
         if self.tls_ca is None:
             return None
         # Each is read before OpenSSL does so, whose errors do not name files that cannot be had.
-        content = Path(self.tls_ca).read_bytes()
+        paths = (self.tls_ca, self.tls_key, self.tls_certificate)
+        ca, key, certificate = (b"" if path is None else Path(path).read_bytes() for path in paths)
         _check_authorities(self.tls_ca)
-        authorities = take_blocks("tls_ca", CERTIFICATES, content)
+        authorities = take_blocks("tls_ca", CERTIFICATES, ca)
         if self.tls_certificate is None or self.tls_key is None:
             return grpc.ssl_channel_credentials(authorities)
-        contents = Path(self.tls_key).read_bytes(), Path(self.tls_certificate).read_bytes()
         _check_pair(self.tls_certificate, self.tls_key)
-        key = take_blocks("tls_key", KEYS, contents[0])
-        certificate = take_blocks("tls_certificate", CERTIFICATES, contents[1])
+        key = take_blocks("tls_key", KEYS, key)
+        certificate = take_blocks("tls_certificate", CERTIFICATES, certificate)
         return grpc.ssl_channel_credentials(authorities, key, certificate)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:

@@ -50,7 +50,7 @@ def paeth(left, above, corner):
     return (left, above, corner)[distances.index(min(distances))]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(st.integers(1, 5), st.integers(1, 6), st.sampled_from([1, 3])),
     values=st.sampled_from([(0, 255), (0, 1, 2, 3), (100, 101, 103, 106), tuple(range(256))]),

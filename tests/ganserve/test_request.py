@@ -284,7 +284,7 @@ def test_files_go_into_one_message_with_their_seeds_and_lengths(monkeypatch):
     check_files(files)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=60))
 def test_any_message_is_either_sound_or_refused(content):
     request = pb.GenerateImagesRequest()

@@ -150,6 +150,7 @@ def test_a_run_that_was_cut_short_as_it_measured_itself_does_so_when_it_resumes(
     assert run.best_checkpoint.samefile(newest)
 
     caplog.set_level(logging.INFO)
+    caplog.clear()
     train(again)
     assert not [told for told in caplog.messages if "distance" in told], "it is measured already"
 

@@ -15,7 +15,7 @@ from ganserve.latents import draw_latents, interpolate_latents, truncate
 from ganserve.models.model import Model
 from ganserve.repository.versions import ModelState
 from ganserve.v1 import image_generation_pb2 as pb
-from tests.ganserve.conftest import connected, eventually, failure, metric, settle
+from tests.ganserve.conftest import connected, eventually, failure, metric, retry_seconds, settle
 from tests.ganserve.silent_reader import silent_reader
 from tests.ganserve.tiny import publish, reveal_pixels, write_artifact
 
@@ -106,6 +106,17 @@ async def test_ranges_latents_and_interpolations_are_generated(repository, runni
     assert (pixels_of(by_range) == expected(3, 4)).all()
     assert by_latents.pixels == by_range.pixels
     assert (pixels_of(by_walk) == reveal_pixels(walk)).all()
+
+
+async def test_latents_of_seeds_are_truncated(repository, running_server):
+    latents = truncate(draw_latents(np.array([3, 4], np.uint64), 4), 0.5)
+    message = request(3, 4, truncation=0.5)
+    async with running_server(repository, chunk_bytes=48) as server, connected(server) as stub:
+        whole = await stub.GenerateImages(message)
+        chunks = [reply async for reply in stub.StreamImages(message)]
+    assert (pixels_of(whole) == reveal_pixels(latents)).all()
+    assert len(chunks) == 2
+    assert b"".join(chunk.pixels for chunk in chunks) == whole.pixels
 
 
 async def test_a_conditional_model_takes_labels(tmp_path, running_server):
@@ -280,6 +291,7 @@ async def test_more_than_the_encoder_keeps_up_with_is_refused(tmp_path, running_
         async with asyncio.timeout(60):
             await asyncio.gather(*(ask() for _ in range(8)))
         assert {error.code() for error in refusals} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert all(retry_seconds(error) > 0 for error in refusals)
         assert (await stub.GenerateImages(request(1))).count == 1  # RAW needs no encoder
         assert len({tuple(images) for images in answers}) == 1
 

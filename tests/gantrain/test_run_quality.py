@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,26 @@ import pytest
 import torch
 from PIL import Image
 
-from gantrain.checkpoint import checkpoint_path, checkpoint_paths, load_checkpoint
+from gantrain.checkpoint import (
+    TrainState,
+    checkpoint_path,
+    checkpoint_paths,
+    load_checkpoint,
+)
+from gantrain.config import TrainConfig
 from gantrain.data.datasets import load_dataset
-from gantrain.errors import RunError
+from gantrain.errors import Interrupted, RunError
 from gantrain.evaluation.results import (
     Evaluation,
     evaluation_file,
     read_evaluation,
     write_evaluation,
 )
+from gantrain.optimizers import update_ema
 from gantrain.presets import resolve
 from gantrain.run_directory import RunDirectory
 from gantrain.sampling import load_run_generator
+from gantrain.training import loop
 from gantrain.training.loop import train
 from gantrain.training.run_quality import RunQuality
 from tests.gantrain.conftest import SMALL
@@ -157,6 +166,34 @@ def test_a_run_that_was_cut_short_as_it_measured_itself_does_so_when_it_resumes(
     write_evaluation(Evaluation(**{**found.model_dump(), "generator": others}), newest)
     train(again)
     assert read_evaluation(newest) == found
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "measured"),
+    [
+        pytest.param(1280, True, id="where a checkpoint was to be measured"),
+        pytest.param(768, False, id="elsewhere"),
+    ],
+)
+def test_a_run_that_is_asked_to_stop_measures_no_checkpoint_until_it_resumes(
+    stop_at: int, measured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def update_and_stop(state: TrainState, config: TrainConfig) -> None:
+        update_ema(state, config)
+        if state.images_seen == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+
+    settings = {"data": "ring8", "run_dir": tmp_path / "run", "threads": 1, "filters": 4}
+    config = resolve({**settings, "total_images": 2560, "evaluate_every": 1280})
+    saved = checkpoint_path(RunDirectory(tmp_path / "run").checkpoints, stop_at)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "update_ema", update_and_stop)
+        with pytest.raises(Interrupted):
+            train(config)
+    assert saved.exists()
+    assert read_evaluation(saved) is None
+    train(config)
+    assert (read_evaluation(saved) is not None) == measured
 
 
 def test_points_are_measured_by_their_modes(tmp_path: Path):

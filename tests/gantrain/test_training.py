@@ -384,6 +384,13 @@ def test_metrics_and_samples_tell_of_the_run(small_run: Path):
         assert min(grid.size) >= 512
 
 
+def test_a_run_tells_its_status_with_each_row(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, logger="gantrain")
+    train(resolve({**SMALL, "run_dir": tmp_path / "run", "total_images": 64, "log_every": 32}))
+    told = [text for text in caplog.messages if re.match(r"\d+/64 images, \d+ images/s, ", text)]
+    assert [text.partition("/")[0] for text in told] == ["32", "64"]
+
+
 def test_training_moves_both_networks_and_the_average_lags_behind():
     config = settled()
     state = create_state(config, torch.device("cpu"), class_count=0)

@@ -208,6 +208,8 @@ def test_a_run_that_is_killed_after_a_rollback_goes_on_as_if_it_had_not_been(
     kills = True
     with pytest.raises(Killed):
         train(settings("dcgan", tmp_path / "killed", **more))
+    (newest,) = checkpoint_paths(tmp_path / "killed" / "checkpoints")
+    assert load_checkpoint(newest)["rollbacks"] == 1, "it need not diverge once more to go back"
     kills = False
     resumed = train(settings("dcgan", tmp_path / "killed", **more))
     assert whole.rollbacks == resumed.rollbacks == 2

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gantrain.checkpoint import TrainState, checkpoint_paths, load_checkpoint
+from gantrain.checkpoint import ASTRAY_SUFFIX, TrainState, checkpoint_paths, load_checkpoint
 from gantrain.cpus import usable_cpus
 from gantrain.data.datasets import Dataset
 from gantrain.errors import RunError
@@ -33,7 +33,7 @@ from gantrain.run_log import Stopwatch
 from gantrain.sampling import generate, load_run_generator
 from gantrain.training import loop
 from gantrain.training.loop import create_step, train
-from gantrain.training.recovery import Diverged, check_bounds
+from gantrain.training.recovery import Diverged, check_bounds, refuse_lost_checkpoints
 from gantrain.training.run_setup import choose_device, create_state, load_labels
 from gantrain.training.step_means import gradient_norm
 from gantrain.training.steps import discriminator_step, generate_fakes, generator_step
@@ -213,6 +213,13 @@ def test_a_run_that_has_lost_its_checkpoints_does_not_start_over(small_run: Path
     assert train(resolve({**SMALL, "run_dir": run_dir, "total_images": 1040})).images_seen == 1040
 
 
+def test_a_run_whose_checkpoints_were_all_set_aside_may_start_over(small_run: Path, tmp_path: Path):
+    run = RunDirectory(shutil.copytree(small_run, tmp_path / "run"))
+    for path in checkpoint_paths(run.checkpoints):
+        path.rename(f"{path}{ASTRAY_SUFFIX}")
+    refuse_lost_checkpoints(run)
+
+
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
@@ -386,9 +393,10 @@ def test_metrics_and_samples_tell_of_the_run(small_run: Path):
 
 def test_a_run_tells_its_status_with_each_row(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO, logger="gantrain")
-    train(resolve({**SMALL, "run_dir": tmp_path / "run", "total_images": 64, "log_every": 32}))
+    train(resolve({**SMALL, "run_dir": tmp_path / "run", "total_images": 64}))
     told = [text for text in caplog.messages if re.match(r"\d+/64 images, \d+ images/s, ", text)]
-    assert [text.partition("/")[0] for text in told] == ["32", "64"]
+    positions = [int(text.partition("/")[0]) for text in told]
+    assert positions == [row["images_seen"] for row in read_metrics(tmp_path / "run")]
 
 
 def test_training_moves_both_networks_and_the_average_lags_behind():
@@ -755,6 +763,14 @@ def test_a_broken_weight_is_named():
     with pytest.raises(Diverged, match=r"generator_loss became nan.*generator\.project\.weight"):
         check_bounds({"discriminator_loss": 0.1, "generator_loss": float("nan")}, state)
     with pytest.raises(Diverged, match=r"^weights became nan.*\(.*generator\.project\.weight\)"):
+        check_bounds({"discriminator_loss": 0.1}, state)
+
+
+def test_a_broken_weight_of_the_average_is_named_too():
+    state = create_state(settled(), torch.device("cpu"), class_count=0)
+    with torch.no_grad():
+        state.generator_ema.project.weight[0, 0] = torch.nan
+    with pytest.raises(Diverged, match=r"\(.*generator_ema\.project\.weight\)"):
         check_bounds({"discriminator_loss": 0.1}, state)
 
 

@@ -111,11 +111,25 @@ def test_a_worse_checkpoint_leaves_the_best_and_a_better_one_takes_its_place(
     assert caplog.messages[-1].endswith("after 1024 images")
 
 
+def update(values: dict, changes: dict) -> None:
+    """Change values within values."""
+    for name, change in changes.items():
+        if isinstance(change, dict):
+            update(values[name], change)
+        else:
+            values[name] = change
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param({"measurements": {"training_distance": 0.5}}, id="copies of training images"),
-        pytest.param({"samples": 500}, id="measured in another way"),
+        pytest.param(
+            {"measurements": {"training_distance": {"mean": 0.5}}}, id="copies of training images"
+        ),
+        pytest.param({"samples": 500}, id="fewer samples"),
+        pytest.param({"data": {"fingerprint": "sha256:others"}}, id="other data"),
+        pytest.param({"data": {"reals": "others"}}, id="other reals"),
+        pytest.param({"features": {"accuracy": 0.5}}, id="another classifier"),
     ],
 )
 def test_what_cannot_be_called_better_does_not_stay_the_best(
@@ -133,9 +147,7 @@ def test_what_cannot_be_called_better_does_not_stay_the_best(
     write_evaluation(Evaluation.model_validate(values), run.best_checkpoint)
     quality.evaluate(newest)
     assert run.best_checkpoint.samefile(oldest)
-    for name, mean in change.get("measurements", {}).items():
-        values["measurements"][name]["mean"] = mean
-    values["samples"] = change.get("samples", values["samples"])
+    update(values, change)
     write_evaluation(Evaluation.model_validate(values), run.best_checkpoint)
     quality.evaluate(newest)
     assert run.best_checkpoint.samefile(newest)

@@ -217,6 +217,36 @@ def test_a_graph_whose_images_depend_on_the_batch_is_refused(run_dir: Path, grap
         prove(dependent.SerializeToString(), run.generator, Inputs(8), min_psnr=20)
 
 
+def test_a_graph_whose_images_depend_on_their_place_is_refused(
+    run_dir: Path, graph: onnx.ModelProto
+):
+    dependent = onnx.ModelProto()
+    dependent.CopyFrom(graph)
+    nodes, helper = dependent.graph.node, onnx.helper
+    for node in nodes:
+        node.input[:] = ["moved" if name == "latents" else name for name in node.input]
+    numbers = {"zero": 0, "one": 1}
+    kind = onnx.TensorProto.INT64
+    dependent.graph.initializer.extend(
+        helper.make_tensor(name, kind, [], [value]) for name, value in numbers.items()
+    )
+    dependent.graph.initializer.append(helper.make_tensor("column", kind, [2], [-1, 1]))
+    for node in reversed(
+        [
+            helper.make_node("Shape", ["latents"], ["shape"]),
+            helper.make_node("Gather", ["shape", "zero"], ["batch"]),
+            helper.make_node("Range", ["zero", "batch", "one"], ["places"]),
+            helper.make_node("Reshape", ["places", "column"], ["rows"]),
+            helper.make_node("Cast", ["rows"], ["by"], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Add", ["latents", "by"], ["moved"]),
+        ]
+    ):
+        nodes.insert(0, node)
+    run = load_run_generator(run_dir)
+    with pytest.raises(RunError, match=r"in a batch of \d+ differ from those in a batch of 64"):
+        prove(dependent.SerializeToString(), run.generator, Inputs(8), min_psnr=0)
+
+
 def test_the_change_of_the_frechet_distance_is_measured_where_the_data_are(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):

@@ -16,6 +16,7 @@ from gantrain.export.frechet_change import frechet_change
 from gantrain.export.integer_graph import Layer, find_layers, to_integers
 from gantrain.export.onnx_graph import to_onnx
 from gantrain.export.precision_distance import (
+    CALIBRATION,
     MEASURED,
     Inputs,
     measure_distance,
@@ -32,6 +33,7 @@ from gantrain.sampling import (
     generate,
     load_run_generator,
     open_sampler,
+    open_session,
 )
 from gantrain.training.loop import train
 
@@ -122,6 +124,19 @@ def test_exporting_twice_gives_the_same_bytes(
     kind, path = reduced
     again = export_run(run_dir, tmp_path, "digits", precision=kind, min_psnr=40, frechet_samples=0)
     assert again.read_bytes() == path.read_bytes()
+
+
+def test_ranges_and_means_are_of_all_calibration_images(graph: onnx.ModelProto):
+    ranges = calibrate(graph, find_layers(graph), Inputs(8))
+    observed = onnx.ModelProto()
+    observed.CopyFrom(graph)
+    observed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in ranges)
+    latents, _ = Inputs(8).draw(CALIBRATION)
+    found = open_session(observed.SerializeToString()).run([*ranges], {"latents": latents})
+    for of, values in zip(ranges.values(), found, strict=True):
+        assert of.lowest == pytest.approx(values.min(), abs=1e-4)
+        assert of.highest == pytest.approx(values.max(), abs=1e-4)
+        assert of.means == pytest.approx(values.mean(0), abs=1e-4)
 
 
 def test_layers_go_back_to_float_until_the_images_are_near_enough(graph: onnx.ModelProto):

@@ -974,6 +974,15 @@ def test_the_same_command_trains_on_cuda(tmp_path: Path):
     assert load_run_generator(tmp_path).images_seen == 256
 
 
+def test_a_run_has_the_threads_that_are_asked_for(tmp_path: Path):
+    before = torch.get_num_threads()
+    try:
+        train(resolve({**SMALL, "run_dir": tmp_path, "total_images": 16, "threads": 3}))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_threads_default_to_the_cpus_this_process_may_use(tmp_path: Path):
     before = torch.get_num_threads()
     try:

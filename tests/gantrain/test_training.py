@@ -974,6 +974,15 @@ def test_the_same_command_trains_on_cuda(tmp_path: Path):
     assert load_run_generator(tmp_path).images_seen == 256
 
 
+def test_each_rollback_brings_another_order_of_the_data():
+    state, device = create_state(settled(), torch.device("cpu"), class_count=0), torch.device("cpu")
+    orders = set()
+    for state.rollbacks in range(4):
+        order = loop.data_order(1000, settled(), state, device)
+        orders.add(tuple(order.indices(0).tolist()))
+    assert len(orders) == 4
+
+
 def test_a_run_has_the_threads_that_are_asked_for(tmp_path: Path):
     before = torch.get_num_threads()
     try:

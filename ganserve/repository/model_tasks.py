@@ -62,7 +62,6 @@ class ModelTasks:
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         self._tasks.clear()
-        self._found.clear()
 
     def _end(self, task: asyncio.Task[None]) -> None:
         if not self.names and not task.cancelled() and task.exception() is None:

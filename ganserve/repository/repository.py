@@ -123,7 +123,7 @@ class Repository:
     ) -> None:
         """Bring each model up to what a scan found; those whose folders are unreadable stay."""
         index = self.index
-        known = {*index.serving_names, *(version.name for version in index.versions)}
+        known = {version.name for version in index.versions}
         index.names = sorted({*found, *(name for name in index.names if name in unreadable)})
         for name in sorted({*found, *known, *self._tasks.names} - {*unreadable}):
             self._tasks.begin(name, found.get(name, []))

@@ -12,6 +12,8 @@ from urllib.request import urlopen
 
 import grpc
 import pytest
+from google.rpc.error_details_pb2 import RetryInfo
+from grpc_status import rpc_status
 from prometheus_client.parser import text_string_to_metric_families
 
 from ganserve.config import ServerConfig
@@ -148,6 +150,13 @@ async def failure(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await call
     return error.value
+
+
+def retry_seconds(error: grpc.aio.AioRpcError) -> float:
+    """After how long a call that was refused may come again."""
+    delay = RetryInfo()
+    assert rpc_status.from_call(error).details[0].Unpack(delay)
+    return delay.retry_delay.ToNanoseconds() / 1e9
 
 
 async def code_of(call: Awaitable[Any]) -> grpc.StatusCode:

@@ -176,6 +176,15 @@ async def test_the_other_protocol_is_logged_alike(repository, running_server):
     assert (line["model"], line["version"], line["images"]) == ("tiny", 1, 2)
 
 
+async def test_a_stream_is_logged_alike(repository, running_server):
+    with logging_as_json() as lines:
+        async with running_server(repository) as server, connected(server) as stub:
+            _ = [reply async for reply in stub.StreamImages(request(2))]
+    (line,) = of_calls(lines)
+    assert line["method"] == "ganserve.v1.ImageGenerationService/StreamImages"
+    assert (line["model"], line["version"], line["images"]) == ("tiny", 1, 2)
+
+
 async def test_where_the_address_of_a_peer_ends_is_seen_with_ipv6_too(repository, running_server):
     with logging_as_json() as lines:
         async with running_server(repository, host="::1") as server, connected(server) as stub:

@@ -527,6 +527,32 @@ async def test_where_a_file_was_replaced_the_one_that_serves_is_described(tmp_pa
                 assert repository.index.describe("tiny", number).state is ModelState.READY
 
 
+async def test_a_removed_model_shows_no_state_though_a_call_goes_on(tmp_path):
+    path = write_artifact(tmp_path)
+    async with opened(tmp_path) as repository:
+        await repository.refresh()
+        with repository.index.use("tiny", 1):
+            remove(path)
+            await repository.refresh()
+            assert states(repository) == [("tiny", 1, "RETIRING")]
+            for name in ("ganserve_model_ready", "ganserve_model_failed_versions"):
+                assert sample(repository, name, model="tiny") is None
+
+
+async def test_a_version_that_comes_back_while_its_last_call_goes_on_serves_again(tmp_path):
+    root, aside = tmp_path / "models", tmp_path / "aside"
+    write_artifact(root)
+    async with opened(root) as repository:
+        await repository.refresh()
+        with repository.index.use("tiny", 1):
+            (root / "tiny").rename(aside)
+            await repository.refresh()
+            assert states(repository) == [("tiny", 1, "RETIRING")]
+            aside.rename(root / "tiny")  # the same file as before
+            await repository.refresh()
+            assert states(repository) == [("tiny", 1, "RETIRING"), ("tiny", 1, "READY")]
+
+
 async def test_where_none_serves_the_file_on_disk_is_described(tmp_path):
     path = write_artifact(tmp_path)
     async with opened(tmp_path) as repository:

@@ -13,11 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from google.rpc.error_details_pb2 import RetryInfo
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from grpc_status import rpc_status
 
 from ganserve.cli import run
 from ganserve.client import AsyncClient, CallError, Client
@@ -30,7 +28,15 @@ from ganserve.transport import calls_under_way, unfinished_requests
 from ganserve.v1 import image_generation_pb2 as pb
 from ganserve.v1.image_generation_pb2_grpc import ImageGenerationServiceStub
 from tests.ganserve.certificates import AROUND, Authority
-from tests.ganserve.conftest import code_of, connected, eventually, failure, fetch, metric
+from tests.ganserve.conftest import (
+    code_of,
+    connected,
+    eventually,
+    failure,
+    fetch,
+    metric,
+    retry_seconds,
+)
 from tests.ganserve.silent_reader import silent_reader
 from tests.ganserve.tiny import write_artifact
 
@@ -93,12 +99,6 @@ def bearer(token):
 async def secured(server, **files):
     async with open_async_channel(server.address, ChannelSecurity(**files), []) as channel:
         yield ImageGenerationServiceStub(channel)
-
-
-def retry_seconds(error):
-    info = RetryInfo()
-    assert rpc_status.from_call(error).details[0].Unpack(info)
-    return info.retry_delay.ToNanoseconds() / 1e9
 
 
 class TestTls:

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import hashlib
 import io
 import re
@@ -15,7 +16,7 @@ from ganserve.latents import draw_latents, interpolate_latents, truncate
 from ganserve.models.model import Model
 from ganserve.repository.versions import ModelState
 from ganserve.v1 import image_generation_pb2 as pb
-from tests.ganserve.conftest import connected, eventually, failure, metric, settle
+from tests.ganserve.conftest import connected, eventually, failure, metric, retry_seconds, settle
 from tests.ganserve.silent_reader import silent_reader
 from tests.ganserve.tiny import publish, reveal_pixels, write_artifact
 
@@ -106,6 +107,17 @@ async def test_ranges_latents_and_interpolations_are_generated(repository, runni
     assert (pixels_of(by_range) == expected(3, 4)).all()
     assert by_latents.pixels == by_range.pixels
     assert (pixels_of(by_walk) == reveal_pixels(walk)).all()
+
+
+async def test_latents_of_seeds_are_truncated(repository, running_server):
+    latents = truncate(draw_latents(np.array([3, 4], np.uint64), 4), 0.5)
+    message = request(3, 4, truncation=0.5)
+    async with running_server(repository, chunk_bytes=48) as server, connected(server) as stub:
+        whole = await stub.GenerateImages(message)
+        chunks = [reply async for reply in stub.StreamImages(message)]
+    assert (pixels_of(whole) == reveal_pixels(latents)).all()
+    assert len(chunks) == 2
+    assert b"".join(chunk.pixels for chunk in chunks) == whole.pixels
 
 
 async def test_a_conditional_model_takes_labels(tmp_path, running_server):
@@ -280,6 +292,7 @@ async def test_more_than_the_encoder_keeps_up_with_is_refused(tmp_path, running_
         async with asyncio.timeout(60):
             await asyncio.gather(*(ask() for _ in range(8)))
         assert {error.code() for error in refusals} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert all(retry_seconds(error) > 0 for error in refusals)
         assert (await stub.GenerateImages(request(1))).count == 1  # RAW needs no encoder
         assert len({tuple(images) for images in answers}) == 1
 
@@ -463,15 +476,24 @@ async def test_a_fault_ahead_is_raised_in_its_turn():
 
 
 async def test_a_fault_ahead_that_nobody_waits_for_is_silent():
+    loop, told = asyncio.get_running_loop(), []
+    loop.set_exception_handler(lambda _, context: told.append(context))
+
     async def make(start):
         if start:
-            raise ArithmeticError("ahead")
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:  # a fault before that is silenced by the cancelling
+                raise ArithmeticError("ahead") from None
         return "reply"
 
     replies = prefetch(make, range(3))
     await anext(replies)
     await asyncio.sleep(0)
     await replies.aclose()
+    del replies
+    gc.collect()
+    assert told == []
 
 
 async def test_images_of_a_stream_are_counted_as_they_are_taken(tmp_path, running_server):

@@ -23,10 +23,11 @@ def state_at(images_seen: int) -> TrainState:
 
 def test_a_saved_state_comes_back(tmp_path: Path):
     state, other = state_at(64), state_at(0)
-    state.seconds = 1.5
+    state.seconds, state.rollbacks, state.rolled_back_to = 1.5, 2, 32
     path = save_checkpoint(state, tmp_path, keep=1)
     other.load_state_dict(load_checkpoint(path))
     assert (other.images_seen, other.seconds) == (64, 1.5)
+    assert (other.rollbacks, other.rolled_back_to) == (2, 32)
     assert torch.equal(other.generator.weight, state.generator.weight)
 
 

@@ -153,6 +153,13 @@ def test_a_ball_ends_with_its_border(far: int):
     assert found.coverage == pytest.approx(2 / 6)
 
 
+@pytest.mark.parametrize("count", [8, 100])
+def test_distances_of_points_are_exact_however_many(count: int):
+    places = torch.arange(count).double()[:, None] / 1024
+    steps = (places - places.T).abs()
+    assert torch.equal(distances.pairwise_distances(places + 2**20, places + 2**20), steps)
+
+
 def test_like_samples_score_high_and_the_same_ones_highest():
     reals, others = gaussian(500, 4, 0), gaussian(500, 4, 1)
     same = Neighbourhoods(reals).measure(reals)

@@ -1,6 +1,7 @@
 """Every preset trains, resumes to the same bits, and shows what it makes."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -156,8 +157,9 @@ def test_rows_and_sheets_show_what_the_tutorials_show(tmp_path: Path):
 
 
 def test_a_run_that_diverges_goes_back_with_a_lower_learning_rate_and_another_order(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, capsys
 ):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     more = {"log_every": 4, "checkpoint_every": 8, "on_divergence": "rollback", "filters": 4}
     config = settings("dcgan", tmp_path / "run", total_images=8, **more)
     train(config)
@@ -170,6 +172,8 @@ def test_a_run_that_diverges_goes_back_with_a_lower_learning_rate_and_another_or
     assert f"it is set aside as {aside}" in caplog.text
     assert load_checkpoint(aside)["images_seen"] == 8
     assert "Rolling back to 0 images with 0.25 of the learning rate" in caplog.text
+    *_, shown = capsys.readouterr().err.rstrip().rpartition("\r")
+    assert "48.0/48.0" in shown, "the progress bar went back, too"
     assert state.rollbacks == 2
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [row["images_seen"] for row in rows] == sorted({row["images_seen"] for row in rows})
@@ -204,6 +208,8 @@ def test_a_run_that_is_killed_after_a_rollback_goes_on_as_if_it_had_not_been(
     kills = True
     with pytest.raises(Killed):
         train(settings("dcgan", tmp_path / "killed", **more))
+    (newest,) = checkpoint_paths(tmp_path / "killed" / "checkpoints")
+    assert load_checkpoint(newest)["rollbacks"] == 1, "it need not diverge once more to go back"
     kills = False
     resumed = train(settings("dcgan", tmp_path / "killed", **more))
     assert whole.rollbacks == resumed.rollbacks == 2

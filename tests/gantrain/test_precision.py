@@ -16,6 +16,7 @@ from gantrain.export.frechet_change import frechet_change
 from gantrain.export.integer_graph import Layer, find_layers, to_integers
 from gantrain.export.onnx_graph import to_onnx
 from gantrain.export.precision_distance import (
+    CALIBRATION,
     MEASURED,
     Inputs,
     measure_distance,
@@ -32,6 +33,7 @@ from gantrain.sampling import (
     generate,
     load_run_generator,
     open_sampler,
+    open_session,
 )
 from gantrain.training.loop import train
 
@@ -122,6 +124,19 @@ def test_exporting_twice_gives_the_same_bytes(
     kind, path = reduced
     again = export_run(run_dir, tmp_path, "digits", precision=kind, min_psnr=40, frechet_samples=0)
     assert again.read_bytes() == path.read_bytes()
+
+
+def test_ranges_and_means_are_of_all_calibration_images(graph: onnx.ModelProto):
+    ranges = calibrate(graph, find_layers(graph), Inputs(8))
+    observed = onnx.ModelProto()
+    observed.CopyFrom(graph)
+    observed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in ranges)
+    latents, _ = Inputs(8).draw(CALIBRATION)
+    found = open_session(observed.SerializeToString()).run([*ranges], {"latents": latents})
+    for of, values in zip(ranges.values(), found, strict=True):
+        assert of.lowest == pytest.approx(values.min(), abs=1e-4)
+        assert of.highest == pytest.approx(values.max(), abs=1e-4)
+        assert of.means == pytest.approx(values.mean(0), abs=1e-4)
 
 
 def test_layers_go_back_to_float_until_the_images_are_near_enough(graph: onnx.ModelProto):
@@ -215,6 +230,36 @@ def test_a_graph_whose_images_depend_on_the_batch_is_refused(run_dir: Path, grap
     run = load_run_generator(run_dir)
     with pytest.raises(RunError, match=r"in a batch of \d+ differ from those in a batch of 64"):
         prove(dependent.SerializeToString(), run.generator, Inputs(8), min_psnr=20)
+
+
+def test_a_graph_whose_images_depend_on_their_place_is_refused(
+    run_dir: Path, graph: onnx.ModelProto
+):
+    dependent = onnx.ModelProto()
+    dependent.CopyFrom(graph)
+    nodes, helper = dependent.graph.node, onnx.helper
+    for node in nodes:
+        node.input[:] = ["moved" if name == "latents" else name for name in node.input]
+    numbers = {"zero": 0, "one": 1}
+    kind = onnx.TensorProto.INT64
+    dependent.graph.initializer.extend(
+        helper.make_tensor(name, kind, [], [value]) for name, value in numbers.items()
+    )
+    dependent.graph.initializer.append(helper.make_tensor("column", kind, [2], [-1, 1]))
+    for node in reversed(
+        [
+            helper.make_node("Shape", ["latents"], ["shape"]),
+            helper.make_node("Gather", ["shape", "zero"], ["batch"]),
+            helper.make_node("Range", ["zero", "batch", "one"], ["places"]),
+            helper.make_node("Reshape", ["places", "column"], ["rows"]),
+            helper.make_node("Cast", ["rows"], ["by"], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Add", ["latents", "by"], ["moved"]),
+        ]
+    ):
+        nodes.insert(0, node)
+    run = load_run_generator(run_dir)
+    with pytest.raises(RunError, match=r"in a batch of \d+ differ from those in a batch of 64"):
+        prove(dependent.SerializeToString(), run.generator, Inputs(8), min_psnr=0)
 
 
 def test_the_change_of_the_frechet_distance_is_measured_where_the_data_are(

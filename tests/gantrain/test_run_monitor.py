@@ -1,6 +1,7 @@
 """What a run shows of itself is of the weights that it has."""
 
 import copy
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from gantrain.training.loop import train
 from gantrain.training.run_monitor import RunMonitor
 from gantrain.training.run_setup import create_state, settle_config
 from tests.gantrain.conftest import SMALL
+from tests.gantrain.test_run_log import load_events
 
 
 def begin(run_dir: Path, count: int = 16, **more: object) -> tuple[TrainConfig, Dataset]:
@@ -59,6 +61,20 @@ def test_after_a_rollback_samples_are_of_the_weights_gone_back_to(tmp_path: Path
     assert again == grid(picture)
 
 
+def test_samples_are_of_the_weights_at_their_position(tmp_path: Path):
+    config, data = begin(tmp_path / "run")
+    state = create_state(config, torch.device("cpu"), class_count=0)
+    grids = []
+    with open_run(config.run_dir) as run:
+        monitor = RunMonitor(run, config, data, 0)
+        for images_seen in (64, 128):
+            state.images_seen = images_seen
+            monitor.save_samples(state)
+            grids.append(grid(run.samples / f"{images_seen:012d}.png"))
+            change(state)
+    assert grids[0] != grids[1]
+
+
 @pytest.mark.parametrize("resumed", [True, False])
 def test_pictures_of_weights_that_are_gone_are_removed(resumed: bool, tmp_path: Path):
     config, data = begin(tmp_path / "run")
@@ -74,6 +90,18 @@ def test_pictures_of_weights_that_are_gone_are_removed(resumed: bool, tmp_path: 
         for folder in (run.samples, run.sheets):
             left = sorted(path.name for path in folder.iterdir())
             assert left == ["000000000032.png", "mine.png"]
+
+
+def test_tensorboard_shows_no_row_of_weights_that_are_gone(tmp_path: Path):
+    config, data = begin(tmp_path / "run", tensorboard=True)
+    with open_run(config.run_dir) as run:
+        monitor = RunMonitor(run, config, data, 0)
+        for images_seen in (32, 64, 96):
+            monitor.record({"images_seen": images_seen, "generator_loss": 1.0})
+        monitor.roll_back(32, "numbers left all bounds")
+        monitor.record({"images_seen": 64, "generator_loss": 2.0})
+        shown = load_events(run.tensorboard).Scalars("generator_loss")
+    assert [(event.step, event.value) for event in shown] == [(32, 1.0), (64, 2.0)]
 
 
 def test_a_conditional_run_on_a_handful_of_images_shows_them(class_folders: Path, tmp_path: Path):
@@ -139,6 +167,26 @@ def test_the_sheet_of_a_conditional_run_pairs_images_of_one_class(tmp_path: Path
     )
     for part in (fakes, scores_of_reals):
         assert part.any(0).tolist() == [False, True] * 4
+
+
+def test_a_resumed_run_tells_its_state_once_that_changes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    config, data = begin(tmp_path / "run")
+    state = create_state(config, torch.device("cpu"), class_count=0)
+    state.images_seen = 64
+    row = {"images_seen": 64}
+    told = []
+    caplog.set_level(logging.INFO, logger="gantrain")
+    with open_run(config.run_dir) as run:
+        RunMonitor(run, config, data, 0).record({"images_seen": 32, "diagnosis": "another"})
+        for _ in range(2):
+            caplog.clear()
+            monitor = RunMonitor(run, config, data, 64)
+            found = monitor.diagnose(state, row, Stopwatch(64, 0.0), urgent=True)
+            monitor.record({**row, **found})
+            told.append(f"64 images: {found['diagnosis']}" in caplog.text)
+    assert told == [True, False]
 
 
 def test_a_run_is_judged_by_all_its_rows(tmp_path: Path):

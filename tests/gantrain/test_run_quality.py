@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,26 @@ import pytest
 import torch
 from PIL import Image
 
-from gantrain.checkpoint import checkpoint_path, checkpoint_paths, load_checkpoint
+from gantrain.checkpoint import (
+    TrainState,
+    checkpoint_path,
+    checkpoint_paths,
+    load_checkpoint,
+)
+from gantrain.config import TrainConfig
 from gantrain.data.datasets import load_dataset
-from gantrain.errors import RunError
+from gantrain.errors import Interrupted, RunError
 from gantrain.evaluation.results import (
     Evaluation,
     evaluation_file,
     read_evaluation,
     write_evaluation,
 )
+from gantrain.optimizers import update_ema
 from gantrain.presets import resolve
 from gantrain.run_directory import RunDirectory
 from gantrain.sampling import load_run_generator
+from gantrain.training import loop
 from gantrain.training.loop import train
 from gantrain.training.run_quality import RunQuality
 from tests.gantrain.conftest import SMALL
@@ -102,11 +111,25 @@ def test_a_worse_checkpoint_leaves_the_best_and_a_better_one_takes_its_place(
     assert caplog.messages[-1].endswith("after 1024 images")
 
 
+def update(values: dict, changes: dict) -> None:
+    """Change values within values."""
+    for name, change in changes.items():
+        if isinstance(change, dict):
+            update(values[name], change)
+        else:
+            values[name] = change
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        pytest.param({"measurements": {"training_distance": 0.5}}, id="copies of training images"),
-        pytest.param({"samples": 500}, id="measured in another way"),
+        pytest.param(
+            {"measurements": {"training_distance": {"mean": 0.5}}}, id="copies of training images"
+        ),
+        pytest.param({"samples": 500}, id="fewer samples"),
+        pytest.param({"data": {"fingerprint": "sha256:others"}}, id="other data"),
+        pytest.param({"data": {"reals": "others"}}, id="other reals"),
+        pytest.param({"features": {"accuracy": 0.5}}, id="another classifier"),
     ],
 )
 def test_what_cannot_be_called_better_does_not_stay_the_best(
@@ -124,9 +147,7 @@ def test_what_cannot_be_called_better_does_not_stay_the_best(
     write_evaluation(Evaluation.model_validate(values), run.best_checkpoint)
     quality.evaluate(newest)
     assert run.best_checkpoint.samefile(oldest)
-    for name, mean in change.get("measurements", {}).items():
-        values["measurements"][name]["mean"] = mean
-    values["samples"] = change.get("samples", values["samples"])
+    update(values, change)
     write_evaluation(Evaluation.model_validate(values), run.best_checkpoint)
     quality.evaluate(newest)
     assert run.best_checkpoint.samefile(newest)
@@ -158,6 +179,34 @@ def test_a_run_that_was_cut_short_as_it_measured_itself_does_so_when_it_resumes(
     write_evaluation(Evaluation(**{**found.model_dump(), "generator": others}), newest)
     train(again)
     assert read_evaluation(newest) == found
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "measured"),
+    [
+        pytest.param(1280, True, id="where a checkpoint was to be measured"),
+        pytest.param(768, False, id="elsewhere"),
+    ],
+)
+def test_a_run_that_is_asked_to_stop_measures_no_checkpoint_until_it_resumes(
+    stop_at: int, measured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def update_and_stop(state: TrainState, config: TrainConfig) -> None:
+        update_ema(state, config)
+        if state.images_seen == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+
+    settings = {"data": "ring8", "run_dir": tmp_path / "run", "threads": 1, "filters": 4}
+    config = resolve({**settings, "total_images": 2560, "evaluate_every": 1280})
+    saved = checkpoint_path(RunDirectory(tmp_path / "run").checkpoints, stop_at)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "update_ema", update_and_stop)
+        with pytest.raises(Interrupted):
+            train(config)
+    assert saved.exists()
+    assert read_evaluation(saved) is None
+    train(config)
+    assert (read_evaluation(saved) is not None) == measured
 
 
 def test_points_are_measured_by_their_modes(tmp_path: Path):

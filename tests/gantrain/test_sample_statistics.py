@@ -114,6 +114,10 @@ def test_one_class_alone_is_no_class_to_tell_from_others(shuffled):
     measured = Reference(images, np.zeros(200, np.int64), ("digit",), seed=0).measure(images)
     assert len(measured["class_histogram"]) == 10, "clusters"
     assert "classifier_accuracy" not in measured
+    labels = shuffled[1][:200] % 2
+    measured = Reference(images, labels, ("even", "odd"), seed=0).measure(images)
+    assert len(measured["class_histogram"]) == 2
+    assert "classifier_accuracy" in measured
 
 
 def test_fresh_reals_look_like_the_data(reference, fresh):

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gantrain.checkpoint import TrainState, checkpoint_paths, load_checkpoint
+from gantrain.checkpoint import ASTRAY_SUFFIX, TrainState, checkpoint_paths, load_checkpoint
 from gantrain.cpus import usable_cpus
 from gantrain.data.datasets import Dataset
 from gantrain.errors import RunError
@@ -33,7 +33,7 @@ from gantrain.run_log import Stopwatch
 from gantrain.sampling import generate, load_run_generator
 from gantrain.training import loop
 from gantrain.training.loop import create_step, train
-from gantrain.training.recovery import Diverged, check_bounds
+from gantrain.training.recovery import Diverged, check_bounds, refuse_lost_checkpoints
 from gantrain.training.run_setup import choose_device, create_state, load_labels
 from gantrain.training.step_means import gradient_norm
 from gantrain.training.steps import discriminator_step, generate_fakes, generator_step
@@ -213,6 +213,13 @@ def test_a_run_that_has_lost_its_checkpoints_does_not_start_over(small_run: Path
     assert train(resolve({**SMALL, "run_dir": run_dir, "total_images": 1040})).images_seen == 1040
 
 
+def test_a_run_whose_checkpoints_were_all_set_aside_may_start_over(small_run: Path, tmp_path: Path):
+    run = RunDirectory(shutil.copytree(small_run, tmp_path / "run"))
+    for path in checkpoint_paths(run.checkpoints):
+        path.rename(f"{path}{ASTRAY_SUFFIX}")
+    refuse_lost_checkpoints(run)
+
+
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
@@ -382,6 +389,14 @@ def test_metrics_and_samples_tell_of_the_run(small_run: Path):
     with Image.open(samples[-1]) as grid:
         assert grid.mode == "L"
         assert min(grid.size) >= 512
+
+
+def test_a_run_tells_its_status_with_each_row(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, logger="gantrain")
+    train(resolve({**SMALL, "run_dir": tmp_path / "run", "total_images": 64}))
+    told = [text for text in caplog.messages if re.match(r"\d+/64 images, \d+ images/s, ", text)]
+    positions = [int(text.partition("/")[0]) for text in told]
+    assert positions == [row["images_seen"] for row in read_metrics(tmp_path / "run")]
 
 
 def test_training_moves_both_networks_and_the_average_lags_behind():
@@ -751,6 +766,14 @@ def test_a_broken_weight_is_named():
         check_bounds({"discriminator_loss": 0.1}, state)
 
 
+def test_a_broken_weight_of_the_average_is_named_too():
+    state = create_state(settled(), torch.device("cpu"), class_count=0)
+    with torch.no_grad():
+        state.generator_ema.project.weight[0, 0] = torch.nan
+    with pytest.raises(Diverged, match=r"\(.*generator_ema\.project\.weight\)"):
+        check_bounds({"discriminator_loss": 0.1}, state)
+
+
 def test_logits_that_no_image_deserves_are_out_of_bounds_though_finite():
     state = create_state(settled(), torch.device("cpu"), class_count=0)
     check_bounds({"logit_size": 0.9e6}, state)
@@ -956,6 +979,24 @@ def test_the_same_command_trains_on_cuda(tmp_path: Path):
     config = resolve({**SMALL, "run_dir": tmp_path, "total_images": 256, "device": "cuda"})
     assert train(config).images_seen == 256
     assert load_run_generator(tmp_path).images_seen == 256
+
+
+def test_each_rollback_brings_another_order_of_the_data():
+    state, device = create_state(settled(), torch.device("cpu"), class_count=0), torch.device("cpu")
+    orders = set()
+    for state.rollbacks in range(4):
+        order = loop.data_order(1000, settled(), state, device)
+        orders.add(tuple(order.indices(0).tolist()))
+    assert len(orders) == 4
+
+
+def test_a_run_has_the_threads_that_are_asked_for(tmp_path: Path):
+    before = torch.get_num_threads()
+    try:
+        train(resolve({**SMALL, "run_dir": tmp_path, "total_images": 16, "threads": 3}))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_threads_default_to_the_cpus_this_process_may_use(tmp_path: Path):

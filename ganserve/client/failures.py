@@ -2,8 +2,9 @@
 
 import grpc
 
-# What gRPC says where it has waited long enough; a server that ends a call before says why.
-_DEADLINE_AT_CLIENT = "Deadline Exceeded"
+# What gRPC says where it has waited long enough, the second of about half of the streams; a server
+# that ends a call before says why.
+_DEADLINE_AT_CLIENT = ("Deadline Exceeded", "Stream removed (Deadline Exceeded)")
 # What it says where no connection could be made, before the reason of the last attempt.
 _NO_CONNECTION = "last error: "
 # What it says where the other end closed the connection, as one that waits for a handshake does.
@@ -35,7 +36,7 @@ def is_late(error: grpc.RpcError) -> bool:
     """Whether a call's time was over at the client, which does not say what it was waiting for."""
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)  # a call that was started
     return (
-        error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and error.details() == _DEADLINE_AT_CLIENT
+        error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and error.details() in _DEADLINE_AT_CLIENT
     )
 
 

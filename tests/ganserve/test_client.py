@@ -450,6 +450,17 @@ async def test_a_stream_whose_time_is_over_says_so(kind):
     assert {*said} == {f"DEADLINE_EXCEEDED: no result from {address} within 0.5 s"}
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient], ids=["threads", "asyncio"])
+async def test_an_address_where_nothing_answers_is_told(kind):
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        host, port = full.getsockname()
+        with socket.create_connection((host, port)):  # Linux drops what comes beyond the backlog
+            client = kind(f"{host}:{port}", timeout_seconds=7)
+            with pytest.raises(CallError, match=r"within 7 s: .*\(nothing answers: is the address"):
+                await generate(client, seeds=[1])
+            await client.close() if isinstance(client, AsyncClient) else client.close()
+
+
 def test_a_client_without_tls_learns_in_a_short_time_too_that_it_may_need_it():
     with (
         closing_at_once() as address,

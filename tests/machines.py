@@ -37,9 +37,12 @@ class Machine:
             text=True,
         )
 
-    def pull_cable(self) -> None:
-        """From now on nothing comes through, and nobody is told."""
-        _ip("-n", self.namespace, "link", "set", "lan0", "down")
+    def vanish(self) -> None:
+        """From now on it neither hears nor answers, and nobody is told.
+
+        To pull the cable would unplug the other too, and Linux does not count what it cannot send.
+        """
+        _ip("-n", self.namespace, "address", "flush", "dev", "lan0")
 
 
 @contextmanager

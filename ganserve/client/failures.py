@@ -2,12 +2,15 @@
 
 import grpc
 
-# What gRPC says where it has waited long enough; a server that ends a call before says why.
-_DEADLINE_AT_CLIENT = "Deadline Exceeded"
+# What gRPC says where it has waited long enough, the second of about half of the streams; a server
+# that ends a call before says why.
+_DEADLINE_AT_CLIENT = ("Deadline Exceeded", "Stream removed (Deadline Exceeded)")
 # What it says where no connection could be made, before the reason of the last attempt.
 _NO_CONNECTION = "last error: "
 # What it says where the other end closed the connection, as one that waits for a handshake does.
 _CLOSED = ("Socket closed", "Connection reset")
+# What it says where nothing came back, by which of two clocks ended the attempt.
+_UNANSWERED = ("tcp handshaker shutdown", "connect() timed out")
 # A call that gRPC does not make again, so that it says at once why no connection can be made.
 CONNECTION_CHECK = "/grpc.health.v1.Health/Check"
 CONNECTION_CHECK_SECONDS = 0.02
@@ -35,7 +38,7 @@ def is_late(error: grpc.RpcError) -> bool:
     """Whether a call's time was over at the client, which does not say what it was waiting for."""
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)  # a call that was started
     return (
-        error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and error.details() == _DEADLINE_AT_CLIENT
+        error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and error.details() in _DEADLINE_AT_CLIENT
     )
 
 
@@ -69,7 +72,10 @@ def no_connection_of(error: grpc.RpcError) -> str:
 
 
 def _hint(details: str, tls: bool) -> str:
-    """What to do where the two ends seem to want different kinds of connection; else empty."""
+    """What to do where nothing answers, or the two ends seem to want different kinds of connection.
+
+    Else empty.
+    """
     _, not_connected, reason = details.partition(_NO_CONNECTION)
     if not_connected and any(word in reason for word in _CLOSED):
         if tls:
@@ -78,6 +84,8 @@ def _hint(details: str, tls: bool) -> str:
                 "--tls-key, of an authority that it knows)"
             )
         return " (does it speak TLS? then give --tls-ca, in Python tls_ca)"
+    if not_connected and any(words in reason for words in _UNANSWERED):
+        return " (nothing answers: is the address right, and may this machine reach it?)"
     if not_connected and tls and "WRONG_VERSION_NUMBER" in reason:
         return " (does it speak no TLS? then leave out --tls-ca, in Python tls_ca)"
     return ""

@@ -25,8 +25,9 @@ from ganserve.v1 import image_generation_pb2 as pb
 # What the Kubernetes manifests allow, a quarter of a server's default. Larger calls gain nothing:
 # the pause between two of them is that of an empty call.
 IMAGES_PER_CALL = 128
-# A server lost in the middle of a stream; before its first message gRPC itself tries again.
-_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+# A server lost in the middle of a stream; before its first message gRPC itself tries again. UNKNOWN
+# is a reply's end without a status, as HAProxy ends those of a lost server; ours never says it.
+_LOST = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN)
 _MOST_LOSSES = 4  # of one call
 
 

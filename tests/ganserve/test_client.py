@@ -434,6 +434,33 @@ async def test_a_server_that_is_not_there_ends_the_call_at_its_deadline_with_the
     await client.close() if isinstance(client, AsyncClient) else client.close()
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient], ids=["threads", "asyncio"])
+async def test_a_stream_whose_time_is_over_says_so(kind):
+    async def read(client: Client | AsyncClient) -> str:
+        stream = client.stream(seeds=[1, 2], timeout_seconds=0.5)
+        await next_of(stream)
+        with pytest.raises(CallError) as raised:
+            await next_of(stream)
+        return str(raised.value)
+
+    async with serving(Stalling()) as server, opened(kind, server) as client:
+        # gRPC has two ways of saying it, and chance decides which.
+        said = await asyncio.gather(*(read(client) for _ in range(24)))
+    address = f"ipv4:{server.address}"
+    assert {*said} == {f"DEADLINE_EXCEEDED: no result from {address} within 0.5 s"}
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient], ids=["threads", "asyncio"])
+async def test_an_address_where_nothing_answers_is_told(kind):
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        host, port = full.getsockname()
+        with socket.create_connection((host, port)):  # Linux drops what comes beyond the backlog
+            client = kind(f"{host}:{port}", timeout_seconds=7)
+            with pytest.raises(CallError, match=r"within 7 s: .*\(nothing answers: is the address"):
+                await generate(client, seeds=[1])
+            await client.close() if isinstance(client, AsyncClient) else client.close()
+
+
 def test_a_client_without_tls_learns_in_a_short_time_too_that_it_may_need_it():
     with (
         closing_at_once() as address,
@@ -1116,6 +1143,15 @@ class Hanging:
         finally:
             self.cancelled += 1
         raise AssertionError
+
+
+class Stalling(Hanging):
+    """A server that sends one image of a stream, and then nothing."""
+
+    async def answer(self, request: bytes, context: Any) -> bytes:
+        image = pb.GenerateImagesResponse(count=1, height=1, width=1, channels=1, pixels=b"1")
+        await context.write(image.SerializeToString())
+        return await super().answer(request, context)
 
 
 class Refusing:

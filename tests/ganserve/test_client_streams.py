@@ -115,7 +115,7 @@ def test_another_file_of_the_same_version_does_not_go_on_with_the_stream():
         call.take(chunk(2, 12, digest="sha256:2"))
 
 
-@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.CANCELLED])
+@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.CANCELLED, Code.UNKNOWN])
 def test_a_server_may_be_lost_four_times(code):
     call = progress()
     call.take(chunk(0, 10))

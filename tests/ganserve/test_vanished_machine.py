@@ -1,15 +1,25 @@
 """A server's machine vanishes: no connection is closed, and nothing is answered any more."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.ganserve.tiny import write_artifact
 from tests.machines import Machine
 
-# Its servers are the arguments. It calls both, then waits for a line, then calls both again.
-CALL_BOTH_TWICE = """
+ROOT = Path(__file__).resolve().parents[2]
+HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
+
+# The servers are the arguments of all clients.
+WAIT_FOR_SERVERS = """
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 
 from ganserve.client import CallError, Client
 
@@ -21,6 +31,9 @@ for address in sys.argv[1:]:
                 break
             except CallError:
                 time.sleep(0.5)
+"""
+# Calls both, then waits for a line, then calls both again.
+CALL_BOTH_TWICE = """
 with Client("ipv4:" + ",".join(sys.argv[1:]), round_robin=True, timeout_seconds=30) as client:
     for seed in range(8):
         client.generate(seeds=[seed])
@@ -29,6 +42,20 @@ with Client("ipv4:" + ",".join(sys.argv[1:]), round_robin=True, timeout_seconds=
     for seed in range(4):
         print(client.generate(seeds=[seed]).shape)
 """
+# Begins streams, of more than any buffer holds, waits for a line, then reads them to their ends.
+STREAM_THROUGH_BALANCER = """
+with Client(sys.argv[2]) as client:
+    expected = client.generate(seeds=range(512))
+with Client("127.0.0.1:50050", timeout_seconds=60) as client:
+    streams = [client.stream(seeds=range(512), images_per_call=512) for _ in range(4)]
+    begun = [next(stream) for stream in streams]
+    print("all begun", flush=True)
+    input()
+    # Together: HAProxy reads no more from a server while one of a client's streams is not read.
+    with ThreadPoolExecutor() as threads:
+        for first, rest in zip(begun, threads.map(list, streams)):
+            print((np.concatenate([first, *rest]) == expected).all())
+"""
 
 
 def test_calls_leave_a_server_whose_machine_has_vanished(
@@ -36,6 +63,40 @@ def test_calls_leave_a_server_whose_machine_has_vanished(
 ):
     hosts = tmp_path / "hosts"
     hosts.write_text("127.0.0.1 localhost\n")
+    output = lose_one(machines, repository, hosts, CALL_BOTH_TWICE, "both called")
+    assert output == "(1, 4, 4, 3)\n" * 4
+
+
+def test_streams_through_haproxy_leave_a_server_whose_machine_has_vanished(
+    machines: tuple[Machine, Machine], tmp_path: Path
+):
+    if HAPROXY is None:
+        pytest.skip("needs haproxy")
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n")
+    write_artifact(tmp_path / "models", height=128, width=128)
+    variables = {"BIND": "127.0.0.1", "PORT": "50050"}
+    for number, machine in enumerate(machines, 1):
+        variables |= {f"REPLICA_{number}": machine.address}
+        variables |= {f"PORT_{number}": "50051", f"METRICS_{number}": "9090"}
+    command = (HAPROXY, "-db", "-q", "-f", str(ROOT / "examples" / "haproxy.cfg"))
+    balancer = machines[1].start(hosts, *command, variables=variables)
+    try:
+        output = lose_one(
+            machines, tmp_path / "models", hosts, STREAM_THROUGH_BALANCER, "all begun"
+        )
+    finally:
+        end(balancer)
+    assert output == "True\n" * 4
+
+
+def lose_one(
+    machines: tuple[Machine, Machine], repository: Path, hosts: Path, program: str, ready: str
+) -> str:
+    """Serve on both machines; what a client on the second prints once the first has vanished.
+
+    That is when it has printed the line `ready`. Then it is given a line.
+    """
     serve = (
         sys.executable,
         "-m",
@@ -47,14 +108,15 @@ def test_calls_leave_a_server_whose_machine_has_vanished(
     running = [machine.start(hosts, *serve, f"--host={machine.address}") for machine in machines]
     addresses = [f"{machine.address}:50051" for machine in machines]
     try:
-        client = machines[1].start(hosts, sys.executable, "-c", CALL_BOTH_TWICE, *addresses)
+        program = WAIT_FOR_SERVERS + program
+        client = machines[1].start(hosts, sys.executable, "-c", program, *addresses)
         running.append(client)
         assert client.stdout is not None
-        assert client.stdout.readline() == "both called\n", end(client)
-        machines[0].pull_cable()
+        assert client.stdout.readline() == f"{ready}\n", end(client)
+        machines[0].vanish()
         output, errors = client.communicate("\n", timeout=60)
         assert client.returncode == 0, errors
-        assert output == "(1, 4, 4, 3)\n" * 4
+        return output
     finally:
         for process in running:
             end(process)

@@ -22,15 +22,19 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from gantrain.errors import RunError, first_line
-from gantrain.network_interfaces import address_towards, interface_towards
+from gantrain.other_machines import (
+    address_towards,
+    end_silent_connections,
+    interface_towards,
+)
 
 _T = TypeVar("_T")
 _SOURCE_LINE = re.compile(r"^\[[^]]*\.\w+:\d+\] ")  # where in PyTorch an error was found
 
-# A process that dies closes its connections, which is seen at once. This is for machines that
-# vanish without a word, and must outlast what the first rank does while the others wait: pictures,
-# the diagnosis, a checkpoint.
+# A process that dies closes its connections, which is seen at once. This is for one that hangs, and
+# must outlast what the first rank does while the others wait: pictures, diagnosis, a checkpoint.
 _TIMEOUT = timedelta(minutes=10)
+_SILENCE_SECONDS = 45  # of a machine that has vanished; a network may be away for less
 
 _SHORT = 1 << 14  # values; what is shorter costs more for each exchange than for being copied
 _FEW_RANKS = 8  # for more, each sends too many messages to the others
@@ -107,6 +111,8 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
         distributed.init_process_group(
             backend, store=store, rank=ranks.rank, world_size=ranks.count, timeout=_TIMEOUT
         )
+    if ranks.count > ranks.local_count:
+        end_silent_connections(_SILENCE_SECONDS)
     logger = logging.getLogger("gantrain")
     level = logger.level
     if not ranks.first:

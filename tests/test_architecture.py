@@ -41,7 +41,7 @@ LAYERS = {
         {"checkpoint", "config_rules", "run_log", "pictures", "publishing"},
         {"data", "durable_files", "ranks", "runtime"},
         {"networks", "losses", "config", "errors", "latents", "class_labels"},
-        {"memory", "cpus", "network_interfaces", "progress", "seed_ranges", "typos"},
+        {"memory", "cpus", "other_machines", "progress", "seed_ranges", "typos"},
     ],
 }
 # The same within each package, whose own `__init__` is written as "".

@@ -66,7 +66,13 @@ def start() -> Iterator[Start]:
 
     def begin(arguments: Sequence[str], **streams: Any) -> subprocess.Popen[str]:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        process = subprocess.Popen(arguments, text=True, preexec_fn=heed_hangups, **pipes | streams)
+        # Under nohup the tests ignore SIGHUP, which a process would inherit. Not by `preexec_fn`,
+        # which forks: gRPC, if other tests have started it, may then end the new process.
+        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        try:
+            process = subprocess.Popen(arguments, text=True, **pipes | streams)
+        finally:
+            signal.signal(signal.SIGHUP, before)
         processes.append(process)
         return process
 
@@ -74,11 +80,6 @@ def start() -> Iterator[Start]:
     for process in processes:
         process.kill()
         process.communicate()
-
-
-def heed_hangups() -> None:
-    """In a process to be: not to ignore SIGHUP, as where the tests run under nohup."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def final_weights(run_dir: Path) -> dict[str, object]:

@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 
 import psutil
 
@@ -39,7 +40,8 @@ def end_silent_connections(seconds: int) -> None:
     """Have the system end this process' connections on which nothing answers for so long.
 
     A machine that vanishes closes no connection. The other side's system answers, not its program,
-    which may be busy or stopped. Of the connections that there are, and on Linux alone.
+    which may be busy or stopped. Of the connections that there are, on Linux alone, and as far as
+    the system allows it: whoever waits has a timeout of its own, though a longer one.
     """
     if sys.platform != "linux":
         return
@@ -49,9 +51,10 @@ def end_silent_connections(seconds: int) -> None:
         (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(seconds // 9, 1)),
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     )
-    for connection in psutil.Process().net_connections("tcp"):
-        if connection.status != psutil.CONN_ESTABLISHED:
-            continue
-        with socket.socket(fileno=os.dup(connection.fd)) as same:
-            for option in options:
-                same.setsockopt(*option)
+    with suppress(OSError, psutil.Error):
+        for connection in psutil.Process().net_connections("tcp"):
+            if connection.status != psutil.CONN_ESTABLISHED:
+                continue
+            with socket.socket(fileno=os.dup(connection.fd)) as same:
+                for option in options:
+                    same.setsockopt(*option)

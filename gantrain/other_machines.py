@@ -51,10 +51,13 @@ def end_silent_connections(seconds: int) -> None:
         (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(seconds // 9, 1)),
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     )
-    with suppress(OSError, psutil.Error):
-        for connection in psutil.Process().net_connections("tcp"):
-            if connection.status != psutil.CONN_ESTABLISHED:
-                continue
-            with socket.socket(fileno=os.dup(connection.fd)) as same:
-                for option in options:
-                    same.setsockopt(*option)
+    try:
+        connections = psutil.Process().net_connections("tcp")
+    except psutil.Error:
+        return
+    for connection in connections:
+        if connection.status != psutil.CONN_ESTABLISHED:
+            continue
+        with suppress(OSError), socket.socket(fileno=os.dup(connection.fd)) as same:
+            for option in options:
+                same.setsockopt(*option)

@@ -33,6 +33,10 @@ CONNECTION_OPTIONS: tuple[tuple[str, int | str], ...] = (
     # not confirmed for as long (TCP_USER_TIMEOUT).
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    # Where gRPC has just asked for reasons of its own, that must be answered as soon; and it asks
+    # more than twice in a long call without data.
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
 )
 _SERVICE = pb.DESCRIPTOR.services_by_name["ImageGenerationService"].full_name
 

@@ -1,6 +1,7 @@
 """A server's machine vanishes: no connection is closed, and nothing is answered any more."""
 
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,8 +30,8 @@ for address in sys.argv[1:]:
                 time.sleep(0.5)
 """
 # Calls both, then waits for a line, then calls both again.
-CALL_BOTH_TWICE = """
-with Client("ipv4:" + ",".join(sys.argv[1:]), round_robin=True, timeout_seconds=30) as client:
+CALL_TWICE = """
+with client:
     for seed in range(8):
         client.generate(seeds=[seed])
     print("both called", flush=True)
@@ -38,15 +39,11 @@ with Client("ipv4:" + ",".join(sys.argv[1:]), round_robin=True, timeout_seconds=
     for seed in range(4):
         print(client.generate(seeds=[seed]).shape)
 """
-# The same through a balancer that calls both in turn.
-CALL_BALANCER_TWICE = """
-with Client("127.0.0.1:50050", timeout_seconds=40) as client:
-    for seed in range(8):
-        client.generate(seeds=[seed])
-    print("both called", flush=True)
-    input()
-    for seed in range(4):
-        print(client.generate(seeds=[seed]).shape)
+BY_ITSELF = """
+client = Client("ipv4:" + ",".join(sys.argv[1:]), round_robin=True, timeout_seconds=30)
+"""
+THROUGH_BALANCER = """
+client = Client("127.0.0.1:50050", timeout_seconds=40)
 """
 
 
@@ -55,7 +52,17 @@ def test_calls_leave_a_server_whose_machine_has_vanished(
 ):
     hosts = tmp_path / "hosts"
     hosts.write_text("127.0.0.1 localhost\n")
-    output = lose_one(machines, repository, hosts, CALL_BOTH_TWICE, "both called")
+    output = lose_one(machines, repository, hosts, BY_ITSELF)
+    assert output == "(1, 4, 4, 3)\n" * 4
+
+
+def test_calls_leave_a_server_that_hangs(
+    machines: tuple[Machine, Machine], repository: Path, tmp_path: Path
+):
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n")
+    # Its system goes on answering, as that of a vanished machine does not.
+    output = lose_one(machines, repository, hosts, BY_ITSELF, hangs=True)
     assert output == "(1, 4, 4, 3)\n" * 4
 
 
@@ -73,18 +80,23 @@ def test_calls_through_haproxy_leave_a_server_whose_machine_has_vanished(
     command = (HAPROXY, "-db", "-q", "-f", str(ROOT / "examples" / "haproxy.cfg"))
     balancer = machines[1].start(hosts, *command, variables=variables)
     try:
-        output = lose_one(machines, repository, hosts, CALL_BALANCER_TWICE, "both called")
+        output = lose_one(machines, repository, hosts, THROUGH_BALANCER)
     finally:
         end(balancer)
     assert output == "(1, 4, 4, 3)\n" * 4
 
 
 def lose_one(
-    machines: tuple[Machine, Machine], repository: Path, hosts: Path, program: str, ready: str
+    machines: tuple[Machine, Machine],
+    repository: Path,
+    hosts: Path,
+    make_client: str,
+    *,
+    hangs: bool = False,
 ) -> str:
-    """Serve on both machines; what a client on the second prints once the first has vanished.
+    """Serve on both machines; what a client on the second prints once the first is lost.
 
-    That is when it has printed the line `ready`. Then it is given a line.
+    It vanishes, or its server hangs.
     """
     serve = (
         sys.executable,
@@ -97,12 +109,15 @@ def lose_one(
     running = [machine.start(hosts, *serve, f"--host={machine.address}") for machine in machines]
     addresses = [f"{machine.address}:50051" for machine in machines]
     try:
-        program = WAIT_FOR_SERVERS + program
+        program = WAIT_FOR_SERVERS + make_client + CALL_TWICE
         client = machines[1].start(hosts, sys.executable, "-c", program, *addresses)
         running.append(client)
         assert client.stdout is not None
-        assert client.stdout.readline() == f"{ready}\n", end(client)
-        machines[0].vanish()
+        assert client.stdout.readline() == "both called\n", end(client)
+        if hangs:
+            running[0].send_signal(signal.SIGSTOP)
+        else:
+            machines[0].vanish()
         output, errors = client.communicate("\n", timeout=60)
         assert client.returncode == 0, errors
         return output
